@@ -1,0 +1,207 @@
+//! `host:port` as people write it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A host and a port that can be looked up and connected to, or listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// A name or an IP address, without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// As it was written, without a scheme: what a Host field says.
+    pub(crate) authority: String,
+}
+
+impl Address {
+    /// Reads a backend: `host`, `host:port`, `ws://host:port`; a missing port is 80 (RFC 6455, 3).
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, and what to write instead.
+    pub(crate) fn backend(text: &str) -> Result<Self, String> {
+        let rest = match text.split_once("://") {
+            None => text,
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("ws") => {
+                rest.strip_suffix('/').unwrap_or(rest)
+            }
+            Some((scheme, _)) if scheme.eq_ignore_ascii_case("wss") => {
+                return Err(format!("{text:?}: TLS to a backend is not supported, write ws://host:port"));
+            }
+            Some(_) => return Err(format!("{text:?}: write host:port or ws://host:port")),
+        };
+        if rest.contains('/') {
+            return Err(format!(
+                "{text:?}: a backend has no path, the client's is passed on; write host:port"
+            ));
+        }
+        let address = Self::parse(rest, Some(80)).map_err(|what| format!("{text:?}: {what}"))?;
+        if address.port == 0 {
+            return Err(format!("{text:?}: no backend listens on port 0"));
+        }
+        Ok(address)
+    }
+
+    /// Reads what to listen on: `host:port`, with a port of 0 for any that is free.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, and what to write instead.
+    pub(crate) fn bind(text: &str) -> Result<Self, String> {
+        Self::parse(text, None).map_err(|what| format!("{text:?}: {what}"))
+    }
+
+    /// The host as an IP address, if it is one.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+
+    /// Whether listening on both cannot work, as far as the texts tell.
+    pub(crate) fn collides_with(&self, other: &Self) -> bool {
+        let is_any = |address: &Self| address.ip().is_some_and(|ip| ip.is_unspecified());
+        let is_same = match (self.ip(), other.ip()) {
+            (Some(one), Some(two)) => one == two,
+            _ => self.host.eq_ignore_ascii_case(&other.host),
+        };
+        self.port == other.port && self.port != 0 && (is_same || is_any(self) || is_any(other))
+    }
+
+    fn parse(text: &str, default_port: Option<u16>) -> Result<Self, String> {
+        let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
+            let (host, rest) = bracketed.split_once(']').ok_or("the bracket is not closed")?;
+            host.parse::<Ipv6Addr>().map_err(|_| "there is no IPv6 address in the brackets")?;
+            let port = match rest.strip_prefix(':') {
+                Some(port) => Some(port),
+                None if rest.is_empty() => None,
+                None => return Err("only a port may follow the bracket".to_owned()),
+            };
+            (host, port)
+        } else {
+            match text.split_once(':') {
+                Some((_, rest)) if rest.contains(':') => {
+                    return Err("an IPv6 address goes in brackets, as in [::1]:8080".to_owned());
+                }
+                Some((host, port)) => (check_host(host)?, Some(port)),
+                None => (check_host(text)?, None),
+            }
+        };
+        let port = match (port, default_port) {
+            // `u16::from_str` takes a plus sign, which no port has.
+            (Some(port), _) => match port.parse() {
+                Ok(number) if port.bytes().all(|byte| byte.is_ascii_digit()) => number,
+                _ => return Err("the port is not a number from 0 to 65535".to_owned()),
+            },
+            (None, Some(port)) => port,
+            (None, None) => return Err("the port is missing, as in 0.0.0.0:8080".to_owned()),
+        };
+        Ok(Self { host: host.to_owned(), port, authority: text.to_owned() })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.authority)
+    }
+}
+
+/// A name that a resolver can be asked for, or an IPv4 address.
+fn check_host(host: &str) -> Result<&str, &'static str> {
+    if host.is_empty() {
+        return Err("the host is missing; to listen on all addresses write 0.0.0.0");
+    }
+    let label_is_good = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    // A dot at the end keeps a resolver from trying its search list.
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.len() > 253 || !name.split('.').all(label_is_good) {
+        return Err("the host is neither a name nor an IP address");
+    }
+    // No top-level domain is a number: this is an address with a typing error.
+    let looks_like_ip =
+        name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    if looks_like_ip && name.parse::<Ipv4Addr>().is_err() {
+        return Err("the host is not a valid IPv4 address");
+    }
+    Ok(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn backends_are_read() {
+        let read = |text| {
+            let address = Address::backend(text).unwrap();
+            (address.host, address.port, address.authority)
+        };
+        let expect = |host: &str, port, authority: &str| (host.to_owned(), port, authority.to_owned());
+        assert_eq!(read("chat:9000"), expect("chat", 9000, "chat:9000"));
+        assert_eq!(read("ws://chat:9000"), expect("chat", 9000, "chat:9000"));
+        assert_eq!(read("WS://chat_1.svc.local./"), expect("chat_1.svc.local.", 80, "chat_1.svc.local."));
+        assert_eq!(read("10.0.0.1"), expect("10.0.0.1", 80, "10.0.0.1"));
+        assert_eq!(read("[::1]:9000"), expect("::1", 9000, "[::1]:9000"));
+        assert_eq!(read("ws://[::1]"), expect("::1", 80, "[::1]"));
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        for text in [
+            "",
+            ":80",
+            "a b:80",
+            "a:b",
+            "a:",
+            "a:99999",
+            "a:+80",
+            "a:0",
+            "::1:80",
+            "[::1",
+            "[::1]80",
+            "[a]:80",
+            "256.1.1.1:80",
+            "1.2.3:80",
+            "http://a:80",
+            "wss://a:80",
+            "ws://a:80/path",
+            "ws://u@a:80",
+            "a..b:80",
+            "ws://",
+            "a#b:1",
+        ] {
+            assert!(Address::backend(text).is_err(), "{text:?}");
+        }
+        assert!(Address::bind("127.0.0.1").is_err());
+        assert!(Address::bind(":8080").unwrap_err().contains("0.0.0.0"));
+        assert_eq!(Address::bind("127.0.0.1:0").unwrap().port, 0);
+    }
+
+    #[test]
+    fn collisions_are_seen() {
+        let collide = |one: &str, two: &str| {
+            let (one, two) = (Address::bind(one).unwrap(), Address::bind(two).unwrap());
+            assert_eq!(one.collides_with(&two), two.collides_with(&one));
+            one.collides_with(&two)
+        };
+        assert!(collide("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(collide("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(collide("[::]:80", "0.0.0.0:80"));
+        assert!(collide("[::1]:80", "[0:0::1]:80"));
+        assert!(collide("localhost:80", "LOCALHOST:80"));
+        assert!(!collide("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!collide("127.0.0.1:0", "127.0.0.1:0"));
+        assert!(!collide("127.0.0.1:80", "[::1]:80"));
+    }
+
+    proptest! {
+        #[test]
+        fn random_text_never_panics(text in ".{0,40}") {
+            let _ = Address::backend(&text);
+            let _ = Address::bind(&text);
+        }
+    }
+}

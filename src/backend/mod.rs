@@ -1,0 +1,5 @@
+//! Backends: where they are ([`address`]), whose turn it is ([`rotation`]), and how one is reached ([`dial`]).
+
+pub(crate) mod address;
+pub(crate) mod dial;
+pub(crate) mod rotation;

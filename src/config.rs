@@ -1,0 +1,380 @@
+//! Configuration text, read and checked.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::proxy::WsProxy;
+use crate::settings::{DRAIN_TIMEOUT_MS, Invalid, RawSection, SECTION_KEYS, timeout};
+
+/// The table of sections.
+const SECTIONS: &str = "ws_proxy";
+/// What may stand beside the sections and is ours.
+const TOP_KEYS: [&str; 2] = ["workers", "drain_timeout_ms"];
+/// More event loops than any machine has a use for.
+const MAX_WORKERS: i64 = 1_024;
+
+/// A checked configuration: everything in it can be used, though nothing has been opened.
+///
+/// ```
+/// let config = ws_proxy::Config::parse(
+///     r#"
+///     [[ws_proxy]]
+///     bind = "0.0.0.0:8080"
+///     backends = ["chat-backend:9000", "chat-backend:9001"]
+///     "#,
+/// )?;
+/// assert_eq!(config.sections.len(), 1);
+/// assert_eq!(config.sections[0].bind, "0.0.0.0:8080");
+/// # Ok::<(), ws_proxy::ConfigError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The `[[ws_proxy]]` sections in their order; at least one.
+    pub sections: Vec<Section>,
+    /// Number of event loops for tunnels; 0, the default, is one per CPU.
+    ///
+    /// It is checked and kept, and not used yet: tunnels run on the thread that runs their section.
+    pub workers: usize,
+    /// How long open tunnels may go on after a stop was asked for; 8 s by default.
+    pub drain_timeout: Duration,
+    /// Top-level keys and tables that are not ws-proxy's, in the order of their names.
+    pub ignored: Vec<String>,
+}
+
+/// One `[[ws_proxy]]` section.
+#[derive(Clone, Debug)]
+pub struct Section {
+    /// Where it listens.
+    pub bind: String,
+    /// Everything else that it says.
+    pub proxy: WsProxy,
+}
+
+/// What is wrong with a configuration, and where.
+///
+/// It is shown as `line: key: problem`; the program puts the file's name before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The line, counted from 1; `None` where the fault has no place, as when a section is missing.
+    pub line: Option<usize>,
+    /// The key that it is about, if it is about one.
+    pub key: Option<String>,
+    /// What is wrong, and what to write instead.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "{line}: ")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads TOML text with one or more `[[ws_proxy]]` sections.
+    ///
+    /// Other tables and keys at the top level are left alone and listed in [`Config::ignored`], so that a file
+    /// which also configures other programs works.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong: broken TOML, a wrong type, an unknown key in a section, a value that
+    /// cannot be used, no section, two sections on one port.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let place = Place(text);
+        let document = DeTable::parse(text).map_err(|error| place.toml_error(&error, None))?.into_inner();
+
+        let mut sections = Vec::new();
+        for table in section_tables(&document, &place)? {
+            sections.push(CheckedSection::read(table, &place)?);
+        }
+        refuse_collisions(&sections, &place)?;
+
+        let number = |key: &'static str| match document.iter().find(|(name, _)| name.get_ref() == key) {
+            None => Ok(None),
+            Some((name, value)) => i64::deserialize(value.clone().into_deserializer())
+                .map(|number| Some((number, name.span().start)))
+                .map_err(|error| place.toml_error(&error, Some(key))),
+        };
+        let workers = match number("workers")? {
+            None => 0,
+            Some((given @ 0..=MAX_WORKERS, _)) => usize::try_from(given).unwrap_or_default(),
+            Some((given, at)) => {
+                let problem = format!("{given} is out of range: 0 (one per CPU) to {MAX_WORKERS}");
+                return Err(place.error(at, Some("workers"), problem));
+            }
+        };
+        let drain = number("drain_timeout_ms")?;
+        let drain_timeout = timeout("drain_timeout_ms", drain.map(|(given, _)| given), DRAIN_TIMEOUT_MS)
+            .map_err(|invalid| {
+                place.error(drain.map_or(0, |(_, at)| at), Some(invalid.key), invalid.problem)
+            })?;
+
+        let is_ours = |name: &str| name == SECTIONS || TOP_KEYS.contains(&name);
+        let ignored = document.keys().map(|name| name.get_ref().as_ref()).filter(|name| !is_ours(name));
+        let ignored = ignored.map(str::to_owned).collect();
+
+        let sections =
+            sections.into_iter().map(|checked| checked.section.drain_timeout(drain_timeout)).collect();
+        Ok(Self { sections, workers, drain_timeout, ignored })
+    }
+}
+
+impl Section {
+    fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.proxy = self.proxy.drain_timeout_ms(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        self
+    }
+}
+
+/// A section together with where its address stands in the text.
+struct CheckedSection {
+    section: Section,
+    address: crate::backend::address::Address,
+    bind_at: usize,
+}
+
+impl CheckedSection {
+    fn read(table: &Spanned<DeValue<'_>>, place: &Place<'_>) -> Result<Self, ConfigError> {
+        let keys = match table.get_ref() {
+            DeValue::Table(keys) => keys,
+            _ => {
+                return Err(place.error(
+                    table.span().start,
+                    Some(SECTIONS),
+                    "a section is a table: write [[ws_proxy]]",
+                ));
+            }
+        };
+        let at = |key: &str| keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start);
+        let unknown = keys.keys().filter(|name| !SECTION_KEYS.contains(&name.get_ref().as_ref()));
+        if let Some(name) = unknown.min_by_key(|name| name.span().start) {
+            let problem = match nearest(name.get_ref(), &SECTION_KEYS) {
+                Some(known) => format!("there is no such key; did you mean {known}?"),
+                None => format!("there is no such key; a section has {}", SECTION_KEYS.join(", ")),
+            };
+            return Err(place.error(name.span().start, Some(name.get_ref()), problem));
+        }
+
+        let raw = RawSection::deserialize(table.clone().into_deserializer()).map_err(|error| {
+            // The value that the error is about stands in one of the keys.
+            let span = error.span().unwrap_or_default();
+            let holds = |value: &Spanned<DeValue<'_>>| value.span().contains(&span.start);
+            let key = keys.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.get_ref().as_ref());
+            place.toml_error(&error, key)
+        })?;
+        let settings = raw.check().map_err(|Invalid { key, index, problem }| {
+            let element = index.and_then(|index| match keys.get(key)?.get_ref() {
+                DeValue::Array(elements) => elements.get(index).map(|element| element.span().start),
+                _ => None,
+            });
+            place.error(element.or_else(|| at(key)).unwrap_or(table.span().start), Some(key), problem)
+        })?;
+
+        let bind = raw.bind.clone().unwrap_or_default();
+        let bind_at = at("bind").unwrap_or(table.span().start);
+        Ok(Self { section: Section { bind, proxy: WsProxy::from(raw) }, address: settings.bind, bind_at })
+    }
+}
+
+/// The tables of `[[ws_proxy]]`.
+fn section_tables<'t, 'i>(
+    document: &'t DeTable<'i>,
+    place: &Place<'_>,
+) -> Result<&'t [Spanned<DeValue<'i>>], ConfigError> {
+    let none = "there is no [[ws_proxy]] section: add one with bind and backends";
+    let Some((name, value)) = document.iter().find(|(name, _)| name.get_ref() == SECTIONS) else {
+        return Err(ConfigError { line: None, key: None, problem: none.to_owned() });
+    };
+    match value.get_ref() {
+        DeValue::Array(tables) if tables.is_empty() => {
+            Err(place.error(name.span().start, Some(SECTIONS), none))
+        }
+        DeValue::Array(tables) => Ok(tables),
+        _ => Err(place.error(
+            name.span().start,
+            Some(SECTIONS),
+            "sections are a list: write [[ws_proxy]] with two brackets",
+        )),
+    }
+}
+
+fn refuse_collisions(sections: &[CheckedSection], place: &Place<'_>) -> Result<(), ConfigError> {
+    for (index, later) in sections.iter().enumerate() {
+        if let Some(first) =
+            sections[..index].iter().find(|first| first.address.collides_with(&later.address))
+        {
+            let line = place.line(first.bind_at);
+            let problem = format!(
+                "{} is taken by the section whose bind is on line {line}: each needs its own port",
+                later.address
+            );
+            return Err(place.error(later.bind_at, Some("bind"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// The known key that an unknown one is a likely misspelling of.
+fn nearest<'k>(unknown: &str, known: &[&'k str]) -> Option<&'k str> {
+    let unknown = unknown.to_ascii_lowercase().replace('-', "_");
+    let close = known.iter().map(|key| (strsim::damerau_levenshtein(&unknown, key), *key));
+    let (distance, key) = close.min()?;
+    // A third of the letters wrong is another word; so is a word that only begins alike.
+    (distance <= 1 + key.len() / 4).then_some(key)
+}
+
+/// The text, for telling lines.
+struct Place<'t>(&'t str);
+
+impl Place<'_> {
+    fn line(&self, at: usize) -> usize {
+        self.0.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
+    }
+
+    fn error(&self, at: usize, key: Option<&str>, problem: impl Into<String>) -> ConfigError {
+        ConfigError { line: Some(self.line(at)), key: key.map(str::to_owned), problem: problem.into() }
+    }
+
+    fn toml_error(&self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
+        // Some messages of the parser go over several lines; ours are one.
+        let problem = error.message().trim().replace('\n', ", ");
+        ConfigError {
+            line: error.span().map(|span| self.line(span.start)),
+            key: key.map(str::to_owned),
+            problem,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = "[[ws_proxy]]\nbind = \"127.0.0.1:8080\"\nbackends = [\"a:1\"]\n";
+
+    fn error(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_of_another_program_works() {
+        let text = format!(
+            "ip = '127.0.0.1'\nport = 7888\n[cors]\nallow_all = false\n{GOOD}{}",
+            GOOD.replace("8080", "0")
+        );
+        let config = Config::parse(&text).unwrap();
+        assert_eq!(config.sections.len(), 2);
+        assert_eq!(config.ignored, ["cors", "ip", "port"]);
+        assert_eq!(config.workers, 0);
+        assert_eq!(config.drain_timeout, Duration::from_secs(8));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "workers = 2\ndrain_timeout_ms = 5\n[[ws_proxy]]\nname = \"n\"\nbind = \"[::1]:0\"\nbackends = [\"ws://a:1\", \"[::1]\"]\n\
+            connect_timeout_ms = 1\nread_timeout_ms = 2\nresponse_timeout_ms = 3\nhost = \"preserve\"\nforwarded = \"off\"\n\
+            origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\n";
+        for key in SECTION_KEYS {
+            assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
+        }
+        let config = Config::parse(text).unwrap();
+        assert_eq!((config.workers, config.drain_timeout), (2, Duration::from_millis(5)));
+        let settings = config.sections[0].proxy.settings("[::1]:0").unwrap();
+        assert_eq!(settings.name.as_deref(), Some("n"));
+        assert_eq!(settings.backends.len(), 2);
+        assert_eq!(settings.connect_timeout, Duration::from_millis(1));
+        assert_eq!(settings.read_timeout, Duration::from_millis(2));
+        assert_eq!(settings.response_timeout, Duration::from_millis(3));
+        assert_eq!(settings.host, crate::HostHeader::Preserve);
+        assert_eq!(settings.forwarded, crate::Forwarded::Off);
+        assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
+        assert_eq!(settings.max_connections, Some(4));
+    }
+
+    #[test]
+    fn faults_are_named_with_line_and_key() {
+        let with = |line: &str| format!("{GOOD}{line}\n");
+        let cases = [
+            (String::new(), "there is no [[ws_proxy]] section"),
+            ("x = 1\n".to_owned(), "there is no [[ws_proxy]] section"),
+            ("ws_proxy = []".to_owned(), "1: ws_proxy: there is no [[ws_proxy]]"),
+            ("\n[ws_proxy]\nbind = 1".to_owned(), "2: ws_proxy: sections are a list"),
+            ("ws_proxy = [1]".to_owned(), "1: ws_proxy: a section is a table"),
+            (with("bind = "), "4: "),
+            (
+                with("connect_timeout_ms = \"5\""),
+                "4: connect_timeout_ms: invalid type: string \"5\", expected i64",
+            ),
+            (
+                with("read_timeout_ms = 1.5"),
+                "4: read_timeout_ms: invalid type: floating point `1.5`, expected i64",
+            ),
+            (with("read_timeout_ms = 0"), "4: read_timeout_ms: 0 is no time to wait"),
+            (with("\nresponse_timeout_ms = -3"), "5: response_timeout_ms: -3 is no time to wait"),
+            (with("host = \"both\""), "4: host: unknown variant `both`, expected `backend` or `preserve`"),
+            (
+                with("conect_timeout_ms = 5"),
+                "4: conect_timeout_ms: there is no such key; did you mean connect_timeout_ms?",
+            ),
+            (
+                with("connect-timeout-ms = 5"),
+                "4: connect-timeout-ms: there is no such key; did you mean connect_timeout_ms?",
+            ),
+            (with("backend = 5"), "4: backend: there is no such key; did you mean backends?"),
+            (with("colour = 5"), "4: colour: there is no such key; a section has name, bind, "),
+            ("[[ws_proxy]]\nbackends = [\"a:1\"]".to_owned(), "1: bind: is missing"),
+            ("\n[[ws_proxy]]\nbind = \"a:1\"".to_owned(), "2: backends: there are none"),
+            (
+                "[[ws_proxy]]\nbind = \"a\"\nbackends = [\"a:1\"]".to_owned(),
+                "2: bind: \"a\": the port is missing",
+            ),
+            (
+                "[[ws_proxy]]\nbind = \"a:1\"\nbackends = [\n \"a:1\",\n \"a:b\"\n]".to_owned(),
+                "5: backends: \"a:b\": the port",
+            ),
+            (
+                "[[ws_proxy]]\nbind = \"a:1\"\nbackends = \"a:1\"".to_owned(),
+                "3: backends: invalid type: string \"a:1\", expected a sequence",
+            ),
+            (
+                "[[ws_proxy]]\nbind = \"a:1\"\nbackends = [\n 1]".to_owned(),
+                "4: backends: invalid type: integer `1`, expected a string",
+            ),
+            (
+                format!("{GOOD}\n{GOOD}"),
+                "6: bind: 127.0.0.1:8080 is taken by the section whose bind is on line 2",
+            ),
+            (format!("workers = -1\n{GOOD}"), "1: workers: -1 is out of range"),
+            (format!("workers = \"x\"\n{GOOD}"), "1: workers: invalid type: string \"x\", expected i64"),
+            (format!("\ndrain_timeout_ms = 0\n{GOOD}"), "2: drain_timeout_ms: 0 is no time to wait"),
+        ];
+        for (text, expected) in cases {
+            let message = error(&text);
+            assert!(message.starts_with(expected), "{message:?} for {text:?}");
+            assert!(!message.contains('\n'), "{message:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_text_never_panics(text in "[a-z_=\\[\\]\"0-9. \n]{0,80}") {
+            let _ = Config::parse(&text);
+            let _ = Config::parse(&format!("{GOOD}{text}"));
+        }
+    }
+}

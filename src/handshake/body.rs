@@ -1,0 +1,210 @@
+//! Where the body of a backend's refusal ends (RFC 9112, 6.3 and 7.1).
+
+/// How the end of a body is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks, up to the last one and its trailers.
+    Chunked,
+    /// All that comes until the backend ends the connection.
+    UntilClose,
+}
+
+/// Longest line of chunk framing that is followed: a size with its extensions, or a trailer.
+const MAX_LINE: usize = 4_096;
+
+/// Follows a body through its framing, without changing or keeping a byte of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Body(State);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// So many bytes are still to come, and then the end.
+    Length(u64),
+    UntilClose,
+    /// Inside the line that begins a chunk: its size so far, and how many digits it had.
+    Size {
+        size: u64,
+        digits: u8,
+    },
+    /// Behind the size, before the LF of its line.
+    Extension {
+        size: u64,
+        line: usize,
+    },
+    /// So many bytes of the chunk, its CRLF included, are still to come.
+    Data(u64),
+    /// In the trailers; `line` bytes of the current line have come.
+    Trailer {
+        line: usize,
+    },
+    Done,
+}
+
+/// What a stretch of bytes means for a [`Body`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// All bytes belong to the body, and more are to come.
+    More,
+    /// The body ends before this offset.
+    End(usize),
+    /// The framing is broken: nothing can be said of the bytes from here on.
+    Fault,
+}
+
+impl Body {
+    /// A body that has not begun.
+    pub(crate) fn new(framing: Framing) -> Self {
+        Self(match framing {
+            Framing::Length(0) => State::Done,
+            Framing::Length(length) => State::Length(length),
+            Framing::Chunked => State::Size { size: 0, digits: 0 },
+            Framing::UntilClose => State::UntilClose,
+        })
+    }
+
+    /// Whether nothing more belongs to the body.
+    pub(crate) fn is_done(&self) -> bool {
+        self.0 == State::Done
+    }
+
+    /// Whether the end of the connection is a good end of the body.
+    pub(crate) fn may_end_here(&self) -> bool {
+        matches!(self.0, State::UntilClose | State::Done)
+    }
+
+    /// Takes the next bytes of the connection into account.
+    pub(crate) fn advance(&mut self, bytes: &[u8]) -> Progress {
+        let mut at = 0;
+        loop {
+            if self.is_done() {
+                return Progress::End(at);
+            }
+            let rest = &bytes[at..];
+            let Some(&byte) = rest.first() else {
+                return Progress::More;
+            };
+            // Stretches of payload are stepped over as a whole, framing is read byte by byte.
+            let (taken, next) = match self.0 {
+                State::Done => return Progress::End(at),
+                State::UntilClose => (rest.len(), Some(State::UntilClose)),
+                State::Length(left) => {
+                    let taken = step(left, rest.len());
+                    let left = left - taken as u64;
+                    (taken, Some(if left == 0 { State::Done } else { State::Length(left) }))
+                }
+                State::Data(left) => {
+                    let taken = step(left, rest.len());
+                    let left = left - taken as u64;
+                    (
+                        taken,
+                        Some(if left == 0 { State::Size { size: 0, digits: 0 } } else { State::Data(left) }),
+                    )
+                }
+                State::Size { size, digits } => (1, after_size_byte(size, digits, byte)),
+                State::Extension { size, line } => (1, after_extension_byte(size, line, byte)),
+                State::Trailer { line } => (1, after_trailer_byte(line, byte)),
+            };
+            match next {
+                Some(state) => self.0 = state,
+                None => return Progress::Fault,
+            }
+            at += taken;
+        }
+    }
+}
+
+/// How many of `left` bytes are among the `here` that have come.
+fn step(left: u64, here: usize) -> usize {
+    usize::try_from(left).map_or(here, |left| left.min(here))
+}
+
+fn after_size_byte(size: u64, digits: u8, byte: u8) -> Option<State> {
+    if let Some(digit) = char::from(byte).to_digit(16) {
+        // Fifteen digits leave room for the CRLF that is counted with the data.
+        return (digits < 15)
+            .then_some(State::Size { size: size * 16 + u64::from(digit), digits: digits + 1 });
+    }
+    let line_goes_on = digits > 0 && matches!(byte, b';' | b' ' | b'\t' | b'\r');
+    line_goes_on.then_some(State::Extension { size, line: 0 })
+}
+
+fn after_extension_byte(size: u64, line: usize, byte: u8) -> Option<State> {
+    match (byte, size) {
+        (b'\n', 0) => Some(State::Trailer { line: 0 }),
+        (b'\n', _) => Some(State::Data(size + 2)),
+        _ => (line < MAX_LINE).then_some(State::Extension { size, line: line + 1 }),
+    }
+}
+
+fn after_trailer_byte(line: usize, byte: u8) -> Option<State> {
+    match (byte, line) {
+        // The blank line: nothing but a CR came before its LF.
+        (b'\n', 0 | 1) => Some(State::Done),
+        (b'\n', _) => Some(State::Trailer { line: 0 }),
+        // A first byte that is no CR counts double, so that a line of one letter is not taken for blank.
+        (b'\r', _) => Some(State::Trailer { line: line + 1 }),
+        _ => (line < MAX_LINE).then_some(State::Trailer { line: line + 2 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn after(framing: Framing, bytes: &[u8]) -> Progress {
+        Body::new(framing).advance(bytes)
+    }
+
+    #[test]
+    fn a_length_is_counted() {
+        assert_eq!(after(Framing::Length(0), b"x"), Progress::End(0));
+        assert_eq!(after(Framing::Length(3), b"ab"), Progress::More);
+        assert_eq!(after(Framing::Length(3), b"abcd"), Progress::End(3));
+        assert_eq!(after(Framing::UntilClose, b"abcd"), Progress::More);
+    }
+
+    #[test]
+    fn chunks_are_followed_to_the_last_one() {
+        let chunked = |bytes: &[u8]| after(Framing::Chunked, bytes);
+        assert_eq!(chunked(b"3\r\nabc\r\n0\r\n\r\nx"), Progress::End(13));
+        assert_eq!(chunked(b"A;name=\"v\"\r\n0123456789\r\n0\r\n\r\n"), Progress::End(29));
+        assert_eq!(chunked(b"0\r\nX-Sum: 1\r\na\r\n\r\nmore"), Progress::End(18));
+        assert_eq!(chunked(b"3\r\nabc\r\n0\r\n"), Progress::More);
+        for broken in [&b"x"[..], b"\r\n", b";a\r\n", b"fffffffffffffffff\r\n", b"-1\r\n"] {
+            assert_eq!(chunked(broken), Progress::Fault, "{}", broken.escape_ascii());
+        }
+        assert_eq!(chunked(&[b"1;".to_vec(), vec![b'x'; 9_000]].concat()), Progress::Fault);
+        assert_eq!(chunked(&[b"0\r\n".to_vec(), vec![b'x'; 9_000]].concat()), Progress::Fault);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_ends_at_the_same_byte(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..5),
+            cut in 0usize..300,
+        ) {
+            let mut bytes = Vec::new();
+            for chunk in &chunks {
+                bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                bytes.extend_from_slice(chunk);
+                bytes.extend_from_slice(b"\r\n");
+            }
+            bytes.extend_from_slice(b"0\r\n\r\n");
+            let end = bytes.len();
+            bytes.extend_from_slice(b"behind");
+            let cut = cut % end;
+            let mut body = Body::new(Framing::Chunked);
+            prop_assert_eq!(body.advance(&bytes[..cut]), Progress::More);
+            prop_assert_eq!(body.advance(&bytes[cut..]), Progress::End(end - cut));
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = after(Framing::Chunked, &bytes);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The header fields of one head, in their order, with their bytes.
+
+/// More fields than an honest backend gives a head of 64 KiB; a head of 8,192 bytes cannot hold more.
+const MAX_FIELDS: usize = 2_048;
+
+/// Room for `httparse` to put the fields of `head` in: one for each of its lines.
+pub(crate) fn room_for(head: &[u8]) -> Vec<httparse::Header<'_>> {
+    let lines = head.iter().filter(|&&byte| byte == b'\n').count();
+    vec![httparse::EMPTY_HEADER; lines.min(MAX_FIELDS)]
+}
+
+/// One header line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Field<'a> {
+    /// The name as sent.
+    pub(crate) name: &'a str,
+    /// The value without the white space around it.
+    pub(crate) value: &'a [u8],
+    /// The line as sent, without its CRLF.
+    pub(crate) line: &'a [u8],
+}
+
+impl Field<'_> {
+    /// Whether the field has this name, in any letter case.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name)
+    }
+}
+
+/// All fields of a head.
+#[derive(Clone, Debug)]
+pub(crate) struct Fields<'a>(Vec<Field<'a>>);
+
+impl<'a> Fields<'a> {
+    /// Joins the fields that `httparse` found in `head` with the lines that they stand in.
+    ///
+    /// `head` has passed [`HeadScan`](super::scan::HeadScan), so that each line is one field. `None` if the two
+    /// ever disagree about that.
+    pub(crate) fn new(head: &'a [u8], parsed: &[httparse::Header<'a>]) -> Option<Self> {
+        let head = head.strip_prefix(b"\r\n").unwrap_or(head);
+        let mut lines = head.split(|&byte| byte == b'\n').skip(1);
+        let fields: Vec<Field<'a>> = parsed
+            .iter()
+            .map(|header| {
+                let line = lines.next()?.strip_suffix(b"\r")?;
+                line.starts_with(header.name.as_bytes()).then_some(Field {
+                    name: header.name,
+                    value: header.value,
+                    line,
+                })
+            })
+            .collect::<Option<_>>()?;
+        // Behind the last field stands the blank line, and behind that nothing.
+        (lines.next() == Some(b"\r") && lines.next() == Some(b"")).then_some(Self(fields))
+    }
+
+    /// All fields, in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Field<'a>> {
+        self.0.iter()
+    }
+
+    /// The values of all fields with this name.
+    pub(crate) fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
+        self.0.iter().filter(move |field| field.is(name)).map(|field| field.value)
+    }
+
+    /// The only value of this name: `Err` with their number if there are none or several.
+    pub(crate) fn single(&self, name: &str) -> Result<&'a [u8], usize> {
+        let mut values = self.values(name);
+        match (values.next(), values.count()) {
+            (Some(value), 0) => Ok(value),
+            (first, more) => Err(usize::from(first.is_some()) + more),
+        }
+    }
+
+    /// The elements of a comma-separated list over all lines of this name; empty ones are left out
+    /// (RFC 9110, 5.6.1.2).
+    pub(crate) fn list<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
+        self.values(name).flat_map(elements)
+    }
+
+    /// Whether the list of this name has this token, in any letter case.
+    pub(crate) fn lists(&self, name: &str, token: &str) -> bool {
+        self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+    }
+}
+
+/// The elements of one list value. A comma inside a quoted string does not separate (RFC 9110, 5.6.4).
+fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    let mut escaped = false;
+    value
+        .split(move |&byte| {
+            if escaped {
+                escaped = false;
+                return false;
+            }
+            match byte {
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                _ => {}
+            }
+            byte == b',' && !quoted
+        })
+        .map(<[u8]>::trim_ascii)
+        .filter(|element| !element.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(value: &str) -> Vec<&str> {
+        elements(value.as_bytes()).map(|element| std::str::from_utf8(element).unwrap()).collect()
+    }
+
+    #[test]
+    fn lists_split_at_commas_outside_quotes() {
+        assert_eq!(list("keep-alive, Upgrade"), ["keep-alive", "Upgrade"]);
+        assert_eq!(list(" ,, a ,\t,b, "), ["a", "b"]);
+        assert_eq!(list(r#"x; y="1,2", z"#), [r#"x; y="1,2""#, "z"]);
+        assert_eq!(list(r#"x; y="1\",2", z"#), [r#"x; y="1\",2""#, "z"]);
+        assert!(list(" , ").is_empty());
+    }
+
+    #[test]
+    fn fields_keep_their_lines() {
+        let head = b"GET / HTTP/1.1\r\nHost:  a \r\nhost:b\r\nX:\r\n\r\n";
+        let mut headers = [httparse::EMPTY_HEADER; 8];
+        let mut request = httparse::Request::new(&mut headers);
+        request.parse(head).unwrap();
+        let fields = Fields::new(head, request.headers).unwrap();
+        let lines: Vec<&[u8]> = fields.iter().map(|field| field.line).collect();
+        assert_eq!(lines, [&b"Host:  a "[..], b"host:b", b"X:"]);
+        assert_eq!(fields.single("HOST"), Err(2));
+        assert_eq!(fields.single("none"), Err(0));
+        assert_eq!(fields.single("x"), Ok(&b""[..]));
+        assert_eq!(fields.values("host").collect::<Vec<_>>(), [b"a", b"b"]);
+    }
+}

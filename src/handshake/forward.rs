@@ -1,0 +1,330 @@
+//! The heads that go on: the client's to the backend, the backend's to the client.
+
+use std::net::IpAddr;
+
+use super::fields::{Field, Fields};
+use super::request::UpgradeRequest;
+use super::response::Response;
+
+/// Whose name the `Host` field of the forwarded handshake has; the key `host` of a section.
+///
+/// Applications that compare `Origin` with `Host` (Rails, Jupyter, Phoenix, Tornado, Gorilla) refuse browsers behind a
+/// rewritten Host: they need [`HostHeader::Preserve`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostHeader {
+    /// The backend's `host:port` as configured. The default.
+    #[default]
+    Backend,
+    /// The one that the client sent (of an absolute-form target: its authority, RFC 9112, 3.2.2).
+    Preserve,
+}
+
+/// What becomes of `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`; the key `forwarded` of a section.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarded {
+    /// The client's address is appended to the chain that came, the host is the client's, and a protocol that
+    /// came stays (else `http`). For a proxy behind another one that is trusted. The default.
+    #[default]
+    Append,
+    /// What came is dropped, the standard's `Forwarded` (RFC 7239) too, and only what this hop knows is said.
+    /// For a proxy that faces the open network.
+    Replace,
+    /// Nothing is added, and what came passes.
+    Off,
+}
+
+/// Fields that are for one connection only and never go on (RFC 9110, 7.6.1, and what is in use beside it).
+const HOP_BY_HOP: [&str; 10] = [
+    "Connection",
+    "Upgrade",
+    "Keep-Alive",
+    "Proxy-Connection",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "HTTP2-Settings",
+];
+
+/// Both heads of a handshake have these of our own making.
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+
+/// How the names of the handshake's own fields begin.
+const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
+
+/// What a section and a connection add to the client's head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hop<'a> {
+    /// The address that the client's connection comes from.
+    pub(crate) client: IpAddr,
+    /// The backend's `host:port` as configured.
+    pub(crate) backend: &'a str,
+    /// Whose name the Host field has.
+    pub(crate) host: HostHeader,
+    /// What becomes of the X-Forwarded fields.
+    pub(crate) forwarded: Forwarded,
+}
+
+/// The head that goes to the backend: the client's own lines in their order with their bytes, less what is
+/// hop-by-hop, with Host in its old place and the fields of this hop behind.
+pub(crate) fn request_head(request: &UpgradeRequest<'_>, hop: &Hop<'_>) -> Vec<u8> {
+    let mut head = Vec::with_capacity(1_024);
+    extend(&mut head, &["GET ", &request.target, " HTTP/1.1\r\n"]);
+    let nominated = Nominated::by(&request.fields);
+    for field in request.fields.iter() {
+        if field.is("Host") {
+            let host = match hop.host {
+                HostHeader::Backend => hop.backend,
+                HostHeader::Preserve => request.authority,
+            };
+            extend(&mut head, &[field.name, ": ", host, "\r\n"]);
+        } else if nominated.let_pass(field) && !is_replaced(field, hop.forwarded) {
+            line(&mut head, field);
+        }
+    }
+    extend(&mut head, &[UPGRADE]);
+    forwarded_fields(&mut head, request, hop, &nominated);
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+/// The head of a verified 101 for the client: the backend's own, with the hop-by-hop fields of this side.
+pub(crate) fn switching_head(response: &Response<'_>) -> Vec<u8> {
+    let nominated = Nominated::by(&response.fields);
+    response_head(response, UPGRADE, |field| nominated.let_pass(field))
+}
+
+/// The head of any other answer for the client, whose connection ends with it. The fields that frame the body
+/// stay, since the body passes as it is.
+pub(crate) fn refusal_head(response: &Response<'_>) -> Vec<u8> {
+    let nominated = Nominated::by(&response.fields);
+    let is_chunked = response.fields.values("Transfer-Encoding").next().is_some();
+    response_head(response, "Connection: close\r\n", |field| {
+        if field.is("Content-Length") {
+            // RFC 9112, 6.3: Transfer-Encoding overrides a length, which must not go on then.
+            return !is_chunked;
+        }
+        field.is("Transfer-Encoding") || field.is("Trailer") || nominated.let_pass(field)
+    })
+}
+
+fn response_head(response: &Response<'_>, own: &str, passes: impl Fn(&Field<'_>) -> bool) -> Vec<u8> {
+    let mut head = Vec::with_capacity(512);
+    extend(&mut head, &["HTTP/1.1 ", &response.status.to_string(), " ", response.reason, "\r\n"]);
+    for field in response.fields.iter().filter(|field| passes(field)) {
+        line(&mut head, field);
+    }
+    extend(&mut head, &[own, "\r\n"]);
+    head
+}
+
+/// The names that a head's `Connection` keeps to this hop (RFC 9110, 7.6.1).
+struct Nominated<'a>(Vec<&'a [u8]>);
+
+impl<'a> Nominated<'a> {
+    fn by(fields: &Fields<'a>) -> Self {
+        Self(fields.list("Connection").collect())
+    }
+
+    /// Whether a field goes on. What the handshake consists of cannot be taken out by naming it.
+    fn let_pass(&self, field: &Field<'_>) -> bool {
+        if HOP_BY_HOP.iter().any(|name| field.is(name)) || field.is("Content-Length") {
+            return false;
+        }
+        let start = field.name.get(..SEC_WEBSOCKET.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(SEC_WEBSOCKET))
+            || !self.0.iter().any(|name| name.eq_ignore_ascii_case(field.name.as_bytes()))
+    }
+}
+
+/// Whether our own fields stand for the client's.
+fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
+    let ours = ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"].iter().any(|name| field.is(name));
+    match forwarded {
+        Forwarded::Append => ours,
+        // The standard's own field (RFC 7239) says the same things, and is believed no more.
+        Forwarded::Replace => ours || field.is("Forwarded"),
+        Forwarded::Off => false,
+    }
+}
+
+fn forwarded_fields(
+    head: &mut Vec<u8>,
+    request: &UpgradeRequest<'_>,
+    hop: &Hop<'_>,
+    nominated: &Nominated<'_>,
+) {
+    if hop.forwarded == Forwarded::Off {
+        return;
+    }
+    let kept = |name: &'static str| {
+        let passes = hop.forwarded == Forwarded::Append;
+        request.fields.iter().filter(move |field| passes && field.is(name) && nominated.let_pass(field))
+    };
+    extend(head, &["X-Forwarded-For: "]);
+    for field in kept("X-Forwarded-For").filter(|field| !field.value.is_empty()) {
+        head.extend_from_slice(field.value);
+        extend(head, &[", "]);
+    }
+    extend(head, &[&hop.client.to_canonical().to_string(), "\r\n"]);
+    extend(head, &["X-Forwarded-Host: ", request.authority, "\r\n"]);
+    match kept("X-Forwarded-Proto").next() {
+        Some(field) => line(head, field),
+        None => extend(head, &["X-Forwarded-Proto: http\r\n"]),
+    }
+}
+
+fn extend(head: &mut Vec<u8>, parts: &[&str]) {
+    for part in parts {
+        head.extend_from_slice(part.as_bytes());
+    }
+}
+
+fn line(head: &mut Vec<u8>, field: &Field<'_>) {
+    head.extend_from_slice(field.line);
+    head.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::handshake::response::Answer;
+    use crate::handshake::scan::{HeadScan, Scan};
+
+    const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+
+    fn forwarded(lines: &str, host: HostHeader, forwarded: Forwarded) -> String {
+        let head = format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}\r\n");
+        let request = UpgradeRequest::parse(head.as_bytes()).unwrap();
+        let client = "::ffff:192.0.2.7".parse().unwrap();
+        let hop = Hop { client, backend: "chat-backend:9000", host, forwarded };
+        String::from_utf8(request_head(&request, &hop)).unwrap()
+    }
+
+    #[test]
+    fn order_case_and_bytes_are_kept() {
+        let lines = "X-One:1\r\nhOsT: example.com\r\nconnection: keep-alive, Upgrade\r\nUPGRADE: WebSocket\r\nX-two:  2 \r\n";
+        assert_eq!(
+            forwarded(lines, HostHeader::Backend, Forwarded::Append),
+            format!(
+                "GET /chat?a HTTP/1.1\r\nX-One:1\r\nhOsT: chat-backend:9000\r\nX-two:  2 \r\n{KEY}{UPGRADE}\
+                 X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n"
+            )
+        );
+    }
+
+    #[test]
+    fn hop_by_hop_fields_stay_behind() {
+        let lines = "Host: a\r\nConnection: Upgrade, X-Mine, Host, Sec-WebSocket-Key, sec-websocket-version\r\n\
+            Upgrade: websocket\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nProxy-Connection: x\r\n\
+            Content-Length: 0\r\nX-Else: 2\r\n";
+        assert_eq!(
+            forwarded(lines, HostHeader::Preserve, Forwarded::Off),
+            format!("GET /chat?a HTTP/1.1\r\nHost: a\r\nX-Else: 2\r\n{KEY}{UPGRADE}\r\n")
+        );
+    }
+
+    #[test]
+    fn the_chain_is_appended_to_replaced_or_left_alone() {
+        let lines = "Host: a\r\nX-Forwarded-For: 10.0.0.1\r\nx-forwarded-for: 10.0.0.2, 10.0.0.3\r\n\
+            X-Forwarded-Proto: https\r\nX-Forwarded-Host: forged\r\nForwarded: for=10.0.0.1\r\n";
+        let with = |mode| {
+            let head = forwarded(&format!("{lines}{UPGRADE}"), HostHeader::Preserve, mode);
+            let own = head.split_once(UPGRADE).unwrap().1.to_owned();
+            (head.contains("Forwarded: for="), own)
+        };
+        let (standard, own) = with(Forwarded::Append);
+        assert!(standard);
+        assert_eq!(
+            own,
+            "X-Forwarded-For: 10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7\r\nX-Forwarded-Host: a\r\n\
+             X-Forwarded-Proto: https\r\n\r\n"
+        );
+        let (standard, own) = with(Forwarded::Replace);
+        assert!(!standard);
+        assert_eq!(
+            own,
+            "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: a\r\nX-Forwarded-Proto: http\r\n\r\n"
+        );
+        let head = forwarded(&format!("{lines}{UPGRADE}"), HostHeader::Preserve, Forwarded::Off);
+        assert_eq!(head, format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}{UPGRADE}\r\n"));
+    }
+
+    #[test]
+    fn a_nominated_chain_is_dropped_before_ours_is_written() {
+        let lines = "Host: a\r\nConnection: Upgrade, X-Forwarded-For\r\nUpgrade: websocket\r\nX-Forwarded-For: 10.0.0.1\r\n";
+        let head = forwarded(lines, HostHeader::Backend, Forwarded::Append);
+        assert_eq!(head.matches("X-Forwarded-For").count(), 1);
+        assert!(head.contains("X-Forwarded-For: 192.0.2.7\r\n"));
+    }
+
+    fn answered(head: &str) -> String {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{UPGRADE}{KEY}\r\n");
+        let request = UpgradeRequest::parse(request.as_bytes()).unwrap();
+        let head = match Answer::parse(head.as_bytes(), &request).unwrap() {
+            Answer::Interim => unreachable!("not in these tests"),
+            Answer::Switching(response) => switching_head(&response),
+            Answer::Refusal(response, _) => refusal_head(&response),
+        };
+        String::from_utf8(head).unwrap()
+    }
+
+    #[test]
+    fn the_backends_101_keeps_all_that_is_its_own() {
+        let own = "Server: x\r\nSet-Cookie: a=b\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nset-cookie: c=d\r\n";
+        let head = format!(
+            "HTTP/1.1 101 Web Socket\r\nconnection: upgrade, x-hop\r\nupgrade: WebSocket\r\nX-Hop: 1\r\nContent-Length: 0\r\n{own}\r\n"
+        );
+        assert_eq!(answered(&head), format!("HTTP/1.1 101 Web Socket\r\n{own}{UPGRADE}\r\n"));
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_framing() {
+        assert_eq!(
+            answered(
+                "HTTP/1.0 403 No\r\nContent-Length: 2\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\r\n"
+            ),
+            "HTTP/1.1 403 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+        );
+        assert_eq!(
+            answered("HTTP/1.1 404 No\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            "HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn forwarded_heads_parse_again(
+            names in proptest::collection::vec("[A-Za-z-]{1,20}", 0..12),
+            values in proptest::collection::vec("[ -~]{0,20}", 12),
+            nominated in proptest::collection::vec(0usize..12, 0..4),
+            preserve: bool,
+        ) {
+            let mut lines = String::from("Host: a\r\n");
+            for (name, value) in names.iter().zip(&values) {
+                lines += &format!("{name}: {value}\r\n");
+            }
+            for name in nominated.iter().filter_map(|&index| names.get(index)) {
+                lines += &format!("Connection: {name}\r\n");
+            }
+            let head = format!("GET / HTTP/1.1\r\n{lines}{UPGRADE}{KEY}\r\n");
+            // Random names may well be ones that a handshake must not have.
+            let Ok(request) = UpgradeRequest::parse(head.as_bytes()) else { return Ok(()) };
+            let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
+            let hop = Hop { client: [192, 0, 2, 7].into(), backend: "b:1", host, forwarded: Forwarded::Append };
+            let out = request_head(&request, &hop);
+            prop_assert_eq!(HeadScan::default().advance(&out), Scan::End(out.len()));
+            let again = UpgradeRequest::parse(&out);
+            prop_assert!(again.is_ok(), "{:?} in {}", again, out.escape_ascii());
+            let again = again.unwrap();
+            prop_assert_eq!(again.key, request.key);
+            prop_assert_eq!(again.authority, if preserve { "a" } else { "b:1" });
+            prop_assert_eq!(again.fields.values("Content-Length").count(), 0);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The opening handshake as bytes and values: nothing in here knows a socket or a clock.
+//!
+//! In the order of a connection: [`scan`] finds the end of a head; [`request`] judges the client's;
+//! [`origin`] decides who may come; [`forward`] writes the heads that go on; [`response`] judges the
+//! backend's; [`body`] follows a refusal of the backend to its end; [`reject`] is the answer that the client
+//! gets when it ends here.
+
+pub(crate) mod body;
+pub(crate) mod fields;
+pub(crate) mod forward;
+pub(crate) mod origin;
+pub(crate) mod reject;
+pub(crate) mod request;
+pub(crate) mod response;
+pub(crate) mod scan;

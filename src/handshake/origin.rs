@@ -1,0 +1,192 @@
+//! Which origins may open a WebSocket here (RFC 6455, 10.2; RFC 6454).
+
+/// The origins that a section lists.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OriginList {
+    rules: Vec<Rule>,
+    /// Whether a handshake without an origin passes: clients that are no browsers send none.
+    missing_passes: bool,
+}
+
+/// One entry of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rule {
+    /// This origin.
+    Exact(Origin),
+    /// Any host below this domain, at any depth, but not the domain itself.
+    Below(Origin),
+    /// The origin `null` of sandboxed frames and files.
+    Null,
+}
+
+/// Scheme, host and port in their one normal spelling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Origin {
+    scheme: String,
+    host: String,
+    port: Option<u16>,
+}
+
+impl OriginList {
+    /// Reads the entries: `scheme://host[:port]`, `scheme://*.domain[:port]`, `null`, and `none` for a
+    /// handshake that has no origin.
+    ///
+    /// # Errors
+    ///
+    /// The index of the first entry that is none of these, and what to write instead.
+    pub(crate) fn parse<T: AsRef<str>>(entries: &[T]) -> Result<Self, (usize, String)> {
+        let mut list = Self::default();
+        for (index, entry) in entries.iter().map(AsRef::as_ref).enumerate() {
+            match entry {
+                "none" => list.missing_passes = true,
+                "null" => list.rules.push(Rule::Null),
+                _ => list.rules.push(Rule::parse(entry).ok_or_else(|| {
+                    let mend =
+                        "write \"https://app.example.com\", \"https://*.example.com\", \"null\" or \"none\"";
+                    (index, format!("{entry:?} is no origin: {mend}"))
+                })?),
+            }
+        }
+        Ok(list)
+    }
+
+    /// Whether a handshake with this value of `Origin`, or without one, may pass.
+    pub(crate) fn allows(&self, origin: Option<&[u8]>) -> bool {
+        let Some(origin) = origin else {
+            return self.missing_passes;
+        };
+        if origin == b"null" {
+            return self.rules.contains(&Rule::Null);
+        }
+        let parsed = std::str::from_utf8(origin).ok().and_then(Origin::parse);
+        parsed.is_some_and(|origin| self.rules.iter().any(|rule| rule.matches(&origin)))
+    }
+}
+
+impl Rule {
+    fn parse(entry: &str) -> Option<Self> {
+        match entry.split_once("://*.") {
+            Some((scheme, domain)) => Origin::parse(&format!("{scheme}://{domain}")).map(Self::Below),
+            None => Origin::parse(entry).map(Self::Exact),
+        }
+    }
+
+    fn matches(&self, origin: &Origin) -> bool {
+        match self {
+            Self::Exact(listed) => listed == origin,
+            Self::Below(listed) => {
+                listed.scheme == origin.scheme
+                    && listed.port == origin.port
+                    && origin
+                        .host
+                        .strip_suffix(&listed.host)
+                        .and_then(|front| front.strip_suffix('.'))
+                        .is_some_and(|label| !label.is_empty())
+            }
+            Self::Null => false,
+        }
+    }
+}
+
+impl Origin {
+    /// `None` if the text is no serialized origin (RFC 6454, 6.2): there is no path, not even `/`.
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, authority) = text.split_once("://")?;
+        let scheme = scheme.to_ascii_lowercase();
+        let scheme_is_good = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        // The colon of a port stands behind the brackets of an IPv6 address.
+        let port_at = authority.rfind(']').unwrap_or(0);
+        let (host, port) = match authority[port_at..].find(':') {
+            Some(colon) => {
+                let (host, port) = authority.split_at(port_at + colon);
+                (host, Some(port[1..].parse::<u16>().ok()?))
+            }
+            None => (authority, None),
+        };
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte);
+        let host_is_good = !host.is_empty() && host.bytes().all(good);
+        let default = match &*scheme {
+            "http" | "ws" => Some(80),
+            "https" | "wss" => Some(443),
+            _ => None,
+        };
+        (scheme_is_good && host_is_good).then(|| Self {
+            scheme,
+            host: host.to_ascii_lowercase(),
+            port: port.or(default),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_decide() {
+        let list = [
+            "https://app.example.com",
+            "https://*.example.org",
+            "http://[::1]:3000",
+            "capacitor://localhost",
+        ];
+        let list = OriginList::parse(&list).unwrap();
+        let passes = |origin: &str| list.allows(Some(origin.as_bytes()));
+        for origin in [
+            "https://app.example.com",
+            "https://app.example.com:443",
+            "HTTPS://App.Example.Com",
+            "https://a.example.org",
+            "https://a.b.example.org",
+            "http://[::1]:3000",
+            "capacitor://localhost",
+        ] {
+            assert!(passes(origin), "{origin}");
+        }
+        for origin in [
+            "http://app.example.com",
+            "https://app.example.com:8443",
+            "https://app.example.com.evil.net",
+            "https://app.example.com/",
+            "https://example.org",
+            "https://.example.org",
+            "https://evilexample.org",
+            "https://a.example.org:8443",
+            "http://[::1]",
+            "null",
+            "",
+            "*",
+        ] {
+            assert!(!passes(origin), "{origin}");
+        }
+        assert!(!list.allows(None));
+    }
+
+    #[test]
+    fn none_and_null_are_asked_for_by_name() {
+        let list = OriginList::parse(&["none", "null"]).unwrap();
+        assert!(list.allows(None));
+        assert!(list.allows(Some(b"null")));
+        assert!(!list.allows(Some(b"none")));
+    }
+
+    #[test]
+    fn entries_that_are_no_origins_are_named() {
+        let entries = [
+            "*",
+            "example.com",
+            "https://",
+            "https://a/",
+            "https://a b",
+            "https://a.*.com",
+            "https://x:y",
+            "https://*.",
+        ];
+        for entry in entries {
+            let (index, message) = OriginList::parse(&["none", entry]).unwrap_err();
+            assert_eq!(index, 1, "{entry}");
+            assert!(message.contains(entry), "{message}");
+        }
+    }
+}

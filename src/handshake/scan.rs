@@ -1,0 +1,134 @@
+//! Finds the end of a head, and stops at the first byte that no head can hold.
+
+/// What a [`HeadScan`] knows after the bytes that it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scan {
+    /// The blank line has not come yet; everything so far may be part of a head.
+    More,
+    /// The head ends before this offset, its blank line included.
+    End(usize),
+    /// No further byte can make this a head; the words say what was wrong.
+    Fault(&'static str),
+}
+
+/// An incremental search for the blank line that ends a head.
+///
+/// It is stricter than RFC 9112 asks for: a bare LF is no line end (2.2 only permits it), because two
+/// parsers in a row that see different lines in the same bytes are how requests get smuggled. Told at
+/// once, such a sender gets its 400 instead of waiting for a deadline.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeadScan {
+    /// Offset of the first byte not looked at yet.
+    at: usize,
+    /// Offset at which the current line begins.
+    line_start: usize,
+    /// Complete lines seen, leading empty ones not counted.
+    lines: usize,
+    /// Whether the last byte was a CR, so that only LF may follow.
+    after_cr: bool,
+}
+
+impl HeadScan {
+    /// Looks at the bytes of `buffer` that are new since the last call; `buffer` must hold the same
+    /// bytes as before, and may have more behind them.
+    pub(crate) fn advance(&mut self, buffer: &[u8]) -> Scan {
+        while let Some(&byte) = buffer.get(self.at) {
+            self.at += 1;
+            if self.after_cr {
+                if byte != b'\n' {
+                    return Scan::Fault("a CR that is not followed by LF");
+                }
+                self.after_cr = false;
+                let empty = self.at - self.line_start == 2;
+                self.line_start = self.at;
+                match (empty, self.lines) {
+                    // One empty line before the start line is to be ignored (RFC 9112, 2.2).
+                    (true, 0) if self.at == 2 => {}
+                    (true, 0) => return Scan::Fault("empty lines instead of a start line"),
+                    (true, _) => return Scan::End(self.at),
+                    (false, _) => self.lines += 1,
+                }
+                continue;
+            }
+            match byte {
+                b'\r' => self.after_cr = true,
+                b'\n' => return Scan::Fault("a line that ends in LF without CR"),
+                // RFC 9112, 5.2: a folded line is to be refused or replaced.
+                b' ' | b'\t' if self.at - 1 == self.line_start && self.lines > 0 => {
+                    return Scan::Fault("a folded header line (obs-fold)");
+                }
+                b'\t' => {}
+                0..0x20 | 0x7f => return Scan::Fault("a control byte"),
+                _ => {}
+            }
+        }
+        Scan::More
+    }
+
+    /// Whether the start line has ended.
+    pub(crate) fn has_start_line(&self) -> bool {
+        self.lines > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scan(bytes: &[u8]) -> Scan {
+        HeadScan::default().advance(bytes)
+    }
+
+    #[test]
+    fn ends_behind_the_blank_line() {
+        assert_eq!(scan(b"GET / HTTP/1.1\r\na: b\r\n\r\nrest"), Scan::End(24));
+        assert_eq!(scan(b"GET / HTTP/1.1\r\n\r\n"), Scan::End(18));
+        assert_eq!(scan(b"\r\nGET / HTTP/1.1\r\n\r\n"), Scan::End(20));
+        assert_eq!(scan(b"GET / HTTP/1.1\r\na: b\r\n\r"), Scan::More);
+        assert_eq!(scan(b""), Scan::More);
+    }
+
+    #[test]
+    fn stops_at_what_no_head_can_hold() {
+        let faulty: [&[u8]; 10] = [
+            b"\n",
+            b"\r\n\r\n",
+            b"GET / HTTP/1.1\n",
+            b"GET / HTTP/1.1\r\na: b\n",
+            b"GET / HTTP/1.1\r\na: b\rc",
+            b"GET / HTTP/1.1\r\n folded",
+            b"GET / HTTP/1.1\r\na: b\r\n\tfolded",
+            b"GET / HTTP/1.1\r\na: \0",
+            b"GET / HTTP/1.1\r\na: \x7f",
+            b"\x16\x03\x01\x02\x00",
+        ];
+        for bytes in faulty {
+            assert!(matches!(scan(bytes), Scan::Fault(_)), "{}", bytes.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_answer(
+            bytes in proptest::collection::vec(
+                prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'a'), Just(b' '), any::<u8>()], 0..64),
+            cuts in proptest::collection::vec(0usize..64, 0..6),
+        ) {
+            let whole = scan(&bytes);
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.sort_unstable();
+            cuts.push(bytes.len());
+            let mut pieces = HeadScan::default();
+            let mut last = Scan::More;
+            for cut in cuts {
+                last = pieces.advance(&bytes[..cut]);
+                if last != Scan::More {
+                    break;
+                }
+            }
+            prop_assert_eq!(last, whole);
+        }
+    }
+}

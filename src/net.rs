@@ -1,0 +1,182 @@
+//! Sockets: one job each, none of them knows what the bytes mean.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use async_net::{Shutdown, TcpStream};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use rustix::event::epoll;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use smol::{Async, Timer};
+
+use crate::backend::address::Address;
+
+/// Connections that may wait for their accept. The kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4_096;
+/// A tunnel that carries nothing for this long is probed by TCP.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// How long a peer may take to end its side after we ended ours.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// How much a peer may still send after we ended our side.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// Opens a listening socket on the first of the host's addresses that lets itself be bound.
+///
+/// # Errors
+///
+/// Those of the name's look-up, or of the last address that was tried.
+pub(crate) fn listen(bind: &Address) -> io::Result<TcpListener> {
+    let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in (bind.host.as_str(), bind.port).to_socket_addrs()? {
+        match listen_on(address) {
+            Ok(listener) => return Ok(listener),
+            Err(failed) => error = failed,
+        }
+    }
+    Err(error)
+}
+
+/// The standard library's own `bind` has a backlog of 128, too short for a storm of reconnects.
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Connections of a predecessor that are still in TIME_WAIT do not hold the port.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Sets what every socket of a tunnel has: no delay for small messages, and probes for a peer that is gone.
+///
+/// # Errors
+///
+/// Those of the system, as when the peer has reset the connection already.
+pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    Ok(())
+}
+
+/// The addresses of a host, looked up without blocking the caller's thread.
+///
+/// # Errors
+///
+/// Those of the resolver; a name without addresses is `NotFound`.
+pub(crate) async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
+    if let Some(ip) = address.ip() {
+        return Ok(vec![SocketAddr::new(ip, address.port)]);
+    }
+    let found = async_net::resolve((address.host.as_str(), address.port)).await?;
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"));
+    }
+    Ok(found)
+}
+
+/// Waits until a connection is broken: reset by its peer, or given up by TCP. The end of the peer's sending side
+/// is not a break. Nothing is read.
+///
+/// This is for a connection that is not being read, or whose end has been read: there a reset shows only as an
+/// error condition of the socket, which the shared event loop cannot be asked to wait for alone. An epoll of its
+/// own, with no interest but the errors that epoll always reports, can.
+pub(crate) async fn broken(socket: &TcpStream) -> io::Error {
+    match wait_for_error(socket).await {
+        Ok(error) => error,
+        Err(error) => {
+            // Out of descriptors: without this watch the connection just lives until its next read or write.
+            log::debug!("event=watch_failed error={:?}", error.to_string());
+            future::pending().await
+        }
+    }
+}
+
+async fn wait_for_error(socket: &TcpStream) -> io::Result<io::Error> {
+    let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&watch, socket, epoll::EventData::new_u64(0), epoll::EventFlags::ET)?;
+    let watch = Async::new_nonblocking(watch)?;
+    loop {
+        watch.readable().await?;
+        // Taking the event out silences the hang-up that both sides' orderly ends raise: it is no error.
+        let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 1];
+        epoll::wait(watch.get_ref(), &mut events, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        if let Err(error) = sockopt::socket_error(socket)? {
+            return Ok(error.into());
+        }
+    }
+}
+
+/// Ends our side, and then reads and drops what the peer still sends, for a bounded time and amount, so that it
+/// gets to read what it was sent: a socket closed with unread bytes in it resets the connection, which throws away
+/// what is on its way (RFC 9112, 9.6).
+pub(crate) async fn close_in_stages(mut socket: TcpStream) {
+    let stages = async {
+        shutdown_write(&socket)?;
+        let mut scratch = [0; 1_024];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match socket.read(&mut scratch).await? {
+                0 => break,
+                count => left = left.saturating_sub(count),
+            }
+        }
+        io::Result::Ok(())
+    };
+    if let Some(Err(error)) = within(LINGER_TIME, stages).await {
+        // It is closed either way.
+        log::debug!("event=close_failed error={:?}", error.to_string());
+    }
+}
+
+/// Ends our sending side. That the peer has ended or reset the connection at the same moment is no fault.
+///
+/// # Errors
+///
+/// Those of the system otherwise.
+pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
+    match socket.shutdown(Shutdown::Write) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::ConnectionReset) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Writes everything within a time.
+///
+/// # Errors
+///
+/// `TimedOut` if the peer does not take it; those of the socket.
+pub(crate) async fn write_within(time: Duration, socket: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    within(time, socket.write_all(bytes)).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The future's output, or `None` if it takes longer than `time`.
+pub(crate) async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Option<T> {
+    future::or(async { Some(work.await) }, async {
+        Timer::after(time).await;
+        None
+    })
+    .await
+}
+
+/// Whether an error says that this process, or the system, has no descriptors left.
+pub(crate) fn out_of_descriptors(error: &io::Error) -> bool {
+    let code = rustix::io::Errno::from_io_error(error);
+    matches!(code, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
+}
+
+/// The address of a peer as people know it: an IPv4 client of an IPv6 socket is an IPv4 client.
+pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
+    match peer.ip() {
+        IpAddr::V6(ip) => SocketAddr::new(ip.to_canonical(), peer.port()),
+        IpAddr::V4(_) => peer,
+    }
+}

@@ -1,0 +1,306 @@
+//! From settings to a running proxy.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::future;
+use smol::{Async, Executor};
+
+use crate::handshake::forward::{Forwarded, HostHeader};
+use crate::net;
+use crate::server::{self, Section};
+use crate::settings::{DRAIN_TIMEOUT_MS, Invalid, RawSection, Settings, timeout};
+
+/// A WebSocket reverse proxy on one port, while its settings may still be changed.
+///
+/// Nothing is checked or opened before [`bind`](WsProxy::bind) or [`listen`](WsProxy::listen).
+///
+/// ```no_run
+/// use ws_proxy::WsProxy;
+///
+/// // Blocks this thread, and serves.
+/// WsProxy::new(["chat-backend:9000", "chat-backend:9001"])
+///     .connect_timeout_ms(3_000)
+///     .bind("0.0.0.0:8080")
+///     .unwrap();
+/// ```
+#[derive(Clone, Debug)]
+pub struct WsProxy {
+    raw: RawSection,
+    drain_timeout_ms: Option<i64>,
+}
+
+/// A proxy that has its port and does not serve yet.
+///
+/// Clients can connect already; they are served as soon as [`run`](Bound::run) is.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    local: SocketAddr,
+    section: Section,
+    drain_timeout: Duration,
+}
+
+/// Why a proxy could not be started.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting cannot be used.
+    Setting {
+        /// Its key in a section, as in the README's table.
+        key: &'static str,
+        /// What is wrong with it, and what to write instead.
+        problem: String,
+    },
+    /// The address cannot be listened on: taken, not of this machine, or not permitted.
+    Bind {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting { key, problem } => write!(f, "{key}: {problem}"),
+            Self::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Setting { .. } => None,
+            Self::Bind { source, .. } => Some(source),
+        }
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(Invalid { key, problem, .. }: Invalid) -> Self {
+        Self::Setting { key, problem }
+    }
+}
+
+impl From<RawSection> for WsProxy {
+    fn from(raw: RawSection) -> Self {
+        Self { raw, drain_timeout_ms: None }
+    }
+}
+
+impl WsProxy {
+    /// A proxy in front of these backends, each `host`, `host:port` or `ws://host:port`, IPv6 addresses in
+    /// brackets; a missing port is 80. Handshakes go to them in turn.
+    ///
+    /// Names are looked up anew at each connect.
+    pub fn new<I>(backends: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        let backends = backends.into_iter().map(Into::into).collect();
+        Self::from(RawSection { backends: Some(backends), ..RawSection::default() })
+    }
+
+    /// What the log calls this proxy. Default: the address that it listens on.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.raw.name = Some(name.into());
+        self
+    }
+
+    /// How long, in milliseconds, each attempt to connect to a backend may take, and each look-up of its name.
+    /// Default: 5,000. Zero is an error.
+    #[must_use]
+    pub fn connect_timeout_ms(mut self, ms: u64) -> Self {
+        self.raw.connect_timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// How long, in milliseconds, the client may take to send its whole upgrade request. Default: 30,000. Zero is
+    /// an error.
+    ///
+    /// It is over with the request: an established tunnel may be silent for as long as it likes.
+    #[must_use]
+    pub fn read_timeout_ms(mut self, ms: u64) -> Self {
+        self.raw.read_timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// How long, in milliseconds, a backend may take to answer the handshake. Default: what
+    /// [`read_timeout_ms`](WsProxy::read_timeout_ms) is. Zero is an error.
+    #[must_use]
+    pub fn response_timeout_ms(mut self, ms: u64) -> Self {
+        self.raw.response_timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// Whose name the backend finds in `Host`. Default: [`HostHeader::Backend`].
+    #[must_use]
+    pub fn host(mut self, host: HostHeader) -> Self {
+        self.raw.host = Some(host);
+        self
+    }
+
+    /// What becomes of the `X-Forwarded` fields. Default: [`Forwarded::Append`].
+    #[must_use]
+    pub fn forwarded(mut self, forwarded: Forwarded) -> Self {
+        self.raw.forwarded = Some(forwarded);
+        self
+    }
+
+    /// The origins that may open a WebSocket (RFC 6455, 10.2): `scheme://host[:port]`, `scheme://*.domain[:port]`
+    /// for all hosts below a domain, `null`, and `none` for clients that send no origin. All others get 403.
+    /// Default: everyone may. An empty list is an error.
+    #[must_use]
+    pub fn origins<I>(mut self, origins: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.raw.origins = Some(origins.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// How many connections there may be at once, handshakes included; the one too many gets 503 with
+    /// `Retry-After`. Default: 0, no limit.
+    #[must_use]
+    pub fn max_connections(mut self, connections: u64) -> Self {
+        self.raw.max_connections = Some(number(connections));
+        self
+    }
+
+    /// How long, in milliseconds, open tunnels may go on after a shutdown was asked for. Default: 8,000. Zero is an
+    /// error.
+    #[must_use]
+    pub fn drain_timeout_ms(mut self, ms: u64) -> Self {
+        self.drain_timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// Listens on `host:port` and serves for ever, on the calling thread. Port 0 takes any that is free.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]: a setting that cannot be used, a backend that is no address, a port that is taken. There is no
+    /// other way back than an error.
+    pub fn bind(self, address: &str) -> Result<(), Error> {
+        let bound = self.listen(address)?;
+        smol::block_on(bound.run(future::pending()));
+        Ok(())
+    }
+
+    /// Listens on `host:port` without serving, for callers that want to know the port, have an executor of their
+    /// own, or want to stop it again. Port 0 takes any that is free.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn listen(self, address: &str) -> Result<Bound, Error> {
+        let settings = self.settings(address)?;
+        let drain_timeout = self.drain_timeout()?;
+        let failed = |source| Error::Bind { address: address.to_owned(), source };
+        let listener = net::listen(&settings.bind).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        Ok(Bound { listener, local, section: Section::new(settings, local), drain_timeout })
+    }
+
+    /// Checks everything that can be checked without opening anything.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Error::Setting`] that [`listen`](WsProxy::listen) would give for this address.
+    pub fn check(&self, address: &str) -> Result<(), Error> {
+        self.settings(address)?;
+        self.drain_timeout()?;
+        Ok(())
+    }
+
+    /// The settings of the section, if they can all be used.
+    pub(crate) fn settings(&self, address: &str) -> Result<Settings, Invalid> {
+        RawSection { bind: Some(address.to_owned()), ..self.raw.clone() }.check()
+    }
+
+    fn drain_timeout(&self) -> Result<Duration, Invalid> {
+        timeout("drain_timeout_ms", self.drain_timeout_ms, DRAIN_TIMEOUT_MS)
+    }
+}
+
+impl Bound {
+    /// The address that it listens on, with the port that was chosen.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Serves until `shutdown` completes, on whatever executor polls it; then stops accepting at once, and completes
+    /// when the last tunnel has ended, or after the [drain timeout](WsProxy::drain_timeout_ms), at which the
+    /// tunnels that are left are cut. Dropping the future cuts all of them.
+    ///
+    /// ```
+    /// use ws_proxy::WsProxy;
+    ///
+    /// let bound = WsProxy::new(["127.0.0.1:9000"]).listen("127.0.0.1:0")?;
+    /// println!("listening on {}", bound.local_addr());
+    ///
+    /// let (stop, stopped) = smol::channel::bounded::<()>(1);
+    /// let serving = std::thread::spawn(|| {
+    ///     smol::block_on(bound.run(async move {
+    ///         let _ = stopped.recv().await;
+    ///     }))
+    /// });
+    /// // … and when it is time to go:
+    /// drop(stop);
+    /// serving.join().unwrap();
+    /// # Ok::<(), ws_proxy::Error>(())
+    /// ```
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { listener, local, section, drain_timeout } = self;
+        let section = Arc::new(section);
+        let backends: Vec<&str> =
+            section.settings.backends.iter().map(|backend| &*backend.authority).collect();
+        log::info!(
+            "event=listening section={} address={local} backends={}",
+            section.name,
+            backends.join(",")
+        );
+
+        // Nobody sends on this channel: it tells when the last task has dropped its end.
+        let (alive, ended) = smol::channel::bounded::<()>(1);
+        // The tasks live inside this future: they run wherever it is polled, and go when it is dropped.
+        let executor = Executor::new();
+        let serve = async {
+            match Async::new_nonblocking(listener) {
+                Ok(listener) => {
+                    let accepting = server::accept(listener.into(), Arc::clone(&section), &executor, alive);
+                    future::or(accepting, shutdown).await;
+                }
+                Err(error) => {
+                    log::error!("event=listen_failed section={} error={:?}", section.name, error.to_string());
+                    drop(alive);
+                    return;
+                }
+            }
+            log::info!("event=draining section={}", section.name);
+            let last_one = async {
+                // The only message is that there will be none.
+                ended.recv().await.is_err()
+            };
+            let in_time = net::within(drain_timeout, last_one).await.unwrap_or(false);
+            log::info!("event=stopped section={} all_tunnels_ended={in_time}", section.name);
+        };
+        executor.run(serve).await;
+    }
+}
+
+/// The builder's numbers as the checks take them; what does not fit is far out of every range that makes sense.
+fn number(given: u64) -> i64 {
+    i64::try_from(given).unwrap_or(i64::MAX)
+}
