@@ -1,0 +1,117 @@
+//! `ws-proxy demo`: the whole main job with nothing but this program.
+
+use std::error::Error;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+use futures_lite::future;
+use smol::channel::bounded;
+use tungstenite::Message;
+use ws_proxy::WsProxy;
+
+use crate::cli::Demo;
+use crate::{Failure, process};
+
+/// What is sent through.
+const GREETING: &str = "hello through ws-proxy";
+
+/// Starts an echo backend and a proxy in front of it, sends one message through, and goes on serving until Ctrl-C.
+pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
+    let signals = process::watch_signals()?;
+    let backend =
+        start_echo().map_err(|error| Failure::Machine(format!("cannot start the echo backend: {error}")))?;
+    let proxy =
+        WsProxy::new([backend.to_string()]).name("demo").listen(&demo.bind).map_err(|error| match error {
+            ws_proxy::Error::Setting { problem, .. } => Failure::Usage(format!("--bind: {problem}")),
+            other => Failure::Machine(format!("{other}; choose another one with --bind")),
+        })?;
+    let address = reachable(proxy.local_addr());
+
+    // The client runs beside the proxy, which takes this thread.
+    let (failed, failure) = bounded(1);
+    thread::spawn(move || match send_one(address) {
+        Ok(answer) => tell(backend, address, &answer),
+        // Nobody listens any more if a signal came first.
+        Err(error) => drop(failed.try_send(error)),
+    });
+    let failing = async {
+        match failure.recv().await {
+            Ok(error) => Err(Failure::Machine(format!("the demo's message did not come back: {error}"))),
+            // The client is done, and well.
+            Err(_) => future::pending().await,
+        }
+    };
+    let serving = async {
+        process::run(vec![proxy], signals).await;
+        Ok(())
+    };
+    smol::block_on(future::or(failing, serving))
+}
+
+/// Says what went through, and how to try it.
+fn tell(backend: SocketAddr, proxy: SocketAddr, answer: &str) {
+    println!(
+        "ws-proxy listens on {proxy}, in front of an echo backend on {backend}.
+  sent:     {GREETING}
+  received: {answer}
+
+Try it:
+  websocat ws://{proxy}/
+or in a browser's console:
+  ws = new WebSocket(\"ws://{proxy}/\"); ws.onmessage = (e) => console.log(e.data); ws.onopen = () => ws.send(\"hi\")
+
+Ctrl-C ends it."
+    );
+}
+
+/// An address under which this machine reaches a listener.
+fn reachable(local: SocketAddr) -> SocketAddr {
+    match local {
+        SocketAddr::V4(address) if address.ip().is_unspecified() => {
+            (Ipv4Addr::LOCALHOST, local.port()).into()
+        }
+        SocketAddr::V6(address) if address.ip().is_unspecified() => {
+            (Ipv6Addr::LOCALHOST, local.port()).into()
+        }
+        _ => local,
+    }
+}
+
+/// Opens a WebSocket through the proxy, sends the greeting and gives what comes back.
+fn send_one(proxy: SocketAddr) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let (mut socket, _) = tungstenite::client(format!("ws://{proxy}/"), TcpStream::connect(proxy)?)?;
+    socket.send(Message::text(GREETING))?;
+    let answer = socket.read()?.into_text()?.to_string();
+    socket.close(None)?;
+    // The backend's own Close ends it.
+    while socket.read().is_ok() {}
+    Ok(answer)
+}
+
+/// Starts a backend that sends every message back, a thread for each client, and gives its address.
+fn start_echo() -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            match client {
+                Ok(client) => drop(thread::spawn(|| echo(client))),
+                Err(error) => log::warn!("event=echo_failed error={:?}", error.to_string()),
+            }
+        }
+    });
+    Ok(address)
+}
+
+fn echo(client: TcpStream) {
+    let Ok(mut socket) = tungstenite::accept(client) else {
+        return;
+    };
+    // An error is the client's end, in whatever manner.
+    while let Ok(message) = socket.read() {
+        if (message.is_text() || message.is_binary()) && socket.send(message).is_err() {
+            return;
+        }
+    }
+}

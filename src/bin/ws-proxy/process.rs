@@ -1,0 +1,88 @@
+//! What the program is to the system: limits, signals, and the sections that it runs.
+
+use std::io;
+
+use async_signal::{Signal, Signals};
+use futures_lite::{StreamExt, future};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use smol::Executor;
+use smol::channel::{Receiver, Sender, bounded};
+use ws_proxy::{Bound, Section};
+
+use crate::Failure;
+
+/// Listens for every section, and serves them all until a signal; if one cannot listen, none is served.
+pub(crate) fn serve(sections: Vec<Section>) -> Result<(), Failure> {
+    let signals = watch_signals()?;
+    raise_descriptor_limit();
+    let bounds = sections
+        .into_iter()
+        .map(|section| section.proxy.listen(&section.bind))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Failure::Machine(error.to_string()))?;
+    smol::block_on(run(bounds, signals));
+    Ok(())
+}
+
+/// The signals that this program acts on, from now on.
+pub(crate) fn watch_signals() -> Result<Signals, Failure> {
+    // A hang-up would end the process if nobody listened for it; Rust programs ignore SIGPIPE already.
+    Signals::new([Signal::Term, Signal::Int, Signal::Hup])
+        .map_err(|error| Failure::Machine(format!("cannot watch for signals: {error}")))
+}
+
+/// Serves until the first SIGTERM or SIGINT, and then until every section has drained, or a second one comes.
+pub(crate) async fn run(bounds: Vec<Bound>, signals: Signals) {
+    let (stop, stopped) = bounded::<()>(1);
+    let executor = Executor::new();
+    let sections: Vec<_> =
+        bounds.into_iter().map(|bound| executor.spawn(bound.run(closed(stopped.clone())))).collect();
+    let all_drained = async {
+        for section in sections {
+            section.await;
+        }
+    };
+    executor.run(future::or(all_drained, obey(signals, stop))).await;
+}
+
+/// Completes when nobody can send any more.
+async fn closed(stopped: Receiver<()>) {
+    while stopped.recv().await.is_ok() {}
+}
+
+/// Drops `stop` at the first signal to end, and returns at the second.
+async fn obey(mut signals: Signals, stop: Sender<()>) {
+    let mut stop = Some(stop);
+    loop {
+        match signals.next().await {
+            Some(Ok(signal @ (Signal::Term | Signal::Int))) => match stop.take() {
+                Some(stop) => {
+                    log::info!("event=signal signal={signal:?} action=drain");
+                    drop(stop);
+                }
+                None => {
+                    log::warn!("event=signal signal={signal:?} action=leave");
+                    return;
+                }
+            },
+            Some(Ok(signal)) => log::info!("event=signal signal={signal:?} action=none"),
+            Some(Err(error)) => log::error!("event=signals_failed error={:?}", error.to_string()),
+            None => return future::pending().await,
+        }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: every tunnel takes two.
+fn raise_descriptor_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => log::debug!("event=descriptor_limit from={current:?} to={maximum:?}"),
+        Err(error) => {
+            let error = io::Error::from(error).to_string();
+            log::warn!("event=descriptor_limit_unchanged limit={current:?} error={error:?}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Where the settings come from: a file, or the command line.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ws_proxy::{Config, Error, Section, WsProxy};
+
+use crate::Failure;
+use crate::cli::Arguments;
+
+/// Files that are used if nothing else is said and they are in the working directory, in this order.
+const DEFAULT_FILES: [&str; 2] = ["ws-proxy.toml", "rws.config.toml"];
+
+/// What is shown where there is nothing to go by.
+const USAGE: &str = "nothing to serve: there is no ws-proxy.toml or rws.config.toml here
+
+Usage: ws-proxy --config FILE
+       ws-proxy --bind 0.0.0.0:8080 --backend HOST:PORT [--backend HOST:PORT ...]
+       ws-proxy check [--config FILE]
+       ws-proxy demo
+
+Run ws-proxy --help for more.";
+
+/// Settings that have been checked, and where they stood.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) sections: Vec<Section>,
+    /// `None` for the command line.
+    file: Option<PathBuf>,
+    /// Whether the file was found and not named.
+    found: bool,
+    ignored: Vec<String>,
+}
+
+impl Source {
+    /// Finds and checks the settings; `config` is a file that was named behind the command.
+    pub(crate) fn find(arguments: &Arguments, config: Option<&Path>) -> Result<Self, Failure> {
+        let given_flag = given_flag(arguments);
+        if let Some(file) = config.or(arguments.config.as_deref()) {
+            return match given_flag {
+                Some(flag) => {
+                    Err(Failure::Usage(format!("{flag} and --config exclude each other: put it in the file")))
+                }
+                None => Self::from_file(file, false),
+            };
+        }
+        if given_flag.is_some() {
+            return Self::from_flags(arguments);
+        }
+        for file in DEFAULT_FILES.map(Path::new) {
+            // A file that is there and cannot be read is not passed over: `from_file` says why.
+            if !matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+                return Self::from_file(file, true);
+            }
+        }
+        Err(Failure::Usage(USAGE.to_owned()))
+    }
+
+    fn from_file(file: &Path, found: bool) -> Result<Self, Failure> {
+        let name = file.display();
+        let text = fs::read_to_string(file)
+            .map_err(|error| Failure::Usage(format!("{name}: cannot read the configuration: {error}")))?;
+        let config = Config::parse(&text).map_err(|error| {
+            // `file:line: key: problem`, as compilers have it; without a line there is one more blank.
+            let gap = if error.line.is_some() { "" } else { " " };
+            Failure::Usage(format!("{name}:{gap}{error}"))
+        })?;
+        Ok(Self { sections: config.sections, file: Some(file.to_owned()), found, ignored: config.ignored })
+    }
+
+    fn from_flags(arguments: &Arguments) -> Result<Self, Failure> {
+        let Some(bind) = arguments.bind.clone() else {
+            return Err(Failure::Usage(
+                "--bind is missing: say where to listen, as in --bind 0.0.0.0:8080".to_owned(),
+            ));
+        };
+        if arguments.backend.is_empty() {
+            let message = "--backend is missing: name at least one, as in --backend 127.0.0.1:9000";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        let mut proxy = WsProxy::new(arguments.backend.clone());
+        if let Some(ms) = arguments.connect_timeout_ms {
+            proxy = proxy.connect_timeout_ms(ms);
+        }
+        if let Some(ms) = arguments.read_timeout_ms {
+            proxy = proxy.read_timeout_ms(ms);
+        }
+        proxy.check(&bind).map_err(|error| match error {
+            Error::Setting { key: "backends", problem } => Failure::Usage(format!("--backend: {problem}")),
+            Error::Setting { key, problem } => {
+                Failure::Usage(format!("--{}: {problem}", key.replace('_', "-")))
+            }
+            other => Failure::Machine(other.to_string()),
+        })?;
+        Ok(Self { sections: vec![Section { bind, proxy }], file: None, found: false, ignored: Vec::new() })
+    }
+
+    /// What `check` says of good settings.
+    pub(crate) fn report(&self) -> String {
+        let place =
+            self.file.as_ref().map_or("the command line".to_owned(), |file| file.display().to_string());
+        let count = match self.sections.len() {
+            1 => "1 section".to_owned(),
+            many => format!("{many} sections"),
+        };
+        let mut report = format!("{place}: good, {count}");
+        for section in &self.sections {
+            report += &format!("\n  {}", section.bind);
+        }
+        if !self.ignored.is_empty() {
+            report += &format!("\n  ignored, not ws-proxy's: {}", self.ignored.join(", "));
+        }
+        report
+    }
+
+    /// Tells the log what is used and what is not.
+    pub(crate) fn log(&self) {
+        if let Some(file) = &self.file {
+            let file = file.display().to_string();
+            let how = if self.found { "found" } else { "named" };
+            log::info!("event=config file={file:?} how={how} sections={}", self.sections.len());
+        }
+        if !self.ignored.is_empty() {
+            log::warn!("event=config_ignored keys={:?}", self.ignored.join(", "));
+        }
+    }
+}
+
+/// The first of the options that stand for a configuration file.
+fn given_flag(arguments: &Arguments) -> Option<&'static str> {
+    let flags = [
+        (arguments.bind.is_some(), "--bind"),
+        (!arguments.backend.is_empty(), "--backend"),
+        (arguments.connect_timeout_ms.is_some(), "--connect-timeout-ms"),
+        (arguments.read_timeout_ms.is_some(), "--read-timeout-ms"),
+    ];
+    flags.into_iter().find_map(|(is_given, flag)| is_given.then_some(flag))
+}
