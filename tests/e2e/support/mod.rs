@@ -1,0 +1,49 @@
+//! What the tests are written with.
+
+mod peer;
+mod program;
+mod proxy;
+
+pub use self::peer::{Backend, Peer};
+pub use self::program::{Directory, Program, value};
+pub use self::proxy::Proxy;
+
+use std::time::Duration;
+
+/// How long anything may take before the test has failed. Long, for slow machines: passing tests never wait for it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The key of RFC 6455, 1.3, and what belongs to it.
+pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// A client's good handshake, with more header lines behind, each with its CRLF.
+pub fn upgrade(more: &str) -> String {
+    format!(
+        "GET /chat HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
+    )
+}
+
+/// A backend's good answer to it.
+pub fn switching(more: &str) -> String {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {ACCEPT}\r\n{more}\r\n"
+    )
+}
+
+/// Bytes that look like nothing else, and are the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        // xorshift64*
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

@@ -1,0 +1,196 @@
+//! Either end of a connection, speaking literal bytes.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt;
+
+use super::{PATIENCE, switching, upgrade};
+
+/// A backend that does what the test says.
+pub struct Backend {
+    listener: TcpListener,
+    pub address: SocketAddr,
+}
+
+impl Backend {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        Self { listener, address }
+    }
+
+    /// The next connection of the proxy.
+    pub fn accept(&self) -> Peer {
+        self.try_accept(PATIENCE).expect("the proxy connects to the backend")
+    }
+
+    /// The next connection, if one comes in time.
+    pub fn try_accept(&self, time: Duration) -> Option<Peer> {
+        let end = Instant::now() + time;
+        let mut fds = [rustix::event::PollFd::new(&self.listener, rustix::event::PollFlags::IN)];
+        let left = rustix::time::Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap();
+        (rustix::event::poll(&mut fds, Some(&left)).unwrap() > 0)
+            .then(|| Peer::new(self.listener.accept().unwrap().0))
+    }
+
+    /// Whether a connection is waiting to be accepted right now.
+    pub fn has_waiting(&self) -> bool {
+        let mut fds = [rustix::event::PollFd::new(&self.listener, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+    }
+
+    /// Accepts, reads the handshake and switches: gives the connection and the head that came.
+    pub fn accept_tunnel(&self) -> (Peer, String) {
+        let mut peer = self.accept();
+        let head = peer.read_head();
+        peer.send(switching(""));
+        (peer, head)
+    }
+}
+
+/// One end of a connection. Every wait ends after [`PATIENCE`].
+pub struct Peer {
+    pub stream: TcpStream,
+}
+
+impl Peer {
+    pub fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream }
+    }
+
+    pub fn connect(address: SocketAddr) -> Self {
+        Self::new(TcpStream::connect(address).expect("the proxy accepts"))
+    }
+
+    /// A client that has sent `bytes`.
+    pub fn sending(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Self {
+        let mut peer = Self::connect(address);
+        peer.send(bytes);
+        peer
+    }
+
+    /// A client and a backend that have a tunnel between them.
+    pub fn tunnel(proxy: SocketAddr, backend: &Backend) -> (Self, Self) {
+        let mut client = Self::sending(proxy, upgrade(""));
+        let (behind, _) = backend.accept_tunnel();
+        let head = client.read_head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        (client, behind)
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("the other side takes the bytes");
+    }
+
+    /// Everything up to a blank line, and nothing behind it.
+    pub fn read_head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            match self.stream.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&head)),
+            }
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    pub fn read_exactly(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).expect("so many bytes come");
+        bytes
+    }
+
+    /// Reads exactly what is expected.
+    pub fn expect(&mut self, bytes: impl AsRef<[u8]>) {
+        let got = self.read_exactly(bytes.as_ref().len());
+        assert_eq!(got.escape_ascii().to_string(), bytes.as_ref().escape_ascii().to_string());
+    }
+
+    /// Everything up to the other side's orderly end.
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).expect("the connection ends in order");
+        bytes
+    }
+
+    /// Everything up to the other side's end, as text.
+    pub fn read_text_to_end(&mut self) -> String {
+        String::from_utf8(self.read_to_end()).unwrap()
+    }
+
+    /// Waits for the other side's orderly end, with nothing before it.
+    pub fn expect_eof(&mut self) {
+        assert_eq!(self.read_to_end().escape_ascii().to_string(), "");
+    }
+
+    /// Waits until the connection is over, in whatever manner, and drops what comes before.
+    pub fn expect_end(&mut self) {
+        let mut scratch = [0; 4_096];
+        loop {
+            match self.stream.read(&mut scratch) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if is_timeout(&error) => panic!("the connection does not end"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Asserts that nothing comes for a while. Only for what must never come; keep the time short.
+    pub fn expect_silence(&mut self, time: Duration) {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Err(error) if is_timeout(&error) => {}
+            other => panic!("{other:?} instead of silence ({byte:?})"),
+        }
+        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+
+    /// Ends this side's sending.
+    pub fn end_sending(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Resets the connection.
+    pub fn reset(self) {
+        sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Writes until the other side takes no more for a moment; gives how much it took.
+    pub fn flood(&mut self) -> usize {
+        let chunk = [7; 16 * 1024];
+        let mut taken = 0;
+        self.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        loop {
+            match self.stream.write(&chunk) {
+                Ok(count) => taken += count,
+                Err(error) if is_timeout(&error) => break,
+                Err(error) => panic!("{error} after {taken} bytes"),
+            }
+        }
+        self.stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        taken
+    }
+
+    /// Makes the kernel's buffers small, so that reads and writes come in parts.
+    pub fn shrink_buffers(&mut self) {
+        sockopt::set_socket_recv_buffer_size(&self.stream, 4_096).unwrap();
+        sockopt::set_socket_send_buffer_size(&self.stream, 4_096).unwrap();
+    }
+
+    /// A second handle of the same connection, for another thread.
+    pub fn again(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap() }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}

@@ -1,0 +1,194 @@
+//! The program itself, as a process of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::PATIENCE;
+
+/// A running `ws-proxy`, killed when it is dropped.
+pub struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    /// Every line of the log so far that has been waited over.
+    pub seen: Vec<String>,
+}
+
+impl Program {
+    /// Starts the program with these arguments, in an empty working directory unless one is named.
+    pub fn start(arguments: &[&str], directory: Option<&Path>) -> Self {
+        Self::spawn(&mut Self::command(arguments, directory))
+    }
+
+    /// Starts it with `--config` and this text.
+    pub fn with_config(text: &str) -> Self {
+        let directory = Directory::new();
+        let file = directory.write("ws-proxy.toml", text);
+        let mut program = Self::start(&["--config", file.to_str().unwrap()], None);
+        // It has read the file by the time that it says so, and the folder may go.
+        program.wait_for("event=config ");
+        program
+    }
+
+    /// Runs it to its end: exit code, standard output, standard error.
+    pub fn output(arguments: &[&str], directory: Option<&Path>) -> (i32, String, String) {
+        let output = Self::command(arguments, directory).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().expect("it exits by itself"), text(output.stdout), text(output.stderr))
+    }
+
+    pub fn command(arguments: &[&str], directory: Option<&Path>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ws-proxy"));
+        command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+        command.current_dir(directory.unwrap_or(Path::new(env!("CARGO_TARGET_TMPDIR"))));
+        command
+    }
+
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    /// The next line of the log that has this in it.
+    pub fn wait_for(&mut self, part: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
+            let line = line.unwrap_or_else(|_| panic!("no line with {part:?} after {:#?}", self.seen));
+            self.seen.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// Waits until it says that it listens, and gives the address.
+    pub fn address(&mut self) -> SocketAddr {
+        let line = self.wait_for("event=listening");
+        value(&line, "address").parse().unwrap()
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "the program does not end");
+            // There is no event for this without a signal handler in the test.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().unwrap()
+    }
+
+    /// All lines of the log that are left, once it has ended.
+    pub fn rest_of_log(&mut self) -> Vec<String> {
+        self.seen.extend(self.lines.iter());
+        self.seen.clone()
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(self.proc("fd")).unwrap().count()
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(self.proc("task")).unwrap().count()
+    }
+
+    /// The processor time that it has used, in ticks of the clock (100 a second).
+    pub fn cpu_ticks(&self) -> u64 {
+        let mut stat = String::new();
+        fs::File::open(self.proc("stat")).unwrap().read_to_string(&mut stat).unwrap();
+        // The fields behind the name, which may have blanks in it: utime and stime are the 12th and 13th.
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// Waits until this many descriptors are open, or fewer.
+    pub fn wait_for_descriptors(&self, most: usize) {
+        let end = Instant::now() + PATIENCE;
+        while self.descriptors() > most {
+            assert!(Instant::now() < end, "{} descriptors are open, not {most}", self.descriptors());
+            // The kernel has no event for another process's descriptors.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        format!("/proc/{}/{file}", self.child.id()).into()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The value of a key in a line of the log.
+pub fn value<'a>(line: &'a str, key: &str) -> &'a str {
+    let start =
+        line.find(&format!(" {key}=")).unwrap_or_else(|| panic!("no {key} in {line}")) + key.len() + 2;
+    line[start..].split(' ').next().unwrap()
+}
+
+/// A folder that is gone with the test.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("e2e-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.0.join(name);
+        fs::write(&file, text).unwrap();
+        file
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
