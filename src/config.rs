@@ -33,6 +33,7 @@ const MAX_WORKERS: i64 = 1_024;
 /// # Ok::<(), ws_proxy::ConfigError>(())
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// The `[[ws_proxy]]` sections in their order; at least one.
     pub sections: Vec<Section>,
@@ -59,6 +60,7 @@ pub struct Section {
 ///
 /// It is shown as `line: key: problem`; the program puts the file's name before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConfigError {
     /// The line, counted from 1; `None` where the fault has no place, as when a section is missing.
     pub line: Option<usize>,

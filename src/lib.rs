@@ -31,7 +31,10 @@
 //! Around them: `config` and `settings` read and check what is asked for, `proxy` turns it into something that runs,
 //! `net` has the sockets' system calls.
 
-#![warn(missing_docs)]
+// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod backend;
 mod config;

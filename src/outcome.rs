@@ -28,7 +28,7 @@ pub(crate) enum Outcome {
         /// From the accept to the end.
         lifetime: Duration,
         /// How many of the bytes for the client were the 101.
-        head_len: u64,
+        head_len: usize,
         end: TunnelEnd,
     },
     /// It got an answer of ours.
@@ -56,7 +56,7 @@ impl Outcome {
                     handshake.as_secs_f64() * 1_000.0,
                     lifetime.as_millis(),
                     end.to_backend,
-                    end.to_client.saturating_sub(*head_len),
+                    end.to_client.saturating_sub(*head_len as u64),
                     side.name(),
                 );
             }

@@ -1,0 +1,138 @@
+//! Brings one handshake to a backend, and gets its answer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_net::TcpStream;
+use smol::Timer;
+
+use super::pass_on::Refusal;
+use crate::backend::dial::{DialError, dial};
+use crate::handshake::forward::{Hop, refusal_head, request_head, switching_head};
+use crate::handshake::reject::Reject;
+use crate::handshake::request::UpgradeRequest;
+use crate::handshake::response::Answer;
+use crate::head::{self, NoHead};
+use crate::net;
+use crate::server::Section;
+
+/// Longest head of an answer, with the interim answers before it.
+const RESPONSE_HEAD_MAX: usize = 64 * 1024;
+/// Interim answers (1xx) that are skipped before the final one.
+const INTERIM_MAX: usize = 16;
+
+/// What the backend said to a handshake, ready to go on to the client.
+pub(super) enum Answered {
+    /// A verified 101.
+    Switched {
+        backend: TcpStream,
+        /// The backend's name.
+        name: String,
+        /// The 101 for the client, and behind it what the backend has sent already.
+        for_client: Vec<u8>,
+        /// How much of that is the 101.
+        head_len: usize,
+    },
+    /// Any other answer.
+    Refused(Refusal),
+}
+
+/// Dials the backends in turn, gives the handshake to the one that accepts, and judges its answer.
+///
+/// Dropped before its end, it closes the connection to the backend.
+///
+/// # Errors
+///
+/// What the client is told if there is no answer, or none that can be passed on.
+pub(super) async fn attempt(
+    request: &UpgradeRequest<'_>,
+    peer: SocketAddr,
+    section: &Section,
+) -> Result<Answered, Reject> {
+    let settings = &section.settings;
+    let turn = section.rotation.turn(settings.backends.len());
+    let order = turn.filter_map(|index| settings.backends.get(index));
+    let dialed = dial(order, settings.connect_timeout).await.map_err(|error| match error {
+        DialError::Unreachable => Reject::unreachable(),
+        DialError::TimedOut => Reject::connect_timeout(),
+        DialError::OutOfDescriptors => Reject::full("this proxy is out of file descriptors"),
+    })?;
+
+    let name = dialed.backend.to_string();
+    let hop = Hop { client: peer.ip(), backend: &name, host: settings.host, forwarded: settings.forwarded };
+    let head = request_head(request, &hop);
+    let answered = converse(dialed.socket, &name, &head, request, settings.response_timeout).await;
+    if let Err(rejected) = &answered {
+        log::warn!(
+            "event=backend_faulty backend={name} reason={} error={:?}",
+            rejected.reason,
+            rejected.detail
+        );
+    }
+    answered
+}
+
+/// Sends the head and reads the backend's answers up to the final one: each under one deadline, and one bound on
+/// the bytes of all answers.
+async fn converse(
+    mut backend: TcpStream,
+    name: &str,
+    head: &[u8],
+    request: &UpgradeRequest<'_>,
+    timeout: Duration,
+) -> Result<Answered, Reject> {
+    net::write_within(timeout, &mut backend, head).await.map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => Reject::response_timeout(),
+        _ => Reject::bad_answer(CLOSED_EARLY),
+    })?;
+
+    let mut deadline = Timer::after(timeout);
+    let mut left = RESPONSE_HEAD_MAX;
+    let mut rest = Vec::new();
+    for _ in 0..=INTERIM_MAX {
+        let head = head::read(&mut backend, rest, left, &mut deadline).await.map_err(bad_head)?;
+        let name = name.to_owned();
+        match Answer::parse(head.bytes(), request).map_err(Reject::bad_answer)? {
+            Answer::Interim => {
+                left = left.saturating_sub(head.bytes().len());
+                rest = head.rest().to_vec();
+            }
+            Answer::Switching(response) => {
+                let mut for_client = switching_head(&response);
+                let head_len = for_client.len();
+                for_client.extend_from_slice(head.rest());
+                return Ok(Answered::Switched { backend, name, for_client, head_len });
+            }
+            Answer::Refusal(response, framing) => {
+                let status = response.status;
+                let for_client = refusal_head(&response);
+                let rest = head.rest().to_vec();
+                return Ok(Answered::Refused(Refusal {
+                    backend,
+                    name,
+                    status,
+                    head: for_client,
+                    rest,
+                    framing,
+                }));
+            }
+        }
+    }
+    Err(Reject::bad_answer("the backend sends one interim answer after another"))
+}
+
+/// What is said of a backend that hangs up.
+const CLOSED_EARLY: &str = "the backend closed the connection before it answered";
+
+fn bad_head(no_head: NoHead) -> Reject {
+    match no_head {
+        NoHead::TimedOut { .. } => Reject::response_timeout(),
+        NoHead::Ended { begun: false } | NoHead::Broken => Reject::bad_answer(CLOSED_EARLY),
+        NoHead::Ended { begun: true } => {
+            Reject::bad_answer("the backend closed the connection within its answer's head")
+        }
+        NoHead::TooLong { .. } => Reject::bad_answer("the head of the backend's answer is too long"),
+        NoHead::Malformed(_) => Reject::bad_answer("the backend's answer is not HTTP/1.1"),
+    }
+}

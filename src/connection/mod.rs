@@ -1,0 +1,114 @@
+//! The story of one client, from its first byte to its last.
+
+mod attempt;
+mod pass_on;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use async_net::TcpStream;
+use futures_lite::future;
+use smol::Timer;
+
+use self::attempt::{Answered, attempt};
+use self::pass_on::pass_on;
+use crate::early::Early;
+use crate::handshake::reject::Reject;
+use crate::handshake::request::UpgradeRequest;
+use crate::head::{self, NoHead};
+use crate::net;
+use crate::outcome::{Outcome, Stage};
+use crate::server::Section;
+use crate::tunnel::Tunnel;
+
+/// Longest head of a request, its blank line included.
+const REQUEST_HEAD_MAX: usize = 8_192;
+/// How long a client may take to receive an answer of ours.
+const REJECT_TIME: Duration = Duration::from_secs(5);
+
+/// Carries one client from its first byte to its last.
+pub(crate) async fn serve(mut client: TcpStream, peer: SocketAddr, section: &Section) -> Outcome {
+    let started = Instant::now();
+
+    // The whole head, under one deadline.
+    let deadline = Timer::after(section.settings.read_timeout);
+    let head = match head::read(&mut client, Vec::new(), REQUEST_HEAD_MAX, deadline).await {
+        Ok(head) => head,
+        Err(no_head) => return without_head(client, no_head).await,
+    };
+
+    // No backend hears of a request that is not good.
+    let request = match judge(head.bytes(), section) {
+        Ok(request) => request,
+        Err(rejected) => return reject(client, rejected).await,
+    };
+
+    // While the backend is dialled and thinks, the client is listened to: what it sends is kept, and if its
+    // connection breaks the attempt is dropped, with the backend's connection in it.
+    let mut early = Early::new(head.rest());
+    let answered = async { Some(attempt(&request, peer, section).await) };
+    let client_is_gone = async {
+        early.watch(&client).await;
+        None
+    };
+    let answered = match future::or(answered, client_is_gone).await {
+        Some(Ok(answered)) => answered,
+        Some(Err(rejected)) => return reject(client, rejected).await,
+        None => return Outcome::ClientGone { stage: Stage::Handshake },
+    };
+
+    match answered {
+        Answered::Refused(refusal) => {
+            section.note_refusal(refusal.status, &request);
+            pass_on(client, early, refusal, section.settings.response_timeout).await
+        }
+        // The client gets the backend's own 101 as the first bytes of the tunnel.
+        Answered::Switched { backend, name, for_client, head_len } => {
+            let handshake = started.elapsed();
+            let tunnel = Tunnel { client, backend, for_backend: early.into_bytes(), for_client };
+            // The buffers of the handshake are not needed for the hours of the tunnel.
+            drop(request);
+            drop(head);
+            let end = tunnel.run().await;
+            Outcome::Tunnel { backend: name, handshake, lifetime: started.elapsed(), head_len, end }
+        }
+    }
+}
+
+/// Whether a complete head is an upgrade that may pass.
+fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, Reject> {
+    let request = UpgradeRequest::parse(head)?;
+    let origin = request.origin()?;
+    match &section.settings.origins {
+        Some(origins) if !origins.allows(origin) => Err(Reject::origin(match origin {
+            Some(_) => "this origin may not open a WebSocket here",
+            None => "a WebSocket from here needs an Origin",
+        })),
+        _ => Ok(request),
+    }
+}
+
+/// Answers a client whose head did not come.
+async fn without_head(client: TcpStream, no_head: NoHead) -> Outcome {
+    let rejected = match no_head {
+        // Probes that only connect, and clients that opened a connection in advance, are owed no answer.
+        NoHead::TimedOut { begun: false } => return Outcome::Silent { ended_by: "timeout" },
+        NoHead::Ended { begun: false } => return Outcome::Silent { ended_by: "client" },
+        NoHead::Broken => return Outcome::ClientGone { stage: Stage::Head },
+        NoHead::Ended { begun: true } => Reject::malformed("the request head is not complete"),
+        NoHead::TimedOut { begun: true } => Reject::timeout(),
+        NoHead::TooLong { first_line_ends: false } => Reject::line_too_long(REQUEST_HEAD_MAX),
+        NoHead::TooLong { first_line_ends: true } => Reject::head_too_long(REQUEST_HEAD_MAX),
+        NoHead::Malformed(what) => Reject::malformed(format!("the request head has {what}")),
+    };
+    reject(client, rejected).await
+}
+
+/// Gives the client an answer of ours, and sees to it that it can arrive.
+pub(crate) async fn reject(mut client: TcpStream, rejected: Reject) -> Outcome {
+    match net::write_within(REJECT_TIME, &mut client, &rejected.response()).await {
+        Ok(()) => net::close_in_stages(client).await,
+        Err(error) => log::debug!("event=answer_failed error={:?}", error.to_string()),
+    }
+    Outcome::Rejected(rejected)
+}
