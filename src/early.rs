@@ -2,10 +2,9 @@
 
 use std::io;
 
-use async_net::TcpStream;
 use futures_lite::AsyncReadExt;
 
-use crate::net;
+use crate::net::stream::Stream;
 
 /// Most that is kept; a client that sends more is just not read for the moment.
 const MAX: usize = 64 * 1024;
@@ -30,17 +29,16 @@ impl Early {
     /// Keeps what the client sends, until its connection breaks; it returns only then.
     ///
     /// It may be dropped at any time, and loses nothing then.
-    pub(crate) async fn watch(&mut self, client: &TcpStream) -> io::Error {
-        let mut client_bytes = client.clone();
+    pub(crate) async fn watch(&mut self, mut client: &Stream) -> io::Error {
         let mut scratch = [0; 1_024];
         while !self.ended && self.bytes.len() < MAX {
-            match client_bytes.read(&mut scratch).await {
+            match client.read(&mut scratch).await {
                 Ok(0) => self.ended = true,
                 Ok(count) => self.bytes.extend_from_slice(&scratch[..count]),
                 Err(error) => return error,
             }
         }
-        net::broken(client).await
+        client.broken().await
     }
 
     /// The bytes, in their order, for the tunnel to begin with.

@@ -48,7 +48,9 @@ mod proxy;
 mod server;
 mod settings;
 mod tunnel;
+mod worker;
 
 pub use config::{Config, ConfigError, Section};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{Bound, Error, WsProxy};
+pub use worker::Workers;

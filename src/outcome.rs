@@ -46,18 +46,18 @@ impl Outcome {
     pub(crate) fn log(&self, section: &str, id: u64, peer: SocketAddr) {
         match self {
             Self::Tunnel { backend, handshake, lifetime, head_len, end } => {
-                let (side, how) = match end.cause {
-                    Cause::Eof(side) => (side, "eof"),
-                    Cause::Reset(side) => (side, "reset"),
+                let (ended_by, how) = match end.cause {
+                    Cause::Eof(side) => (side.name(), "eof"),
+                    Cause::Reset(side) => (side.name(), "reset"),
+                    Cause::Cut => ("proxy", "cut"),
                 };
                 log::info!(
                     "event=tunnel_end section={section} id={id} client={peer} backend={backend} status=101 \
-                     handshake_ms={:.1} lifetime_ms={} bytes_to_backend={} bytes_to_client={} ended_by={} how={how}",
+                     handshake_ms={:.1} lifetime_ms={} bytes_to_backend={} bytes_to_client={} ended_by={ended_by} how={how}",
                     handshake.as_secs_f64() * 1_000.0,
                     lifetime.as_millis(),
                     end.to_backend,
                     end.to_client.saturating_sub(*head_len as u64),
-                    side.name(),
                 );
             }
             Self::Rejected(reject) => log::info!(

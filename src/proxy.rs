@@ -5,15 +5,18 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_lite::future;
-use smol::{Async, Executor};
+use smol::Timer;
+use smol::channel::{Receiver, bounded};
 
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::net;
 use crate::server::{self, Section};
 use crate::settings::{DRAIN_TIMEOUT_MS, Invalid, RawSection, Settings, timeout};
+use crate::worker::Workers;
 
 /// A WebSocket reverse proxy on one port, while its settings may still be changed.
 ///
@@ -32,6 +35,7 @@ use crate::settings::{DRAIN_TIMEOUT_MS, Invalid, RawSection, Settings, timeout};
 pub struct WsProxy {
     raw: RawSection,
     drain_timeout_ms: Option<i64>,
+    workers: Option<Workers>,
 }
 
 /// A proxy that has its port and does not serve yet.
@@ -42,6 +46,7 @@ pub struct Bound {
     listener: TcpListener,
     local: SocketAddr,
     section: Section,
+    workers: Workers,
     drain_timeout: Duration,
 }
 
@@ -63,6 +68,11 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The worker threads cannot be started.
+    Workers {
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 impl fmt::Display for Error {
@@ -70,6 +80,7 @@ impl fmt::Display for Error {
         match self {
             Self::Setting { key, problem } => write!(f, "{key}: {problem}"),
             Self::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Self::Workers { source } => write!(f, "cannot start the worker threads: {source}"),
         }
     }
 }
@@ -78,7 +89,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Setting { .. } => None,
-            Self::Bind { source, .. } => Some(source),
+            Self::Bind { source, .. } | Self::Workers { source } => Some(source),
         }
     }
 }
@@ -91,7 +102,7 @@ impl From<Invalid> for Error {
 
 impl From<RawSection> for WsProxy {
     fn from(raw: RawSection) -> Self {
-        Self { raw, drain_timeout_ms: None }
+        Self { raw, drain_timeout_ms: None, workers: None }
     }
 }
 
@@ -185,6 +196,14 @@ impl WsProxy {
         self
     }
 
+    /// The worker threads that carry the tunnels, to have several proxies share them. Default: threads of its own,
+    /// one per CPU.
+    #[must_use]
+    pub fn workers(mut self, workers: &Workers) -> Self {
+        self.workers = Some(workers.clone());
+        self
+    }
+
     /// Listens on `host:port` and serves for ever, on the calling thread. Port 0 takes any that is free.
     ///
     /// # Errors
@@ -209,7 +228,11 @@ impl WsProxy {
         let failed = |source| Error::Bind { address: address.to_owned(), source };
         let listener = net::listen(&settings.bind).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        Ok(Bound { listener, local, section: Section::new(settings, local), drain_timeout })
+        let workers = match self.workers {
+            Some(workers) => workers,
+            None => Workers::start(0).map_err(|source| Error::Workers { source })?,
+        };
+        Ok(Bound { listener, local, section: Section::new(settings, local), workers, drain_timeout })
     }
 
     /// Checks everything that can be checked without opening anything.
@@ -262,7 +285,7 @@ impl Bound {
     /// # Ok::<(), ws_proxy::Error>(())
     /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, section, drain_timeout } = self;
+        let Self { listener, local, section, workers, drain_timeout } = self;
         let section = Arc::new(section);
         let backends: Vec<&str> =
             section.settings.backends.iter().map(|backend| &*backend.authority).collect();
@@ -272,32 +295,58 @@ impl Bound {
             backends.join(",")
         );
 
-        // Nobody sends on this channel: it tells when the last task has dropped its end.
-        let (alive, ended) = smol::channel::bounded::<()>(1);
-        // The tasks live inside this future: they run wherever it is polled, and go when it is dropped.
-        let executor = Executor::new();
-        let serve = async {
-            match Async::new_nonblocking(listener) {
-                Ok(listener) => {
-                    let accepting = server::accept(listener.into(), Arc::clone(&section), &executor, alive);
-                    future::or(accepting, shutdown).await;
-                }
-                Err(error) => {
-                    log::error!("event=listen_failed section={} error={:?}", section.name, error.to_string());
-                    drop(alive);
-                    return;
-                }
-            }
-            log::info!("event=draining section={}", section.name);
-            let last_one = async {
-                // The only message is that there will be none.
-                ended.recv().await.is_err()
-            };
-            let in_time = net::within(drain_timeout, last_one).await.unwrap_or(false);
-            log::info!("event=stopped section={} all_tunnels_ended={in_time}", section.name);
-        };
-        executor.run(serve).await;
+        // Nobody sends on these channels: each tells when the other side has dropped its last end of it.
+        let (alive, ended) = bounded(1);
+        let (listening, closed) = bounded(1);
+        let (stop, stopped) = bounded(1);
+        let group = Group { id: NEXT_GROUP.fetch_add(1, Ordering::Relaxed), workers };
+        let accepting = Arc::clone(&section);
+        group.workers.start_task(group.id, move |handle| {
+            server::accept(handle, listener, accepting, alive, listening, stopped)
+        });
+
+        // Until it is time, and then until new clients find the port closed.
+        future::or(shutdown, until_closed(&closed)).await;
+        drop(stop);
+        until_closed(&closed).await;
+        log::info!("event=draining section={}", section.name);
+
+        let in_time = future::or(
+            async {
+                until_closed(&ended).await;
+                true
+            },
+            async {
+                Timer::after(drain_timeout).await;
+                false
+            },
+        )
+        .await;
+        // What is left is cut, and waited for.
+        drop(group);
+        until_closed(&ended).await;
+        log::info!("event=stopped section={} all_ended={in_time}", section.name);
     }
+}
+
+/// Numbers the groups of the process.
+static NEXT_GROUP: AtomicU64 = AtomicU64::new(1);
+
+/// The tasks and tunnels of one section. Dropping this cuts them.
+struct Group {
+    id: u64,
+    workers: Workers,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.workers.cut(self.id);
+    }
+}
+
+/// Waits until nobody can send any more.
+async fn until_closed(receiver: &Receiver<()>) {
+    while receiver.recv().await.is_ok() {}
 }
 
 /// The builder's numbers as the checks take them; what does not fit is far out of every range that makes sense.

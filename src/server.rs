@@ -1,28 +1,32 @@
 //! The accept loop of one section.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use async_net::{TcpListener, TcpStream};
 use futures_lite::future;
-use smol::channel::Sender;
-use smol::{Executor, Timer};
+use smol::channel::{Receiver, Sender};
 
 use crate::backend::rotation::Rotation;
-use crate::connection;
+use crate::connection::{self, Established};
 use crate::handshake::forward::HostHeader;
 use crate::handshake::reject::Reject;
 use crate::handshake::request::UpgradeRequest;
 use crate::net;
+use crate::net::reactor::Reactor;
+use crate::net::stream::{Listener, Stream};
+use crate::net::timer::Timer;
+use crate::outcome::Outcome;
 use crate::settings::Settings;
+use crate::worker::Handle;
 
 /// Connections over the limit that are told so at once. Those over this number too are just closed.
 const REFUSALS: usize = 256;
 /// After so many accepts in a row the connections themselves get a turn.
-const ACCEPTS_IN_A_ROW: u32 = 32;
+const ACCEPTS_IN_A_ROW: u64 = 32;
 /// How long accepting pauses after a first failure, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// Failures of accept are logged no more often than this.
@@ -89,81 +93,104 @@ impl Drop for Permit {
     }
 }
 
-/// Accepts clients for ever, and runs each as a task of its own on `executor`. Every task holds a clone of `alive`
-/// until it ends. Dropping this future stops the accepting and closes the listener; the tasks go on.
+/// Accepts clients until `stop` is closed, and starts a task for each on the worker whose turn it is. Each holds a
+/// clone of `alive` until its connection ends, and this loop one of `listening` until its socket is closed.
 pub(crate) async fn accept(
+    handle: Handle,
     listener: TcpListener,
     section: Arc<Section>,
-    executor: &Executor<'static>,
     alive: Sender<()>,
+    listening: Sender<()>,
+    stop: Receiver<()>,
 ) {
-    let mut failures = Failures::default();
-    let mut in_a_row = 0;
-    loop {
-        match listener.accept().await {
-            Ok((client, peer)) => {
-                failures.clear();
-                spawn(client, net::canonical(peer), &section, executor, alive.clone());
+    let listener = match Listener::new(handle.reactor(), listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            log::error!("event=listen_failed section={} error={:?}", section.name, error.to_string());
+            return;
+        }
+    };
+    let accepting = async {
+        let mut failures = Failures::default();
+        for accepted in 1_u64.. {
+            match listener.accept().await {
+                Ok((client, peer)) => {
+                    failures.clear();
+                    start(&handle, client, net::canonical(peer), &section, alive.clone());
+                }
+                Err(error) => failures.back_off(handle.reactor(), &section.name, &error).await,
             }
-            Err(error) => failures.back_off(&section.name, &error).await,
+            if accepted.is_multiple_of(ACCEPTS_IN_A_ROW) {
+                future::yield_now().await;
+            }
         }
-        in_a_row += 1;
-        if in_a_row % ACCEPTS_IN_A_ROW == 0 {
-            future::yield_now().await;
-        }
-    }
+    };
+    let stopped = async {
+        // Nobody sends on it: it is closed when it is time.
+        while stop.recv().await.is_ok() {}
+    };
+    future::or(stopped, accepting).await;
+    drop(listener);
+    drop(listening);
 }
 
 /// Starts the task of one client.
-fn spawn(
-    client: TcpStream,
-    peer: SocketAddr,
-    section: &Arc<Section>,
-    executor: &Executor<'static>,
-    alive: Sender<()>,
-) {
+fn start(handle: &Handle, client: TcpStream, peer: SocketAddr, section: &Arc<Section>, alive: Sender<()>) {
     let section = Arc::clone(section);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = net::prepare(&client) {
-        // Reset before it was accepted.
-        log::debug!(
-            "event=client_gone section={} id={id} client={peer} error={:?}",
-            section.name,
-            error.to_string()
-        );
-        return;
+    match Permit::take(&section.open, section.settings.max_connections) {
+        Some(permit) => handle.start_next(move |handle| async move {
+            let Some(client) = register(&handle, client, peer, id, &section) else { return };
+            match connection::serve(client, peer, &section).await {
+                Ok(established) => carry(&handle, established, section, id, peer, (permit, alive)),
+                Err(outcome) => outcome.log(&section.name, id, peer),
+            }
+        }),
+        // One too many is told to come again later; if there are too many of those, they are only closed.
+        None => match Permit::take(&section.refusing, Some(REFUSALS)) {
+            Some(permit) => handle.start_next(move |handle| async move {
+                let Some(client) = register(&handle, client, peer, id, &section) else { return };
+                let full = Reject::full("too many connections, come again later");
+                connection::reject(client, full).await.log(&section.name, id, peer);
+                drop((permit, alive));
+            }),
+            None => log::debug!("event=dropped section={} id={id} client={peer} reason=full", section.name),
+        },
     }
-    let Some(permit) = Permit::take(&section.open, section.settings.max_connections) else {
-        return refuse(client, peer, id, section, executor, alive);
-    };
-    let task = async move {
-        let outcome = connection::serve(client, peer, &section).await;
-        outcome.log(&section.name, id, peer);
-        drop((permit, alive));
-    };
-    executor.spawn(task).detach();
 }
 
-/// Tells one client too many to come again later.
-fn refuse(
+/// Gives a client's socket to the worker that its task runs on.
+fn register(
+    handle: &Handle,
     client: TcpStream,
     peer: SocketAddr,
     id: u64,
+    section: &Section,
+) -> Option<Stream> {
+    let registered = Stream::new(handle.reactor(), client);
+    if let Err(error) = &registered {
+        let error = error.to_string();
+        log::error!("event=register_failed section={} id={id} client={peer} error={error:?}", section.name);
+    }
+    registered.ok()
+}
+
+/// Leaves a tunnel to the worker. The task of its handshake ends here, and gives its memory back.
+fn carry(
+    handle: &Handle,
+    established: Established,
     section: Arc<Section>,
-    executor: &Executor<'static>,
-    alive: Sender<()>,
+    id: u64,
+    peer: SocketAddr,
+    guards: (Permit, Sender<()>),
 ) {
-    let Some(permit) = Permit::take(&section.refusing, Some(REFUSALS)) else {
-        log::debug!("event=dropped section={} id={id} client={peer} reason=full", section.name);
-        return;
-    };
-    let task = async move {
-        let outcome =
-            connection::reject(client, Reject::full("too many connections, come again later")).await;
-        outcome.log(&section.name, id, peer);
-        drop((permit, alive));
-    };
-    executor.spawn(task).detach();
+    let Established { tunnel, backend, started, handshake, head_len } = established;
+    let on_end = Box::new(move |end| {
+        let lifetime = started.elapsed();
+        Outcome::Tunnel { backend, handshake, lifetime, head_len, end }.log(&section.name, id, peer);
+        drop(guards);
+    });
+    handle.carry(tunnel, on_end);
 }
 
 /// Consecutive failures to accept.
@@ -181,7 +208,7 @@ impl Failures {
 
     /// Waits, longer each time: most failures mean that descriptors or memory are short, and trying again at once
     /// would only burn the CPU that the tunnels need to end and give some back.
-    async fn back_off(&mut self, section: &str, error: &io::Error) {
+    async fn back_off(&mut self, reactor: &Rc<Reactor>, section: &str, error: &io::Error) {
         let (first, most) = BACKOFF;
         let pause = self.pause.map_or(first, |pause| (pause * 2).min(most));
         self.pause = Some(pause);
@@ -195,6 +222,6 @@ impl Failures {
             self.logged = Some(Instant::now());
             self.unlogged = 0;
         }
-        Timer::after(pause).await;
+        Timer::after(reactor, pause).await;
     }
 }

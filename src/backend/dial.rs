@@ -1,20 +1,21 @@
 //! Connects to the first backend that can be reached.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
-use async_net::TcpStream;
-use smol::Async;
-
 use super::address::Address;
-use crate::net::{self, within};
+use crate::net;
+use crate::net::reactor::Reactor;
+use crate::net::stream::Stream;
+use crate::net::timer::within;
 
 /// A connection to a backend that nothing has been sent on yet.
 #[derive(Debug)]
 pub(crate) struct Dialed<'a> {
     pub(crate) backend: &'a Address,
-    pub(crate) socket: TcpStream,
+    pub(crate) socket: Stream,
 }
 
 /// Why no backend was connected to.
@@ -36,12 +37,13 @@ pub(crate) enum DialError {
 ///
 /// See [`DialError`].
 pub(crate) async fn dial<'a>(
+    reactor: &Rc<Reactor>,
     order: impl Iterator<Item = &'a Address>,
     timeout: Duration,
 ) -> Result<Dialed<'a>, DialError> {
     let mut only_time_failed = true;
     for backend in order {
-        match connect_to(backend, timeout).await {
+        match connect_to(reactor, backend, timeout).await {
             Ok(socket) => return Ok(Dialed { backend, socket }),
             Err(error) if net::out_of_descriptors(&error) => {
                 log::error!("event=out_of_descriptors backend={backend} error={:?}", error.to_string());
@@ -57,11 +59,11 @@ pub(crate) async fn dial<'a>(
 }
 
 /// Connects to one of the backend's addresses. The error is `TimedOut` only if all that failed was time.
-async fn connect_to(backend: &Address, timeout: Duration) -> io::Result<TcpStream> {
-    let addresses = or_timed_out(within(timeout, net::resolve(backend)).await)?;
+async fn connect_to(reactor: &Rc<Reactor>, backend: &Address, timeout: Duration) -> io::Result<Stream> {
+    let addresses = or_timed_out(within(reactor, timeout, net::resolve(backend)).await)?;
     let mut worst: Option<io::Error> = None;
     for address in addresses {
-        match or_timed_out(within(timeout, connect(address)).await) {
+        match or_timed_out(within(reactor, timeout, connect(reactor, address)).await) {
             Ok(socket) => return Ok(socket),
             Err(error) if net::out_of_descriptors(&error) => return Err(error),
             Err(error) => {
@@ -74,10 +76,10 @@ async fn connect_to(backend: &Address, timeout: Duration) -> io::Result<TcpStrea
     Err(worst.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Async::<StdTcpStream>::connect(address).await?;
-    net::prepare(&socket)?;
-    Ok(socket.into())
+async fn connect(reactor: &Rc<Reactor>, address: SocketAddr) -> io::Result<Stream> {
+    let stream = Stream::connect(reactor, address).await?;
+    net::prepare(stream.socket())?;
+    Ok(stream)
 }
 
 fn or_timed_out<T>(result: Option<io::Result<T>>) -> io::Result<T> {

@@ -2,10 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
-
-use async_net::TcpStream;
-use smol::Timer;
 
 use super::pass_on::Refusal;
 use crate::backend::dial::{DialError, dial};
@@ -15,6 +13,9 @@ use crate::handshake::request::UpgradeRequest;
 use crate::handshake::response::Answer;
 use crate::head::{self, NoHead};
 use crate::net;
+use crate::net::reactor::Reactor;
+use crate::net::stream::Stream;
+use crate::net::timer::Timer;
 use crate::server::Section;
 
 /// Longest head of an answer, with the interim answers before it.
@@ -26,7 +27,7 @@ const INTERIM_MAX: usize = 16;
 pub(super) enum Answered {
     /// A verified 101.
     Switched {
-        backend: TcpStream,
+        backend: Stream,
         /// The backend's name.
         name: String,
         /// The 101 for the client, and behind it what the backend has sent already.
@@ -46,6 +47,7 @@ pub(super) enum Answered {
 ///
 /// What the client is told if there is no answer, or none that can be passed on.
 pub(super) async fn attempt(
+    reactor: &Rc<Reactor>,
     request: &UpgradeRequest<'_>,
     peer: SocketAddr,
     section: &Section,
@@ -53,7 +55,7 @@ pub(super) async fn attempt(
     let settings = &section.settings;
     let turn = section.rotation.turn(settings.backends.len());
     let order = turn.filter_map(|index| settings.backends.get(index));
-    let dialed = dial(order, settings.connect_timeout).await.map_err(|error| match error {
+    let dialed = dial(reactor, order, settings.connect_timeout).await.map_err(|error| match error {
         DialError::Unreachable => Reject::unreachable(),
         DialError::TimedOut => Reject::connect_timeout(),
         DialError::OutOfDescriptors => Reject::full("this proxy is out of file descriptors"),
@@ -76,22 +78,22 @@ pub(super) async fn attempt(
 /// Sends the head and reads the backend's answers up to the final one: each under one deadline, and one bound on
 /// the bytes of all answers.
 async fn converse(
-    mut backend: TcpStream,
+    backend: Stream,
     name: &str,
     head: &[u8],
     request: &UpgradeRequest<'_>,
     timeout: Duration,
 ) -> Result<Answered, Reject> {
-    net::write_within(timeout, &mut backend, head).await.map_err(|error| match error.kind() {
+    net::write_within(timeout, &backend, head).await.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => Reject::response_timeout(),
         _ => Reject::bad_answer(CLOSED_EARLY),
     })?;
 
-    let mut deadline = Timer::after(timeout);
+    let mut deadline = Timer::after(backend.reactor(), timeout);
     let mut left = RESPONSE_HEAD_MAX;
     let mut rest = Vec::new();
     for _ in 0..=INTERIM_MAX {
-        let head = head::read(&mut backend, rest, left, &mut deadline).await.map_err(bad_head)?;
+        let head = head::read(&mut &backend, rest, left, &mut deadline).await.map_err(bad_head)?;
         let name = name.to_owned();
         match Answer::parse(head.bytes(), request).map_err(Reject::bad_answer)? {
             Answer::Interim => {

@@ -4,11 +4,10 @@ mod attempt;
 mod pass_on;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use async_net::TcpStream;
 use futures_lite::future;
-use smol::Timer;
 
 use self::attempt::{Answered, attempt};
 use self::pass_on::pass_on;
@@ -17,6 +16,8 @@ use crate::handshake::reject::Reject;
 use crate::handshake::request::UpgradeRequest;
 use crate::head::{self, NoHead};
 use crate::net;
+use crate::net::stream::Stream;
+use crate::net::timer::Timer;
 use crate::outcome::{Outcome, Stage};
 use crate::server::Section;
 use crate::tunnel::Tunnel;
@@ -26,51 +27,71 @@ const REQUEST_HEAD_MAX: usize = 8_192;
 /// How long a client may take to receive an answer of ours.
 const REJECT_TIME: Duration = Duration::from_secs(5);
 
-/// Carries one client from its first byte to its last.
-pub(crate) async fn serve(mut client: TcpStream, peer: SocketAddr, section: &Section) -> Outcome {
-    let started = Instant::now();
+/// A tunnel that is ready to be carried, and what the handshake leaves to be told at its end.
+#[derive(Debug)]
+pub(crate) struct Established {
+    pub(crate) tunnel: Tunnel,
+    /// The backend's name.
+    pub(crate) backend: String,
+    /// When the client was accepted.
+    pub(crate) started: Instant,
+    /// From then to the verified 101.
+    pub(crate) handshake: Duration,
+    /// How many of the tunnel's first bytes for the client are the 101.
+    pub(crate) head_len: usize,
+}
+
+/// Brings one client from its first byte to its tunnel.
+///
+/// # Errors
+///
+/// How the connection ended, if it came to no tunnel.
+pub(crate) async fn serve(
+    client: Stream,
+    peer: SocketAddr,
+    section: &Section,
+) -> Result<Established, Outcome> {
+    let reactor = Rc::clone(client.reactor());
+    let started = reactor.now();
 
     // The whole head, under one deadline.
-    let deadline = Timer::after(section.settings.read_timeout);
-    let head = match head::read(&mut client, Vec::new(), REQUEST_HEAD_MAX, deadline).await {
+    let deadline = Timer::after(&reactor, section.settings.read_timeout);
+    let head = match head::read(&mut &client, Vec::new(), REQUEST_HEAD_MAX, deadline).await {
         Ok(head) => head,
-        Err(no_head) => return without_head(client, no_head).await,
+        Err(no_head) => return Err(without_head(client, no_head).await),
     };
 
     // No backend hears of a request that is not good.
     let request = match judge(head.bytes(), section) {
         Ok(request) => request,
-        Err(rejected) => return reject(client, rejected).await,
+        Err(rejected) => return Err(reject(client, rejected).await),
     };
 
     // While the backend is dialled and thinks, the client is listened to: what it sends is kept, and if its
     // connection breaks the attempt is dropped, with the backend's connection in it.
     let mut early = Early::new(head.rest());
-    let answered = async { Some(attempt(&request, peer, section).await) };
+    let answered = async { Some(attempt(&reactor, &request, peer, section).await) };
     let client_is_gone = async {
         early.watch(&client).await;
         None
     };
     let answered = match future::or(answered, client_is_gone).await {
         Some(Ok(answered)) => answered,
-        Some(Err(rejected)) => return reject(client, rejected).await,
-        None => return Outcome::ClientGone { stage: Stage::Handshake },
+        Some(Err(rejected)) => return Err(reject(client, rejected).await),
+        None => return Err(Outcome::ClientGone { stage: Stage::Handshake }),
     };
 
     match answered {
         Answered::Refused(refusal) => {
             section.note_refusal(refusal.status, &request);
-            pass_on(client, early, refusal, section.settings.response_timeout).await
+            Err(pass_on(client, early, refusal, section.settings.response_timeout).await)
         }
         // The client gets the backend's own 101 as the first bytes of the tunnel.
         Answered::Switched { backend, name, for_client, head_len } => {
-            let handshake = started.elapsed();
+            let handshake = reactor.now().saturating_duration_since(started);
+            let (client, backend) = (client.detach(), backend.detach());
             let tunnel = Tunnel { client, backend, for_backend: early.into_bytes(), for_client };
-            // The buffers of the handshake are not needed for the hours of the tunnel.
-            drop(request);
-            drop(head);
-            let end = tunnel.run().await;
-            Outcome::Tunnel { backend: name, handshake, lifetime: started.elapsed(), head_len, end }
+            Ok(Established { tunnel, backend: name, started, handshake, head_len })
         }
     }
 }
@@ -89,7 +110,7 @@ fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, Re
 }
 
 /// Answers a client whose head did not come.
-async fn without_head(client: TcpStream, no_head: NoHead) -> Outcome {
+async fn without_head(client: Stream, no_head: NoHead) -> Outcome {
     let rejected = match no_head {
         // Probes that only connect, and clients that opened a connection in advance, are owed no answer.
         NoHead::TimedOut { begun: false } => return Outcome::Silent { ended_by: "timeout" },
@@ -105,8 +126,8 @@ async fn without_head(client: TcpStream, no_head: NoHead) -> Outcome {
 }
 
 /// Gives the client an answer of ours, and sees to it that it can arrive.
-pub(crate) async fn reject(mut client: TcpStream, rejected: Reject) -> Outcome {
-    match net::write_within(REJECT_TIME, &mut client, &rejected.response()).await {
+pub(crate) async fn reject(client: Stream, rejected: Reject) -> Outcome {
+    match net::write_within(REJECT_TIME, &client, &rejected.response()).await {
         Ok(()) => net::close_in_stages(client).await,
         Err(error) => log::debug!("event=answer_failed error={:?}", error.to_string()),
     }

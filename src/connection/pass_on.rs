@@ -3,12 +3,13 @@
 use std::io;
 use std::time::Duration;
 
-use async_net::TcpStream;
 use futures_lite::{AsyncReadExt, future};
 
 use crate::early::Early;
 use crate::handshake::body::{Body, Framing, Progress};
 use crate::net;
+use crate::net::stream::Stream;
+use crate::net::timer::within;
 use crate::outcome::{Outcome, Stage};
 
 /// Most of a body that is read at once.
@@ -16,7 +17,7 @@ const STEP: usize = 16 * 1024;
 
 /// An answer of the backend that is no switch.
 pub(super) struct Refusal {
-    pub(super) backend: TcpStream,
+    pub(super) backend: Stream,
     /// The backend's name.
     pub(super) name: String,
     pub(super) status: u16,
@@ -30,7 +31,7 @@ pub(super) struct Refusal {
 /// Passes head and body on, then ends both connections, in order. Each wait for the backend, and for the client to
 /// take what it gets, has `timeout`.
 pub(super) async fn pass_on(
-    client: TcpStream,
+    client: Stream,
     mut early: Early,
     refusal: Refusal,
     timeout: Duration,
@@ -54,14 +55,13 @@ pub(super) async fn pass_on(
 
 /// Passes everything on up to the end of the body.
 async fn pass(
-    client: &TcpStream,
-    backend: &TcpStream,
+    client: &Stream,
+    mut backend: &Stream,
     head: Vec<u8>,
     mut bytes: Vec<u8>,
     framing: Framing,
     timeout: Duration,
 ) -> io::Result<()> {
-    let (mut client, mut backend) = (client.clone(), backend.clone());
     let fault = |what: &'static str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     let mut body = Body::new(framing);
     let mut outgoing = head;
@@ -73,7 +73,7 @@ async fn pass(
             Progress::Fault => 0,
         };
         outgoing.extend_from_slice(&bytes[..passing]);
-        net::write_within(timeout, &mut client, &outgoing).await?;
+        net::write_within(timeout, client, &outgoing).await?;
         outgoing.clear();
         match progress {
             Progress::More => {}
@@ -81,7 +81,7 @@ async fn pass(
             Progress::Fault => return fault("the backend's body has broken chunks"),
         }
         bytes.resize(STEP, 0);
-        let read = net::within(timeout, backend.read(&mut bytes)).await;
+        let read = within(client.reactor(), timeout, backend.read(&mut bytes)).await;
         let count = read.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
         bytes.truncate(count);
         if count == 0 {

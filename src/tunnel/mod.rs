@@ -1,21 +1,20 @@
-//! The tunnel: two halves, one for each direction, and the rule for the end.
+//! The tunnel: once the backend has switched, its two sockets leave their task for the tunnels of the same event loop
+//! ([`carrier`]), which gives each ([`pair`]) its turns; a tunnel is two directions ([`half`]) between two sockets
+//! ([`socket`]), through memory or through [`pipes`].
 
+pub(crate) mod carrier;
 mod half;
+mod pair;
+mod pipes;
+mod socket;
 
-use std::pin::{Pin, pin};
-use std::sync::atomic::AtomicU64;
+use crate::net::stream::Detached;
 
-use async_net::TcpStream;
-use futures_lite::future;
-
-use self::half::{Broken, Half};
-use crate::net;
-
-/// Two connections between which all bytes flow.
+/// Two connections between which all bytes are to flow.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    pub(crate) client: TcpStream,
-    pub(crate) backend: TcpStream,
+    pub(crate) client: Detached,
+    pub(crate) backend: Detached,
     /// What the backend gets first: the client's bytes that have been read already.
     pub(crate) for_backend: Vec<u8>,
     /// What the client gets first: the 101, and the backend's bytes that have been read already.
@@ -36,6 +35,8 @@ pub(crate) enum Cause {
     Eof(Side),
     /// The connection to this side broke.
     Reset(Side),
+    /// The proxy ended it.
+    Cut,
 }
 
 /// What is known of a tunnel when it is over.
@@ -46,67 +47,6 @@ pub(crate) struct TunnelEnd {
     /// Bytes that were written to the client.
     pub(crate) to_client: u64,
     pub(crate) cause: Cause,
-}
-
-impl Tunnel {
-    /// Carries bytes both ways until both sides have ended their sending, or one connection breaks; then both are
-    /// closed, after a break the one that is left in stages, so that what it was sent last still reaches it.
-    pub(crate) async fn run(self) -> TunnelEnd {
-        let Self { client, backend, for_backend, for_client } = self;
-        let to_backend = AtomicU64::new(0);
-        let to_client = AtomicU64::new(0);
-        let up = Half { source: &client, sink: &backend, carried: &to_backend };
-        let down = Half { source: &backend, sink: &client, carried: &to_client };
-        let cause =
-            until_over(pin!(up.copy(for_backend)), pin!(down.copy(for_client)), &client, &backend).await;
-
-        let left = match cause {
-            Cause::Eof(_) => None,
-            Cause::Reset(Side::Client) => Some(backend),
-            Cause::Reset(Side::Backend) => Some(client),
-        };
-        if let Some(left) = left {
-            net::close_in_stages(left).await;
-        }
-        TunnelEnd { to_backend: to_backend.into_inner(), to_client: to_client.into_inner(), cause }
-    }
-}
-
-/// Runs both directions. The end of one does not end the other; a break of either connection ends both, even of
-/// one that has ended its sending already, so that nobody reads it any more.
-async fn until_over(
-    mut up: Pin<&mut impl Future<Output = Result<(), Broken>>>,
-    mut down: Pin<&mut impl Future<Output = Result<(), Broken>>>,
-    client: &TcpStream,
-    backend: &TcpStream,
-) -> Cause {
-    let first = future::or(async { (Side::Client, up.as_mut().await) }, async {
-        (Side::Backend, down.as_mut().await)
-    });
-    let (ended, result) = first.await;
-    if let Err(broken) = result {
-        return Cause::Reset(broken.side(ended));
-    }
-    match ended {
-        Side::Client => last(Side::Backend, down, client).await,
-        Side::Backend => last(Side::Client, up, backend).await,
-    }
-}
-
-/// Runs the direction that is left, which comes from `side`; the other side has ended its sending on `ended`.
-async fn last(
-    side: Side,
-    half: Pin<&mut impl Future<Output = Result<(), Broken>>>,
-    ended: &TcpStream,
-) -> Cause {
-    let watch = async {
-        net::broken(ended).await;
-        Err(Broken::Sink)
-    };
-    match future::or(half, watch).await {
-        Ok(()) => Cause::Eof(side.other()),
-        Err(broken) => Cause::Reset(broken.side(side)),
-    }
 }
 
 impl Side {
@@ -122,16 +62,6 @@ impl Side {
         match self {
             Self::Client => Self::Backend,
             Self::Backend => Self::Client,
-        }
-    }
-}
-
-impl Broken {
-    /// Which side broke, for a direction that comes from `source`.
-    fn side(self, source: Side) -> Side {
-        match self {
-            Self::Source => source,
-            Self::Sink => source.other(),
         }
     }
 }

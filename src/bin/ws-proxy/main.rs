@@ -60,7 +60,7 @@ fn run() -> Result<(), Failure> {
         None => {
             let source = Source::find(&arguments, None)?;
             source.log();
-            process::serve(source.sections)
+            process::serve(source.sections, source.workers)
         }
     }
 }

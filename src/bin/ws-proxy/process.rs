@@ -7,17 +7,19 @@ use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
 use smol::channel::{Receiver, Sender, bounded};
-use ws_proxy::{Bound, Section};
+use ws_proxy::{Bound, Section, Workers};
 
 use crate::Failure;
 
 /// Listens for every section, and serves them all until a signal; if one cannot listen, none is served.
-pub(crate) fn serve(sections: Vec<Section>) -> Result<(), Failure> {
+pub(crate) fn serve(sections: Vec<Section>, workers: usize) -> Result<(), Failure> {
     let signals = watch_signals()?;
     raise_descriptor_limit();
+    let workers = Workers::start(workers)
+        .map_err(|error| Failure::Machine(format!("cannot start the worker threads: {error}")))?;
     let bounds = sections
         .into_iter()
-        .map(|section| section.proxy.listen(&section.bind))
+        .map(|section| section.proxy.workers(&workers).listen(&section.bind))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::Machine(error.to_string()))?;
     smol::block_on(run(bounds, signals));

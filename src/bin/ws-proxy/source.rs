@@ -26,6 +26,8 @@ Run ws-proxy --help for more.";
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) sections: Vec<Section>,
+    /// Number of worker threads; 0 is one per CPU.
+    pub(crate) workers: usize,
     /// `None` for the command line.
     file: Option<PathBuf>,
     /// Whether the file was found and not named.
@@ -66,7 +68,8 @@ impl Source {
             let gap = if error.line.is_some() { "" } else { " " };
             Failure::Usage(format!("{name}:{gap}{error}"))
         })?;
-        Ok(Self { sections: config.sections, file: Some(file.to_owned()), found, ignored: config.ignored })
+        let Config { sections, workers, ignored, .. } = config;
+        Ok(Self { sections, workers, file: Some(file.to_owned()), found, ignored })
     }
 
     fn from_flags(arguments: &Arguments) -> Result<Self, Failure> {
@@ -93,7 +96,13 @@ impl Source {
             }
             other => Failure::Machine(other.to_string()),
         })?;
-        Ok(Self { sections: vec![Section { bind, proxy }], file: None, found: false, ignored: Vec::new() })
+        Ok(Self {
+            sections: vec![Section { bind, proxy }],
+            workers: 0,
+            file: None,
+            found: false,
+            ignored: Vec::new(),
+        })
     }
 
     /// What `check` says of good settings.
