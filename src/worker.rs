@@ -4,6 +4,7 @@
 //! of its tunnel meets a lock, a task switch or another thread.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 use std::future::{self, Future};
 use std::io;
@@ -235,6 +236,8 @@ struct Worker {
     mailbox: Arc<Mailbox>,
     local: Rc<Local>,
     groups: Vec<Group>,
+    /// Groups that are over: a task that another worker still sends for one is not started.
+    cut: HashSet<u64>,
     carrier: Carrier,
 }
 
@@ -288,7 +291,13 @@ impl Worker {
     fn new(ring: Arc<Ring>, place: usize, mailbox: Arc<Mailbox>) -> io::Result<Self> {
         let reactor = Rc::new(Reactor::new(&mailbox.bell)?);
         let local = Local { reactor, ring, place, tasks: RefCell::default(), tunnels: RefCell::default() };
-        Ok(Self { mailbox, local: Rc::new(local), groups: Vec::new(), carrier: Carrier::default() })
+        Ok(Self {
+            mailbox,
+            local: Rc::new(local),
+            groups: Vec::new(),
+            cut: HashSet::new(),
+            carrier: Carrier::default(),
+        })
     }
 
     /// Runs tasks and carries tunnels until it is told to stop.
@@ -296,8 +305,8 @@ impl Worker {
         if let Err(error) = self.serve() {
             log::error!("event=worker_failed error={:?}", error.to_string());
         }
-        while let Some(group) = self.groups.pop() {
-            self.cut(group);
+        while let Some(group) = self.groups.last() {
+            self.cut(group.id);
         }
     }
 
@@ -325,12 +334,7 @@ impl Worker {
                         let task = start(handle);
                         self.spawn(group, task);
                     }
-                    Letter::Cut(id) => {
-                        if let Some(at) = self.groups.iter().position(|group| group.id == id) {
-                            let group = self.groups.swap_remove(at);
-                            self.cut(group);
-                        }
-                    }
+                    Letter::Cut(group) => self.cut(group),
                     Letter::Stop => return Ok(()),
                 }
             }
@@ -359,6 +363,9 @@ impl Worker {
     }
 
     fn spawn(&mut self, id: u64, task: Task) {
+        if self.cut.contains(&id) {
+            return;
+        }
         let group = match self.groups.iter().position(|group| group.id == id) {
             Some(at) => &self.groups[at],
             None => {
@@ -370,10 +377,9 @@ impl Worker {
     }
 
     /// Ends a group's tasks, and then its tunnels, those too that the tasks have left behind.
-    fn cut(&mut self, group: Group) {
-        let id = group.id;
-        drop(group);
-        self.local.tasks.borrow_mut().retain(|(of, _)| *of != id);
+    fn cut(&mut self, id: u64) {
+        self.cut.insert(id);
+        self.groups.retain(|group| group.id != id);
         self.take_over();
         self.carrier.cut(&self.local.reactor, id);
     }
