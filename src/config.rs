@@ -37,9 +37,8 @@ const MAX_WORKERS: i64 = 1_024;
 pub struct Config {
     /// The `[[ws_proxy]]` sections in their order; at least one.
     pub sections: Vec<Section>,
-    /// Number of event loops for tunnels; 0, the default, is one per CPU.
-    ///
-    /// It is checked and kept, and not used yet: tunnels run on the thread that runs their section.
+    /// Number of threads for all sections together, each with an event loop, for [`Workers::start`](crate::Workers);
+    /// 0, the default, is one per CPU.
     pub workers: usize,
     /// How long open tunnels may go on after a stop was asked for; 8 s by default.
     pub drain_timeout: Duration,

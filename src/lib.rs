@@ -17,19 +17,20 @@
 //!
 //! # The life of a connection, and the files that it meets
 //!
-//! 1. `server` accepts it, within the section's limit, and starts a task for it; `connection` is that task's story.
+//! 1. `server` accepts it, within the section's limit, and starts a task for it on the `worker` whose turn it is;
+//!    `connection` is that task's story, on the event loop of `net`.
 //! 2. `head` reads bytes up to the blank line, under one deadline, while `handshake::scan` looks for the end.
 //! 3. `handshake::request` judges the head, `handshake::origin` where it comes from; what does not pass becomes a
 //!    `handshake::reject`, and no backend hears of it.
 //! 4. `backend::rotation` says whose turn it is, `backend::dial` connects. Meanwhile `early` keeps what the client
 //!    sends, and notices if it goes away.
 //! 5. `handshake::forward` writes the head that goes on; `head` reads the answer, `handshake::response` verifies it.
-//! 6. Anything but a good 101 is passed on by `connection`, with `handshake::body` to find its end.
-//! 7. `tunnel` carries the bytes, `tunnel::half` one direction of them.
+//! 6. Anything but a good 101 is passed on by `connection::pass_on`, with `handshake::body` to find its end.
+//! 7. At the 101 the task ends, and the sockets become a `tunnel`, which the same worker gives its turns:
+//!    `tunnel::half` carries one direction.
 //! 8. `outcome` is what became of it, and the log's line.
 //!
-//! Around them: `config` and `settings` read and check what is asked for, `proxy` turns it into something that runs,
-//! `net` has the sockets' system calls.
+//! Around them: `config` and `settings` read and check what is asked for, `proxy` turns it into something that runs.
 
 // The examples of the README are tests.
 #[cfg(doctest)]
