@@ -43,6 +43,9 @@ mod connection;
 mod early;
 mod handshake;
 mod head;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod net;
 mod outcome;
 mod proxy;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::pass_on::Refusal;
 use crate::backend::dial::{DialError, dial};
+use crate::handshake::body::Framing;
 use crate::handshake::forward::{Hop, refusal_head, request_head, switching_head};
 use crate::handshake::reject::Reject;
 use crate::handshake::request::UpgradeRequest;
@@ -39,52 +40,75 @@ pub(super) enum Answered {
     Refused(Refusal),
 }
 
+/// An attempt that came to no answer, or to none that can be passed on.
+pub(super) struct Failed {
+    /// What the client is told.
+    pub(super) reject: Reject,
+    /// The backend that is at fault, if one was reached. It is to be closed in order.
+    pub(super) backend: Option<Stream>,
+}
+
 /// Dials the backends in turn, gives the handshake to the one that accepts, and judges its answer.
 ///
 /// Dropped before its end, it closes the connection to the backend.
 ///
 /// # Errors
 ///
-/// What the client is told if there is no answer, or none that can be passed on.
+/// See [`Failed`].
 pub(super) async fn attempt(
     reactor: &Rc<Reactor>,
     request: &UpgradeRequest<'_>,
     peer: SocketAddr,
     section: &Section,
-) -> Result<Answered, Reject> {
+) -> Result<Answered, Failed> {
     let settings = &section.settings;
     let turn = section.rotation.turn(settings.backends.len());
     let order = turn.filter_map(|index| settings.backends.get(index));
-    let dialed = dial(reactor, order, settings.connect_timeout).await.map_err(|error| match error {
-        DialError::Unreachable => Reject::unreachable(),
-        DialError::TimedOut => Reject::connect_timeout(),
-        DialError::OutOfDescriptors => Reject::full("this proxy is out of file descriptors"),
+    let dialed = dial(reactor, order, settings.connect_timeout).await.map_err(|error| {
+        let reject = match error {
+            DialError::Unreachable => Reject::unreachable(),
+            DialError::TimedOut => Reject::connect_timeout(),
+            DialError::OutOfDescriptors => Reject::full("this proxy is out of file descriptors"),
+        };
+        Failed { reject, backend: None }
     })?;
 
-    let name = dialed.backend.to_string();
+    let (name, backend) = (dialed.backend.to_string(), dialed.socket);
     let hop = Hop { client: peer.ip(), backend: &name, host: settings.host, forwarded: settings.forwarded };
     let head = request_head(request, &hop);
-    let answered = converse(dialed.socket, &name, &head, request, settings.response_timeout).await;
-    if let Err(rejected) = &answered {
-        log::warn!(
-            "event=backend_faulty backend={name} reason={} error={:?}",
-            rejected.reason,
-            rejected.detail
-        );
+    match converse(&backend, &head, request, settings.response_timeout).await {
+        Ok(Final::Switching { for_client, head_len }) => {
+            Ok(Answered::Switched { backend, name, for_client, head_len })
+        }
+        Ok(Final::Refusal { status, head, rest, framing }) => {
+            Ok(Answered::Refused(Refusal { backend, name, status, head, rest, framing }))
+        }
+        Err(reject) => {
+            log::warn!(
+                "event=backend_faulty backend={name} reason={} error={:?}",
+                reject.reason,
+                reject.detail
+            );
+            Err(Failed { reject, backend: Some(backend) })
+        }
     }
-    answered
+}
+
+/// A final answer, as it goes on to the client.
+enum Final {
+    Switching { for_client: Vec<u8>, head_len: usize },
+    Refusal { status: u16, head: Vec<u8>, rest: Vec<u8>, framing: Framing },
 }
 
 /// Sends the head and reads the backend's answers up to the final one: each under one deadline, and one bound on
 /// the bytes of all answers.
 async fn converse(
-    backend: Stream,
-    name: &str,
+    mut backend: &Stream,
     head: &[u8],
     request: &UpgradeRequest<'_>,
     timeout: Duration,
-) -> Result<Answered, Reject> {
-    net::write_within(timeout, &backend, head).await.map_err(|error| match error.kind() {
+) -> Result<Final, Reject> {
+    net::write_within(timeout, backend, head).await.map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => Reject::response_timeout(),
         _ => Reject::bad_answer(CLOSED_EARLY),
     })?;
@@ -93,8 +117,7 @@ async fn converse(
     let mut left = RESPONSE_HEAD_MAX;
     let mut rest = Vec::new();
     for _ in 0..=INTERIM_MAX {
-        let head = head::read(&mut &backend, rest, left, &mut deadline).await.map_err(bad_head)?;
-        let name = name.to_owned();
+        let head = head::read(&mut backend, rest, left, &mut deadline).await.map_err(bad_head)?;
         match Answer::parse(head.bytes(), request).map_err(Reject::bad_answer)? {
             Answer::Interim => {
                 left = left.saturating_sub(head.bytes().len());
@@ -104,20 +127,11 @@ async fn converse(
                 let mut for_client = switching_head(&response);
                 let head_len = for_client.len();
                 for_client.extend_from_slice(head.rest());
-                return Ok(Answered::Switched { backend, name, for_client, head_len });
+                return Ok(Final::Switching { for_client, head_len });
             }
             Answer::Refusal(response, framing) => {
-                let status = response.status;
-                let for_client = refusal_head(&response);
-                let rest = head.rest().to_vec();
-                return Ok(Answered::Refused(Refusal {
-                    backend,
-                    name,
-                    status,
-                    head: for_client,
-                    rest,
-                    framing,
-                }));
+                let (status, rest) = (response.status, head.rest().to_vec());
+                return Ok(Final::Refusal { status, head: refusal_head(&response), rest, framing });
             }
         }
     }

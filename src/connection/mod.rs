@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use self::attempt::{Answered, attempt};
+use self::attempt::{Answered, Failed, attempt};
 use self::pass_on::pass_on;
 use crate::early::Early;
 use crate::handshake::reject::Reject;
@@ -77,7 +77,16 @@ pub(crate) async fn serve(
     };
     let answered = match future::or(answered, client_is_gone).await {
         Some(Ok(answered)) => answered,
-        Some(Err(rejected)) => return Err(reject(client, rejected).await),
+        Some(Err(Failed { reject: rejected, backend })) => {
+            // A backend at fault is not reset either: it may be in the middle of writing.
+            let close = async {
+                if let Some(backend) = backend {
+                    net::close_in_stages(backend).await;
+                }
+            };
+            let (outcome, ()) = future::zip(reject(client, rejected), close).await;
+            return Err(outcome);
+        }
         None => return Err(Outcome::ClientGone { stage: Stage::Handshake }),
     };
 

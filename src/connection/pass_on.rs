@@ -69,8 +69,7 @@ async fn pass(
         let progress = body.advance(&bytes);
         let passing = match progress {
             Progress::More => bytes.len(),
-            Progress::End(end) => end,
-            Progress::Fault => 0,
+            Progress::End(end) | Progress::Fault(end) => end,
         };
         outgoing.extend_from_slice(&bytes[..passing]);
         net::write_within(timeout, client, &outgoing).await?;
@@ -78,7 +77,7 @@ async fn pass(
         match progress {
             Progress::More => {}
             Progress::End(_) => return Ok(()),
-            Progress::Fault => return fault("the backend's body has broken chunks"),
+            Progress::Fault(_) => return fault("the backend's body has broken chunks"),
         }
         bytes.resize(STEP, 0);
         let read = within(client.reactor(), timeout, backend.read(&mut bytes)).await;

@@ -49,8 +49,8 @@ pub(crate) enum Progress {
     More,
     /// The body ends before this offset.
     End(usize),
-    /// The framing is broken: nothing can be said of the bytes from here on.
-    Fault,
+    /// The framing is broken: nothing can be said of the bytes from this offset on.
+    Fault(usize),
 }
 
 impl Body {
@@ -108,7 +108,7 @@ impl Body {
             };
             match next {
                 Some(state) => self.0 = state,
-                None => return Progress::Fault,
+                None => return Progress::Fault(at),
             }
             at += taken;
         }
@@ -174,11 +174,14 @@ mod tests {
         assert_eq!(chunked(b"A;name=\"v\"\r\n0123456789\r\n0\r\n\r\n"), Progress::End(29));
         assert_eq!(chunked(b"0\r\nX-Sum: 1\r\na\r\n\r\nmore"), Progress::End(18));
         assert_eq!(chunked(b"3\r\nabc\r\n0\r\n"), Progress::More);
-        for broken in [&b"x"[..], b"\r\n", b";a\r\n", b"fffffffffffffffff\r\n", b"-1\r\n"] {
-            assert_eq!(chunked(broken), Progress::Fault, "{}", broken.escape_ascii());
+        for broken in [&b"x"[..], b"\r\n", b";a\r\n", b"-1\r\n"] {
+            assert_eq!(chunked(broken), Progress::Fault(0), "{}", broken.escape_ascii());
         }
-        assert_eq!(chunked(&[b"1;".to_vec(), vec![b'x'; 9_000]].concat()), Progress::Fault);
-        assert_eq!(chunked(&[b"0\r\n".to_vec(), vec![b'x'; 9_000]].concat()), Progress::Fault);
+        assert_eq!(chunked(b"fffffffffffffffff\r\n"), Progress::Fault(15));
+        assert_eq!(chunked(b"1\r\na\r\nx"), Progress::Fault(6));
+        let endless = |start: &[u8]| chunked(&[start, &[b'x'; 9_000]].concat());
+        assert!(matches!(endless(b"1;"), Progress::Fault(_)));
+        assert!(matches!(endless(b"0\r\n"), Progress::Fault(_)));
     }
 
     proptest! {

@@ -1,8 +1,20 @@
-//! What passes, what is refused, and that refusals arrive.
+//! The handshake coming in: what passes, what is refused, and that refusals arrive.
 
-use std::time::Duration;
+use std::io::{ErrorKind, Write};
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::support::{Backend, Peer, Proxy, switching, upgrade};
+use crate::support::{
+    Backend, KEY, Peer, Proxy, is_dialled, noise, switching, table, upgrade, upgrade_but, wait_until,
+};
+
+/// Most bytes of a head, its blank line included.
+const MOST: usize = 8_192;
+/// How long nothing must come where nothing may come.
+const SILENCE: Duration = Duration::from_millis(50);
+/// More than the buffers of the kernel and the proxy hold together.
+const PLENTY: usize = 16 * 1024 * 1024;
 
 #[test]
 fn an_upgrade_passes_and_the_backends_own_101_comes_back() {
@@ -27,18 +39,232 @@ fn an_upgrade_passes_and_the_backends_own_101_comes_back() {
     client.expect("from the backend");
 }
 
-/// The status of the answer to these bytes, which no backend must hear of.
+// The deadline for the head.
+
+#[test]
+fn a_head_that_does_not_come_in_time_gets_408_however_it_trickles() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(300));
+    let mut client = Peer::sending(proxy.address, "GET / HT");
+    let mut trickling = client.again();
+    let trickle = thread::spawn(move || {
+        // Each byte comes well within the time; the whole head does not.
+        while trickling.stream.write_all(b"x").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let answer = client.read_head();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    client.stream.shutdown(Shutdown::Both).unwrap();
+    trickle.join().unwrap();
+}
+
+#[test]
+fn the_408_is_complete_and_comes_after_one_byte_too() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(100));
+    let (status, _) = Peer::sending(proxy.address, "G").read_refusal();
+    assert_eq!(status, 408);
+    assert!(!backend.has_waiting());
+}
+
+#[test]
+fn a_client_that_sends_nothing_is_just_closed_at_the_deadline() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(150));
+    let begin = Instant::now();
+    let mut client = Peer::connect(proxy.address);
+    client.expect_eof();
+    assert!(begin.elapsed() >= Duration::from_millis(150), "{:?}", begin.elapsed());
+}
+
+// The bounds of the head, and its pieces.
+
+/// A good handshake of this length.
+fn upgrade_of(len: usize) -> String {
+    let without = upgrade("X-Pad: \r\n").len();
+    upgrade(&format!("X-Pad: {}\r\n", "x".repeat(len - without)))
+}
+
+#[test]
+fn a_head_of_8192_bytes_passes() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let handshake = upgrade_of(MOST);
+    assert_eq!(handshake.len(), MOST);
+    Peer::tunnel_by(proxy.address, &backend, handshake);
+}
+
+#[test]
+fn a_head_of_8193_bytes_gets_431() {
+    let handshake = upgrade_of(MOST + 1);
+    assert_eq!(handshake.len(), MOST + 1);
+    assert_eq!(refusal(handshake).0, 431);
+}
+
+#[test]
+fn a_head_without_an_end_gets_431_without_waiting_for_more() {
+    assert_eq!(refusal(&upgrade_of(MOST + 2)[..MOST]).0, 431);
+}
+
+#[test]
+fn a_request_line_that_is_too_long_alone_gets_414() {
+    let target = "a".repeat(MOST);
+    assert_eq!(refusal(upgrade_but("/chat", &format!("/{target}"))).0, 414);
+    // It is not even waited for the end of the line.
+    assert_eq!(refusal(&format!("GET /{target}")[..MOST]).0, 414);
+}
+
+#[test]
+fn the_longest_request_line_passes() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let target = format!("/{}", "a".repeat(MOST + 4 - upgrade("").len()));
+    let handshake = upgrade_but("/chat", &target);
+    assert_eq!(handshake.len(), MOST);
+    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, handshake);
+    assert!(head.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{head}");
+}
+
+#[test]
+fn refusals_reach_a_client_that_goes_on_sending() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let rows = table([
+        ("431", upgrade_of(MOST + 1)),
+        ("414", format!("GET /{}", "a".repeat(MOST))),
+        ("400", "GET / HTTP/1.1\n".to_owned()),
+        ("400", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 150000\r\n\r\n".to_owned()),
+        ("405", upgrade_but("GET", "POST")),
+    ]);
+    for (status, head) in rows {
+        let mut client = Peer::sending(proxy.address, &head);
+        client.send(vec![b'x'; 75_000]);
+        let answer = client.read_head();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        client.send(vec![b'x'; 75_000]);
+        // An orderly end: a reset could have overtaken the answer.
+        let body = client.read_text_to_end();
+        assert!(answer.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{answer}{body}");
+    }
+}
+
+#[test]
+fn a_refused_client_that_never_stops_sending_is_cut_off() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, "GET / HTTP/1.0\r\n\r\n");
+    let chunk = [b'x'; 16 * 1024];
+    let error = loop {
+        if let Err(error) = client.stream.write_all(&chunk) {
+            break error;
+        }
+    };
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+}
+
+#[test]
+fn four_hundred_tiny_fields_pass() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let tiny = "a: b\r\n".repeat(400);
+    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(&tiny));
+    assert!(head.contains(&tiny), "{head}");
+}
+
+#[test]
+fn a_head_may_come_in_two_pieces_split_anywhere() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let handshake = upgrade("X-Mine: 1\r\n");
+    let (_, _, whole) = Peer::tunnel_by(proxy.address, &backend, &handshake);
+    for at in 1..handshake.len() {
+        let (first, second) = handshake.as_bytes().split_at(at);
+        let mut client = Peer::sending(proxy.address, first);
+        client.wait_until_read();
+        assert!(!backend.has_waiting(), "a backend heard of {at} bytes");
+        client.send(second);
+        let (_behind, head) = backend.accept_tunnel();
+        assert_eq!(head, whole, "split at {at}");
+        let answer = client.read_head();
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    }
+}
+
+#[test]
+fn a_head_may_come_byte_by_byte() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::connect(proxy.address);
+    client.send_in_pieces(upgrade("").as_bytes().chunks(1));
+    backend.accept_tunnel();
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+}
+
+#[test]
+fn a_large_head_may_come_in_large_pieces() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    for size in [1_000, 1_024, 3_000, 4_096, MOST - 1] {
+        let mut client = Peer::connect(proxy.address);
+        client.send_in_pieces(upgrade_of(MOST).as_bytes().chunks(size));
+        backend.accept_tunnel();
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "), "pieces of {size}");
+    }
+}
+
+#[test]
+fn an_empty_line_before_the_head_is_ignored() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, format!("\r\n{}", upgrade("")));
+    assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
+}
+
+// What is accepted.
+
+#[test]
+fn every_spelling_of_an_upgrade_is_accepted() {
+    const CONNECTION: &str = "Connection: Upgrade\r\n";
+    const UPGRADE: &str = "Upgrade: websocket\r\n";
+    const HOST: &str = "Host: example.com";
+    let rows = table([
+        (CONNECTION, "Connection: keep-alive, Upgrade\r\n"),
+        (CONNECTION, "connection:UPGRADE\r\n"),
+        (CONNECTION, "CONNECTION: \t upGrade \t \r\n"),
+        (CONNECTION, "Connection: ,, ,upgrade,,\r\n"),
+        (CONNECTION, "Connection: keep-alive\r\nX-Between: 1\r\nConnection: upgrade\r\n"),
+        (CONNECTION, "Connection:\r\nConnection: a,b ,\tupgrade\r\n"),
+        (UPGRADE, "UPGRADE: WebSocket\r\n"),
+        (UPGRADE, "Upgrade: h2c, WEBSOCKET\r\n"),
+        (UPGRADE, "Upgrade: h2c\r\nUpgrade: , websocket ,\r\n"),
+        ("Sec-WebSocket-Key: ", "sec-websocket-KEY:"),
+        ("Sec-WebSocket-Version: 13", "SEC-WEBSOCKET-VERSION:13\t"),
+        (HOST, "host:\texample.com:81 "),
+        (HOST, "Host: [::1]:8080"),
+        (HOST, "Host: example.com\r\nContent-Length: 0"),
+        (HOST, "Host: example.com\r\nX-Empty:"),
+        ("/chat", "/"),
+        ("/chat", "/chat?token=a%20b&c=d/e?f"),
+    ]);
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    for (part, by) in rows {
+        println!("{by:?}");
+        Peer::tunnel_by(proxy.address, &backend, upgrade_but(part, by));
+    }
+}
+
+// What is refused.
+
+/// The status and the whole of the answer to these bytes, which no backend must hear of.
 fn refusal(bytes: impl AsRef<[u8]>) -> (u16, String) {
     let backend = Backend::start();
-    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(5_000));
+    let proxy = Proxy::before(&backend);
     let mut client = Peer::sending(proxy.address, bytes);
-    let answer = client.read_text_to_end();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a complete head");
-    assert!(head.contains("\r\nConnection: close"), "{head}");
-    assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())), "{head}");
-    assert_eq!(body.lines().count(), 1, "{body:?}");
+    let refusal = client.read_refusal();
     assert!(!backend.has_waiting(), "a backend heard of it");
-    (head[9..12].parse().unwrap(), answer)
+    refusal
 }
 
 #[test]
@@ -49,20 +275,373 @@ fn plain_requests_are_refused_with_a_reason() {
 }
 
 #[test]
-fn a_head_that_does_not_come_in_time_gets_408_however_it_trickles() {
+fn everything_else_is_refused_before_a_backend_hears_of_it() {
+    const CONNECTION: &str = "Connection: Upgrade\r\n";
+    const UPGRADE: &str = "Upgrade: websocket\r\n";
+    const KEY_NAME: &str = "Sec-WebSocket-Key: ";
+    let rows = table([
+        // Not an upgrade.
+        (400, CONNECTION, ""),
+        (400, CONNECTION, "Connection: keep-alive\r\n"),
+        (400, CONNECTION, "Connection: not-upgrade, upgraded\r\n"),
+        (400, CONNECTION, "Connection: \"upgrade\"\r\n"),
+        (400, UPGRADE, ""),
+        (400, UPGRADE, "Upgrade: h2c\r\n"),
+        (400, UPGRADE, "Upgrade: websockets, web socket\r\n"),
+        // The key.
+        (400, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""),
+        (400, KEY, ""),
+        (400, KEY, "dG9vIHNob3J0"),
+        (400, KEY, "dGhlIHNhbXBsZSBub25jZSE="),
+        (400, KEY, "dGhlIHNhbXBsZSBub25jZSEh"),
+        (400, KEY, "dGhlIHNhbXBsZSBub25jZQ"),
+        (400, KEY, "dGhlIHNhbXBsZSBub25j*Q=="),
+        (400, KEY_NAME, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-key: "),
+        // The version.
+        (400, "Sec-WebSocket-Version: 13\r\n", ""),
+        (426, "Version: 13", "Version: 12"),
+        (426, "Version: 13", "Version: 130"),
+        (426, "Version: 13", "Version: 013"),
+        (400, "Version: 13", "Version: 13\r\nSec-WebSocket-Version: 13"),
+        // The method.
+        (405, "GET", "POST"),
+        (405, "GET", "HEAD"),
+        (405, "GET", "get"),
+        (400, "GET", "G(T"),
+        (400, "GET ", ""),
+        // The version of HTTP.
+        (400, "HTTP/1.1", "HTTP/1.0"),
+        (400, "HTTP/1.1", "HTTP/2.0"),
+        (400, "HTTP/1.1", "HTTP/1.10"),
+        (400, "HTTP/1.1", "http/1.1"),
+        (400, " HTTP/1.1", ""),
+        (400, "/chat HTTP/1.1", "/chat  HTTP/1.1"),
+        (400, "/chat HTTP/1.1", "/chat\tHTTP/1.1"),
+        (400, "GET /chat", "GET  /chat"),
+        (400, "HTTP/1.1", "HTTP/1.1 "),
+        // The target.
+        (400, "/chat", "chat"),
+        (400, "/chat", "*"),
+        (400, "/chat", "/chat#part"),
+        (400, "/chat", "/ch at"),
+        (400, "/chat", "/gr\u{fc}n"),
+        (400, "/chat", "example.com:80"),
+        (400, "/chat", "file:///chat"),
+        (400, "/chat", "http:///chat"),
+        // The Host.
+        (400, "Host: example.com\r\n", ""),
+        (400, "example.com", ""),
+        (400, "example.com", "a b"),
+        (400, "example.com", "a/b"),
+        (400, "example.com", "user@a"),
+        (400, "example.com", "a:b"),
+        (400, "example.com", "a:65536"),
+        (400, "example.com", "[::1"),
+        (400, "example.com", "gr\u{fc}n.example"),
+        // The names of fields.
+        (400, CONNECTION, "Connection: Upgrade\r\n: no name\r\n"),
+        (400, CONNECTION, "Connection: Upgrade\r\nno colon\r\n"),
+        (400, CONNECTION, "Connection: Upgrade\r\nX[bad]: 1\r\n"),
+        (400, CONNECTION, "Connection: Upgrade\r\nX-Gr\u{fc}n: 1\r\n"),
+    ]);
+    for (expected, part, by) in rows {
+        println!("{by:?} for {part:?}");
+        let (status, answer) = refusal(upgrade_but(part, by));
+        assert_eq!(status, expected, "{answer}");
+    }
+}
+
+#[test]
+fn what_is_not_even_http_is_refused() {
+    let rows: [&[u8]; 4] =
+        table([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\r\n\r\n", b"\0", b"SSH-2.0-x\r\n\r\n"]);
+    for bytes in rows {
+        assert_eq!(refusal(bytes).0, 400, "{}", bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn half_a_head_and_then_the_clients_end_gets_400() {
     let backend = Backend::start();
-    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(300));
-    let mut client = Peer::sending(proxy.address, "GET / HT");
-    let mut trickling = client.again();
-    let trickle = std::thread::spawn(move || {
-        use std::io::Write;
-        // Each byte comes well within the time; the whole head does not.
-        while trickling.stream.write_all(b"x").is_ok() {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, &upgrade("")[..40]);
+    client.end_sending();
+    assert_eq!(client.read_refusal().0, 400);
+    assert!(!backend.has_waiting());
+}
+
+#[test]
+fn the_426_names_version_13() {
+    let (status, answer) = refusal(upgrade_but("Version: 13", "Version: 8"));
+    assert_eq!(status, 426);
+    assert!(answer.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{answer}");
+}
+
+#[test]
+fn the_405_names_get() {
+    let (status, answer) = refusal(upgrade_but("GET", "POST"));
+    assert_eq!(status, 405);
+    assert!(answer.contains("\r\nAllow: GET\r\n"), "{answer}");
+}
+
+// Origins.
+
+/// Header lines for this origin, or for none.
+fn origin(origin: &str) -> String {
+    if origin.is_empty() { String::new() } else { format!("Origin: {origin}\r\n") }
+}
+
+/// Asserts what a section with this list does with these origins; "" is for no origin.
+fn assert_origins(listed: &[&str], passing: &[&str], refused: &[&str]) {
+    assert!(!passing.is_empty() && !refused.is_empty());
+    let backend = Backend::start();
+    let proxy = Proxy::start(Proxy::to(&[&backend]).origins(listed.iter().copied()));
+    for one in passing {
+        println!("{one:?} passes {listed:?}");
+        let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(&origin(one)));
+        assert!(head.contains(&origin(one)), "{head}");
+    }
+    for one in refused {
+        let (status, answer) = Peer::sending(proxy.address, upgrade(&origin(one))).read_refusal();
+        assert_eq!(status, 403, "{one:?} with {listed:?}: {answer}");
+        assert!(!backend.has_waiting(), "a backend heard of {one:?}");
+    }
+}
+
+#[test]
+fn only_listed_origins_pass() {
+    assert_origins(
+        &["https://app.example.com"],
+        &["https://app.example.com", "https://app.example.com:443", "HTTPS://APP.example.com"],
+        &[
+            "",
+            "null",
+            "http://app.example.com",
+            "https://app.example.com:444",
+            "https://app.example.com.evil.net",
+            "https://evil.net/https://app.example.com",
+            "https://x.app.example.com",
+            "app.example.com",
+        ],
+    );
+}
+
+#[test]
+fn a_wildcard_is_for_all_hosts_below_a_domain() {
+    assert_origins(
+        &["https://*.example.com"],
+        &["https://a.example.com", "https://a.b.example.com"],
+        &[
+            "",
+            "https://example.com",
+            "https://evilexample.com",
+            "http://a.example.com",
+            "https://.example.com",
+        ],
+    );
+}
+
+#[test]
+fn a_missing_origin_passes_if_none_is_listed() {
+    assert_origins(&["https://app.example.com", "none"], &["", "https://app.example.com"], &["none", "null"]);
+}
+
+#[test]
+fn without_a_list_every_origin_passes() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    Peer::tunnel_by(proxy.address, &backend, upgrade("Origin: https://anyone.example\r\n"));
+}
+
+#[test]
+fn two_origins_are_malformed() {
+    let two = upgrade("Origin: https://a.example\r\nOrigin: https://a.example\r\n");
+    assert_eq!(refusal(two).0, 400);
+}
+
+// Early bytes.
+
+#[test]
+fn bytes_sent_with_the_head_wait_for_the_101() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, upgrade("") + "early");
+    let mut behind = backend.accept();
+    behind.read_head();
+    behind.expect_silence(SILENCE);
+    behind.send(switching(""));
+    behind.expect("early");
+    client.send(" late");
+    behind.expect(" late");
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    client.end_sending();
+    behind.expect_eof();
+}
+
+#[test]
+fn bytes_sent_behind_the_head_wait_for_the_101() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, upgrade("") + "one");
+    let mut behind = backend.accept();
+    behind.read_head();
+    client.send_in_pieces([&b" two"[..], b" three"].into_iter());
+    behind.expect_silence(SILENCE);
+    behind.send("HTTP/1.1 100 Continue\r\n\r\n");
+    behind.wait_until_read();
+    behind.expect_silence(SILENCE);
+    behind.send(switching(""));
+    client.end_sending();
+    assert_eq!(behind.read_text_to_end(), "one two three");
+}
+
+#[test]
+fn early_bytes_are_bounded_and_none_is_lost() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let bytes = noise(1, PLENTY);
+    let mut client = Peer::sending(proxy.address, upgrade(""));
+    let mut behind = backend.accept();
+    behind.read_head();
+    let taken = client.offer(&bytes);
+    assert!((64 * 1024..PLENTY).contains(&taken), "{taken} bytes were taken");
+    behind.expect_silence(SILENCE);
+
+    behind.send(switching(""));
+    let rest = bytes[taken..].to_vec();
+    let sending = thread::spawn(move || {
+        client.send(rest);
+        client.end_sending();
+        client
     });
-    let answer = client.read_head();
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    drop(client);
-    trickle.join().unwrap();
+    assert!(behind.read_to_end() == bytes, "the bytes are not the same");
+    sending.join().unwrap();
+}
+
+// A client that goes away.
+
+#[test]
+fn a_client_that_resets_while_the_backend_thinks_ends_the_attempt() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let client = Peer::sending(proxy.address, upgrade(""));
+    let mut behind = backend.accept();
+    behind.read_head();
+    client.reset();
+    behind.expect_end();
+}
+
+#[test]
+fn a_client_that_resets_after_its_sending_side_ended_ends_the_attempt() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, upgrade(""));
+    client.end_sending();
+    let mut behind = backend.accept();
+    behind.read_head();
+    client.wait_until_read();
+    behind.expect_silence(SILENCE);
+    client.reset();
+    behind.expect_end();
+}
+
+#[test]
+fn a_client_that_resets_with_its_early_bytes_unread_ends_the_attempt() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, upgrade(""));
+    let mut behind = backend.accept();
+    behind.read_head();
+    assert!(client.offer(&vec![0; PLENTY]) < PLENTY);
+    behind.expect_silence(SILENCE);
+    client.reset();
+    behind.expect_end();
+}
+
+#[test]
+fn a_client_that_resets_while_the_backend_is_dialled_ends_the_attempt() {
+    let full = Backend::full();
+    let proxy = Proxy::start(Proxy::to(&[&full]).connect_timeout_ms(60_000));
+    for ends_sending_before in [false, true] {
+        let mut client = Peer::sending(proxy.address, upgrade(""));
+        wait_until("the backend is dialled", || is_dialled(full.address));
+        if ends_sending_before {
+            client.end_sending();
+            client.wait_until_read();
+            assert!(is_dialled(full.address), "the end of the sending side is no reset");
+        }
+        client.reset();
+        wait_until("the backend is dialled no more", || !is_dialled(full.address));
+    }
+}
+
+#[test]
+fn a_client_that_ends_its_sending_behind_the_head_gets_its_101_and_what_follows() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, upgrade("") + "last words");
+    client.end_sending();
+    let mut behind = backend.accept();
+    behind.read_head();
+    client.wait_until_read();
+    behind.send(switching(""));
+    assert_eq!(behind.read_text_to_end(), "last words");
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    behind.send("an answer");
+    client.expect("an answer");
+    drop(behind);
+    client.expect_eof();
+}
+
+#[test]
+fn a_client_that_ended_its_sending_gets_refusals_too() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let mut client = Peer::sending(proxy.address, upgrade(""));
+    client.end_sending();
+    let mut behind = backend.accept();
+    behind.read_head();
+    behind.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno\n");
+    let answer = client.read_text_to_end();
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.ends_with("\r\n\r\nno\n"), "{answer}");
+}
+
+// The limit.
+
+#[test]
+fn the_connection_too_many_gets_503_with_retry_after() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(Proxy::to(&[&backend]).max_connections(2));
+    let _tunnel = Peer::tunnel(proxy.address, &backend);
+    // A handshake counts from its first moment.
+    let _silent = Peer::connect(proxy.address);
+    let mut third = Peer::sending(proxy.address, upgrade(""));
+    let (status, answer) = third.read_refusal();
+    assert_eq!(status, 503);
+    assert!(answer.contains("\r\nRetry-After: "), "{answer}");
+    assert!(!backend.has_waiting(), "a backend heard of it");
+}
+
+#[test]
+fn a_place_that_becomes_free_is_usable_again() {
+    const BAD: &str = "GET / HTTP/1.0\r\n\r\n";
+    let occupants = table::<(&str, fn(&Proxy, &Backend)), 4>([
+        ("a tunnel", |proxy, backend| drop(Peer::tunnel(proxy.address, backend))),
+        ("a silent client", |proxy, _| drop(Peer::connect(proxy.address))),
+        ("a refused client", |proxy, _| drop(Peer::sending(proxy.address, BAD).read_refusal())),
+        ("a client that resets", |proxy, backend| {
+            let client = Peer::sending(proxy.address, upgrade(""));
+            backend.accept();
+            client.reset();
+        }),
+    ]);
+    for (occupant, come_and_go) in occupants {
+        let backend = Backend::start();
+        let proxy = Proxy::start(Proxy::to(&[&backend]).max_connections(1));
+        come_and_go(&proxy, &backend);
+        // A moment after its end; that shows only in what the next one is told.
+        wait_until(&format!("the place of {occupant} is free"), || {
+            Peer::sending(proxy.address, BAD).read_refusal().0 == 400
+        });
+    }
 }

@@ -5,4 +5,6 @@
 
 mod support;
 
+mod backends;
 mod handshake;
+mod smuggling;

@@ -3,10 +3,12 @@
 mod peer;
 mod program;
 mod proxy;
+mod sockets;
 
 pub use self::peer::{Backend, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
+pub use self::sockets::{is_dialled, wait_until};
 
 use std::time::Duration;
 
@@ -17,12 +19,25 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// The rows of a table-driven test, which does not compile without any.
+pub fn table<T, const N: usize>(rows: [T; N]) -> [T; N] {
+    const { assert!(N > 0) };
+    rows
+}
+
 /// A client's good handshake, with more header lines behind, each with its CRLF.
 pub fn upgrade(more: &str) -> String {
     format!(
         "GET /chat HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
     )
+}
+
+/// A client's good handshake with one part of it replaced.
+pub fn upgrade_but(part: &str, by: &str) -> String {
+    let good = upgrade("");
+    assert_eq!(good.matches(part).count(), 1, "{part:?}");
+    good.replace(part, by)
 }
 
 /// A backend's good answer to it.

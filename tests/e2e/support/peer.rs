@@ -4,8 +4,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt;
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use super::sockets::wait_until_read;
 use super::{PATIENCE, switching, upgrade};
 
 /// A backend that does what the test says.
@@ -19,6 +21,25 @@ impl Backend {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         Self { listener, address }
+    }
+
+    /// A backend that refuses every connection. Its port is held, so that nobody else gets it meanwhile.
+    pub fn refusing() -> Self {
+        let ip = AddressFamily::INET;
+        let socket = rustix::net::socket(ip, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let listener = TcpListener::from(socket);
+        let address = listener.local_addr().unwrap();
+        Self { listener, address }
+    }
+
+    /// A backend to which connecting takes for ever: its queue is full, and nobody accepts.
+    pub fn full() -> Self {
+        let full = Self::refusing();
+        rustix::net::listen(&full.listener, 0).unwrap();
+        // The kernel decides how many fit.
+        while TcpStream::connect_timeout(&full.address, Duration::from_millis(100)).is_ok() {}
+        full
     }
 
     /// The next connection of the proxy.
@@ -39,6 +60,14 @@ impl Backend {
     pub fn has_waiting(&self) -> bool {
         let mut fds = [rustix::event::PollFd::new(&self.listener, rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+    }
+
+    /// Waits until one of these has a connection waiting, and says which.
+    pub fn wait_for_any(backends: &[Self]) -> usize {
+        let mut fds: Vec<PollFd> =
+            backends.iter().map(|one| PollFd::new(&one.listener, PollFlags::IN)).collect();
+        rustix::event::poll(&mut fds, Some(&PATIENCE.try_into().unwrap())).unwrap();
+        fds.iter().position(|fd| !fd.revents().is_empty()).expect("the proxy connects to a backend")
     }
 
     /// Accepts, reads the handshake and switches: gives the connection and the head that came.
@@ -83,6 +112,19 @@ impl Peer {
         (client, behind)
     }
 
+    /// A tunnel that these bytes opened, and the head that the backend got.
+    pub fn tunnel_by(
+        proxy: SocketAddr,
+        backend: &Backend,
+        handshake: impl AsRef<[u8]>,
+    ) -> (Self, Self, String) {
+        let mut client = Self::sending(proxy, handshake);
+        let (behind, head) = backend.accept_tunnel();
+        let answer = client.read_head();
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        (client, behind, head)
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("the other side takes the bytes");
     }
@@ -124,6 +166,20 @@ impl Peer {
         String::from_utf8(self.read_to_end()).unwrap()
     }
 
+    /// An answer of the proxy's own, up to its orderly end: its status, and all of it.
+    pub fn read_refusal(&mut self) -> (u16, String) {
+        let answer = self.read_text_to_end();
+        let (head, body) =
+            answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no complete head in {answer:?}"));
+        assert!(head.starts_with("HTTP/1.1 "), "{head}");
+        let has = |line: &str| head.split("\r\n").filter(|&one| one == line).count() == 1;
+        assert!(has("Connection: close"), "{head}");
+        assert!(has(&format!("Content-Length: {}", body.len())), "{head}");
+        assert!(head.contains("\r\nContent-Type: text/plain"), "{head}");
+        assert!(body.len() > 1 && body.find('\n') == Some(body.len() - 1), "{body:?}");
+        (head[9..12].parse().unwrap(), answer)
+    }
+
     /// Waits for the other side's orderly end, with nothing before it.
     pub fn expect_eof(&mut self) {
         assert_eq!(self.read_to_end().escape_ascii().to_string(), "");
@@ -153,6 +209,19 @@ impl Peer {
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
+    /// Waits until the other side has read all that was sent.
+    pub fn wait_until_read(&self) {
+        wait_until_read(self.stream.local_addr().unwrap(), self.stream.peer_addr().unwrap());
+    }
+
+    /// Sends in these pieces, each when the one before has been read.
+    pub fn send_in_pieces<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) {
+        for piece in pieces {
+            self.send(piece);
+            self.wait_until_read();
+        }
+    }
+
     /// Ends this side's sending.
     pub fn end_sending(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
@@ -170,6 +239,21 @@ impl Peer {
         self.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
         loop {
             match self.stream.write(&chunk) {
+                Ok(count) => taken += count,
+                Err(error) if is_timeout(&error) => break,
+                Err(error) => panic!("{error} after {taken} bytes"),
+            }
+        }
+        self.stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        taken
+    }
+
+    /// Writes as much of `bytes` as the other side takes, until it takes no more for a moment; gives how much.
+    pub fn offer(&mut self, bytes: &[u8]) -> usize {
+        self.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut taken = 0;
+        while taken < bytes.len() {
+            match self.stream.write(&bytes[taken..]) {
                 Ok(count) => taken += count,
                 Err(error) if is_timeout(&error) => break,
                 Err(error) => panic!("{error} after {taken} bytes"),

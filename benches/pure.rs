@@ -1,0 +1,53 @@
+//! Micro-benchmarks of the pure parts: `cargo bench --features internals --bench pure`.
+
+use divan::counter::BytesCount;
+use divan::{Bencher, black_box};
+use ws_proxy::internals;
+
+fn main() {
+    divan::main();
+}
+
+/// What a browser sends, with a cookie of the usual length.
+const REQUEST: &str = "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: app.example.com\r\nConnection: keep-alive, Upgrade\r\n\
+    Pragma: no-cache\r\nCache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n\
+    Upgrade: websocket\r\nOrigin: https://app.example.com\r\nSec-WebSocket-Version: 13\r\nAccept-Encoding: gzip, deflate, br, zstd\r\n\
+    Accept-Language: en-GB,en;q=0.9\r\nCookie: session=SFMyNTY.g3QAAAABbQAAAAtfY3NyZl90b2tlbm0AAAAYdGhlIHNhbXBsZSBub25jZQ\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\
+    X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n\r\n";
+
+const ANSWER: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
+    Date: Sun, 22 Nov 2026 20:00:00 GMT\r\n\r\n";
+
+fn bench(bencher: Bencher, bytes: &'static str, work: impl Fn(&[u8]) + Sync) {
+    bencher.counter(BytesCount::of_str(bytes)).bench(|| work(black_box(bytes.as_bytes())));
+}
+
+/// The end of a head.
+#[divan::bench]
+fn scan(bencher: Bencher) {
+    bench(bencher, REQUEST, |head| {
+        black_box(internals::scan(head));
+    });
+}
+
+/// A head, judged.
+#[divan::bench]
+fn judge(bencher: Bencher) {
+    bench(bencher, REQUEST, |head| {
+        black_box(internals::judge(head));
+    });
+}
+
+/// A head, judged and written anew for the backend.
+#[divan::bench]
+fn forward(bencher: Bencher) {
+    bench(bencher, REQUEST, |head| drop(black_box(internals::forward(head))));
+}
+
+/// The backend's 101, verified and written anew for the client; the request is judged once more for it.
+#[divan::bench]
+fn answer(bencher: Bencher) {
+    bench(bencher, ANSWER, |answer| drop(black_box(internals::answer(REQUEST.as_bytes(), answer))));
+}

@@ -1,0 +1,54 @@
+//! Doors into the pure parts, for the micro-benchmarks and the fuzz targets of this repository.
+//!
+//! There is no promise about any of it: it comes with the feature `internals` only, and is not documented.
+
+use crate::handshake::body::{Body, Framing, Progress};
+use crate::handshake::forward::{Forwarded, Hop, HostHeader, request_head, switching_head};
+use crate::handshake::request::UpgradeRequest;
+use crate::handshake::response::Answer;
+use crate::handshake::scan::{HeadScan, Scan};
+
+/// Where the head ends, if it does.
+pub fn scan(bytes: &[u8]) -> Option<usize> {
+    match HeadScan::default().advance(bytes) {
+        Scan::End(end) => Some(end),
+        Scan::More | Scan::Fault(_) => None,
+    }
+}
+
+/// The status that a complete head gets from the proxy, 101 for none.
+pub fn judge(head: &[u8]) -> u16 {
+    UpgradeRequest::parse(head).map_or_else(|reject| reject.status, |_| 101)
+}
+
+/// The head that a good head is forwarded as.
+pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
+    let request = UpgradeRequest::parse(head).ok()?;
+    let client = std::net::Ipv4Addr::LOCALHOST.into();
+    let hop =
+        Hop { client, backend: "chat-backend:9000", host: HostHeader::Backend, forwarded: Forwarded::Append };
+    Some(request_head(&request, &hop))
+}
+
+/// The 101 that the client gets for the backend's answer to a good head, if that is a good one.
+pub fn answer(head: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
+    let request = UpgradeRequest::parse(head).ok()?;
+    match Answer::parse(answer, &request).ok()? {
+        Answer::Switching(response) => Some(switching_head(&response)),
+        Answer::Interim | Answer::Refusal(..) => None,
+    }
+}
+
+/// Where a chunked body ends, read in pieces of this size.
+pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
+    let mut body = Body::new(Framing::Chunked);
+    let mut before = 0;
+    for piece in bytes.chunks(piece.max(1)) {
+        match body.advance(piece) {
+            Progress::More => before += piece.len(),
+            Progress::End(end) => return Some(before + end),
+            Progress::Fault(_) => return None,
+        }
+    }
+    None
+}

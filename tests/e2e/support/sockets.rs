@@ -1,0 +1,87 @@
+//! What the kernel knows of the sockets of others: what the other side has not read yet, or is still dialling, shows
+//! nowhere else.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send, socket};
+
+use super::PATIENCE;
+
+/// Waits until all that `from` has sent to `to`, its end included, has been read there.
+///
+/// What loopback still has on its way does not count; mostly it has nothing.
+pub fn wait_until_read(from: SocketAddr, to: SocketAddr) {
+    wait_until("the other side reads what was sent", || ask(Question::Exactly(to, from)) == Some(0));
+}
+
+/// Whether anybody is connecting to this address and has no answer yet.
+pub fn is_dialled(address: SocketAddr) -> bool {
+    ask(Question::ConnectingTo(address)).is_some()
+}
+
+/// Waits for what there is no event for.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "in vain waited until {what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Which TCP socket of IPv4 the kernel is asked for.
+enum Question {
+    /// The one with this local and this remote address.
+    Exactly(SocketAddr, SocketAddr),
+    /// Any that is connecting to this address.
+    ConnectingTo(SocketAddr),
+}
+
+/// How many bytes the socket holds that have not been read; `None` if there is no such socket.
+///
+/// This is sock_diag(7). `/proc/net/tcp` says the same, but has to be written anew as a whole for each question.
+fn ask(question: Question) -> Option<u32> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const REQUEST: u16 = 1;
+    const DUMP: u16 = 0x300;
+    const SYN_SENT: u32 = 2;
+    const LISTEN: u8 = 10;
+    const LENGTH: u32 = 72;
+
+    let anywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let (flags, states, local, remote) = match question {
+        Question::Exactly(local, remote) => (REQUEST, u32::MAX, local, remote),
+        Question::ConnectingTo(remote) => (REQUEST | DUMP, 1 << SYN_SENT, anywhere, remote),
+    };
+    let ip = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => [&v4.ip().octets()[..], &[0; 12]].concat(),
+        SocketAddr::V6(_) => panic!("{address} is not IPv4"),
+    };
+    let message = [
+        // struct nlmsghdr
+        &LENGTH.to_ne_bytes()[..],
+        &SOCK_DIAG_BY_FAMILY.to_ne_bytes(),
+        &flags.to_ne_bytes(),
+        &[0; 8],
+        // struct inet_diag_req_v2: AF_INET, IPPROTO_TCP, and a struct inet_diag_sockid without a cookie
+        &[2, 6, 0, 0],
+        &states.to_ne_bytes(),
+        &local.port().to_be_bytes(),
+        &remote.port().to_be_bytes(),
+        &ip(local),
+        &ip(remote),
+        &[0; 4],
+        &[0xff; 8],
+    ]
+    .concat();
+    let kernel = socket(AddressFamily::NETLINK, SocketType::DGRAM, Some(netlink::SOCK_DIAG)).unwrap();
+    send(&kernel, &message, SendFlags::empty()).unwrap();
+    let mut answer = [0; 8_192];
+    let (len, _) = recv(&kernel, &mut answer, RecvFlags::empty()).unwrap();
+
+    // The first message tells all: another struct nlmsghdr, and a struct inet_diag_msg or an error or an end. Instead
+    // of a socket that is no more it may be the listening one.
+    let is_socket = answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes() && answer[17] != LISTEN;
+    let unread = answer[..len].get(72..76).filter(|_| is_socket)?;
+    Some(u32::from_ne_bytes(unread.try_into().unwrap()))
+}
