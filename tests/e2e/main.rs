@@ -6,3 +6,8 @@
 mod support;
 
 mod handshake;
+mod libraries;
+mod library;
+mod process;
+mod program;
+mod relay;

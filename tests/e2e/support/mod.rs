@@ -3,10 +3,12 @@
 mod peer;
 mod program;
 mod proxy;
+mod stuck;
 
 pub use self::peer::{Backend, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
+pub use self::stuck::StuckBackend;
 
 use std::time::Duration;
 
