@@ -370,6 +370,7 @@ fn the_demo_shows_itself_and_goes_on_until_interrupted() {
     }
     client.close(None).unwrap();
     while client.read().is_ok() {}
+    drop(client);
 
     program.signal(Signal::INT);
     assert_eq!(program.wait().code(), Some(0));
