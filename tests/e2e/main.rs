@@ -7,4 +7,9 @@ mod support;
 
 mod backends;
 mod handshake;
+mod libraries;
+mod library;
+mod process;
+mod program;
+mod relay;
 mod smuggling;

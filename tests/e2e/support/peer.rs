@@ -239,7 +239,14 @@ impl Peer {
         self.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
         loop {
             match self.stream.write(&chunk) {
-                Ok(count) => taken += count,
+                Ok(count) => {
+                    taken += count;
+                    assert!(taken < 256 << 20, "there is no end to what is taken");
+                    // The time ran out within this write.
+                    if count < chunk.len() {
+                        break;
+                    }
+                }
                 Err(error) if is_timeout(&error) => break,
                 Err(error) => panic!("{error} after {taken} bytes"),
             }
@@ -261,6 +268,19 @@ impl Peer {
         }
         self.stream.set_write_timeout(Some(PATIENCE)).unwrap();
         taken
+    }
+
+    /// Writes until that fails, because the connection is over. The only way to see it for a side that has read the
+    /// other side's end already.
+    pub fn write_until_broken(&mut self) {
+        let chunk = [7; 16 * 1024];
+        loop {
+            match self.stream.write(&chunk) {
+                Ok(_) => {}
+                Err(error) if is_timeout(&error) => panic!("the connection does not break"),
+                Err(_) => return,
+            }
+        }
     }
 
     /// Makes the kernel's buffers small, so that reads and writes come in parts.

@@ -143,6 +143,29 @@ impl Program {
         }
     }
 
+    /// Waits until there are this many threads, or fewer.
+    pub fn wait_for_threads(&self, most: usize) {
+        let end = Instant::now() + PATIENCE;
+        while self.threads() > most {
+            assert!(Instant::now() < end, "there are {} threads, not {most}", self.threads());
+            // Nor for its threads.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts it from a shell that has run `setup` before, such as `ulimit -n 40`.
+    pub fn after(setup: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{setup}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_ws-proxy")]);
+        command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+        Self::spawn(&mut command)
+    }
+
+    /// What the kernel says of its limits.
+    pub fn limits(&self) -> String {
+        fs::read_to_string(self.proc("limits")).unwrap()
+    }
+
     fn proc(&self, file: &str) -> PathBuf {
         format!("/proc/{}/{file}", self.child.id()).into()
     }

@@ -1,0 +1,452 @@
+//! The library as an embedder meets it: builder, errors, futures, shutdown.
+
+use std::error::Error as _;
+use std::fmt::Display;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+use smol::LocalExecutor;
+use smol::channel::{Receiver, Sender, bounded};
+use ws_proxy::{Bound, Error, Forwarded, HostHeader, WsProxy};
+
+use crate::support::{Backend, PATIENCE, Peer, Proxy, upgrade, value};
+
+/// A proxy before this backend, that has its port and does not serve yet.
+fn listen(backend: &Backend) -> Bound {
+    Proxy::to(&[backend]).drain_timeout_ms(60_000).listen("127.0.0.1:0").unwrap()
+}
+
+fn assert_alive(client: &mut Peer, behind: &mut Peer) {
+    client.send("up");
+    behind.expect("up");
+    behind.send("down");
+    client.expect("down");
+}
+
+mod errors {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_an_error_with_the_systems_reason() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        for result in [WsProxy::new(["a:1"]).bind(&address), WsProxy::new(["a:1"]).listen(&address).map(drop)]
+        {
+            let error = result.unwrap_err();
+            assert!(matches!(&error, Error::Bind { address: named, .. } if *named == address), "{error:?}");
+            assert!(error.to_string().contains(&address), "{error}");
+            let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+            assert_eq!(source.unwrap().kind(), std::io::ErrorKind::AddrInUse);
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_no_address_is_an_error_that_names_it() {
+        for backends in [vec!["a:b"], vec!["good:1", "a:b"]] {
+            let error = WsProxy::new(backends).bind("127.0.0.1:0").unwrap_err();
+            assert!(matches!(error, Error::Setting { key: "backends", .. }), "{error:?}");
+            assert!(error.to_string().contains("a:b"), "{error}");
+            assert!(error.source().is_none());
+        }
+    }
+
+    #[test]
+    fn an_error_can_be_passed_on_by_any_caller() {
+        fn caller() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            WsProxy::new(["a:1"]).bind("nonsense")?;
+            Ok(())
+        }
+        assert!(caller().unwrap_err().to_string().contains("nonsense"));
+    }
+
+    #[test]
+    fn each_builder_method_has_its_error() {
+        let good = || WsProxy::new(["a:1"]);
+        let cases = [
+            (WsProxy::new(Vec::<String>::new()), "backends"),
+            (WsProxy::new(["a:99999"]), "backends"),
+            (good().connect_timeout_ms(0), "connect_timeout_ms"),
+            (good().read_timeout_ms(0), "read_timeout_ms"),
+            (good().response_timeout_ms(0), "response_timeout_ms"),
+            (good().drain_timeout_ms(0), "drain_timeout_ms"),
+            (good().origins(["example.com"]), "origins"),
+            (good().origins([""; 0]), "origins"),
+        ];
+        assert!(!cases.is_empty());
+        for (proxy, expected) in cases {
+            let checked = proxy.check("127.0.0.1:0").unwrap_err();
+            let listened = proxy.listen("127.0.0.1:0").unwrap_err();
+            for error in [checked, listened] {
+                assert!(matches!(&error, Error::Setting { key, .. } if *key == expected), "{error:?}");
+                assert!(error.to_string().starts_with(&format!("{expected}: ")), "{error}");
+            }
+        }
+        assert!(matches!(good().listen("127.0.0.1"), Err(Error::Setting { key: "bind", .. })));
+        assert!(good().check("127.0.0.1:0").is_ok());
+    }
+}
+
+mod running {
+    use super::*;
+
+    /// What an embedder has to stop a proxy with, and the future that waits for it.
+    fn shutdown() -> (Sender<()>, impl Future<Output = ()> + Send + 'static) {
+        let (stop, stopped) = bounded(1);
+        (stop, until(stopped))
+    }
+
+    /// Runs a proxy in this manner: it serves until it is told to stop, and then until its last tunnel has ended.
+    fn assert_runs(run: impl FnOnce(Bound, Receiver<()>) + Send) {
+        let backend = Backend::start();
+        let bound = listen(&backend);
+        let address = bound.local_addr();
+        let (stop, stopped) = bounded(1);
+        thread::scope(|scope| {
+            let running = scope.spawn(move || run(bound, stopped));
+            let (mut client, mut behind) = Peer::tunnel(address, &backend);
+            assert_alive(&mut client, &mut behind);
+            drop(stop);
+            expect_refused(address);
+            assert_alive(&mut client, &mut behind);
+            assert!(!running.is_finished());
+            drop((client, behind));
+            running.join().unwrap();
+        });
+    }
+
+    /// Waits until nobody listens there.
+    fn expect_refused(address: SocketAddr) {
+        let end = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(address).is_ok() {
+            assert!(Instant::now() < end, "it still accepts");
+        }
+    }
+
+    async fn until(stopped: Receiver<()>) {
+        let _ = stopped.recv().await;
+    }
+
+    #[test]
+    fn it_runs_on_smols_block_on() {
+        assert_runs(|bound, stopped| smol::block_on(bound.run(until(stopped))));
+    }
+
+    #[test]
+    fn it_runs_on_a_block_on_without_a_reactor() {
+        assert_runs(|bound, stopped| future::block_on(bound.run(until(stopped))));
+    }
+
+    #[test]
+    fn it_runs_on_an_executor_of_one_thread_beside_other_work() {
+        assert_runs(|bound, stopped| {
+            let executor = LocalExecutor::new();
+            let (counted, counts) = bounded(1);
+            let other_work = executor.spawn(async move {
+                for count in 0..100 {
+                    counted.send(count).await.unwrap();
+                    future::yield_now().await;
+                }
+            });
+            let proxy = executor.spawn(bound.run(until(stopped)));
+            future::block_on(executor.run(async {
+                for count in 0..100 {
+                    assert_eq!(counts.recv().await, Ok(count));
+                }
+                other_work.await;
+                proxy.await;
+            }));
+        });
+    }
+
+    #[test]
+    fn it_runs_on_an_executor_made_by_hand() {
+        assert_runs(|bound, stopped| block_on_by_hand(bound.run(until(stopped))));
+    }
+
+    #[test]
+    fn it_can_move_between_threads() {
+        assert_runs(|bound, stopped| {
+            // Two threads take turns at polling.
+            let executor = smol::Executor::new();
+            let proxy = executor.spawn(bound.run(until(stopped)));
+            thread::scope(|scope| {
+                let (done, ended) = bounded::<()>(1);
+                let executor = &executor;
+                scope.spawn(move || future::block_on(executor.run(until(ended))));
+                future::block_on(executor.run(proxy));
+                drop(done);
+            });
+        });
+    }
+
+    /// The smallest executor there is.
+    fn block_on_by_hand<T>(future: impl Future<Output = T>) -> T {
+        struct Unpark(Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut future = pin!(future);
+        loop {
+            match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(output) => return output,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+
+    #[test]
+    fn the_local_address_is_known_before_it_serves() {
+        let backend = Backend::start();
+        let bound = listen(&backend);
+        let address = bound.local_addr();
+        assert_ne!(address.port(), 0);
+        // A client may come already; it is served when the proxy runs.
+        let mut client = Peer::sending(address, upgrade(""));
+        let (stop, stopped) = shutdown();
+        thread::scope(|scope| {
+            scope.spawn(|| smol::block_on(bound.run(stopped)));
+            let (mut behind, _) = backend.accept_tunnel();
+            client.read_head();
+            assert_alive(&mut client, &mut behind);
+            drop((client, behind, stop));
+        });
+    }
+
+    #[test]
+    fn a_bound_proxy_that_never_runs_gives_its_port_back() {
+        let address = listen(&Backend::start()).local_addr();
+        assert!(TcpListener::bind(address).is_ok());
+    }
+
+    #[test]
+    fn a_shutdown_that_has_come_already_ends_it_at_once() {
+        smol::block_on(listen(&Backend::start()).run(future::ready(())));
+    }
+
+    #[test]
+    fn tunnels_that_go_on_are_cut_at_the_drain_timeout() {
+        let backend = Backend::start();
+        let bound = Proxy::to(&[&backend]).drain_timeout_ms(200).listen("127.0.0.1:0").unwrap();
+        let address = bound.local_addr();
+        let (stop, stopped) = shutdown();
+        let running = thread::spawn(|| smol::block_on(bound.run(stopped)));
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let start = Instant::now();
+        drop(stop);
+        assert_alive(&mut client, &mut behind);
+        running.join().unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(200), "{:?} is too early", start.elapsed());
+        client.expect_end();
+        behind.expect_end();
+    }
+
+    #[test]
+    fn dropping_the_future_cuts_the_tunnels() {
+        let backend = Backend::start();
+        let bound = listen(&backend);
+        let address = bound.local_addr();
+        let (stop, stopped) = shutdown();
+        let running = thread::spawn(|| {
+            smol::block_on(future::or(bound.run(future::pending()), stopped));
+        });
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        assert_alive(&mut client, &mut behind);
+        drop(stop);
+        running.join().unwrap();
+        client.expect_end();
+        behind.expect_end();
+        assert!(TcpListener::bind(address).is_ok(), "the port is not free again");
+    }
+
+    #[test]
+    fn two_proxies_share_an_executor_and_end_apart() {
+        let (one, two) = (Backend::start(), Backend::start());
+        let (bound_one, bound_two) = (listen(&one), listen(&two));
+        let (address_one, address_two) = (bound_one.local_addr(), bound_two.local_addr());
+        let ((stop_one, stopped_one), (stop_two, stopped_two)) = (shutdown(), shutdown());
+        let running = thread::spawn(|| {
+            smol::block_on(future::zip(bound_one.run(stopped_one), bound_two.run(stopped_two)));
+        });
+        let (mut client, mut behind) = Peer::tunnel(address_two, &two);
+        drop(Peer::tunnel(address_one, &one));
+        drop(stop_one);
+        expect_refused(address_one);
+        assert_alive(&mut client, &mut behind);
+        drop((client, behind, stop_two));
+        running.join().unwrap();
+    }
+
+    #[test]
+    fn bind_blocks_and_serves() {
+        let backend = Backend::start();
+        let log = Log::start();
+        let name = format!("blocking-{}", backend.address);
+        let proxy = Proxy::to(&[&backend]).name(&name);
+        // It never comes back, and ends with the test process.
+        thread::spawn(move || proxy.bind("127.0.0.1:0"));
+        let line = log.wait_for(&format!("event=listening section={name} "));
+        let address = value(&line, "address").parse().unwrap();
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        assert_alive(&mut client, &mut behind);
+    }
+}
+
+mod settings {
+    use super::*;
+
+    /// The head that the backend gets for this request.
+    fn forwarded_head(set: impl FnOnce(WsProxy) -> WsProxy) -> (Backend, String) {
+        let backend = Backend::start();
+        let proxy = Proxy::start(set(Proxy::to(&[&backend])));
+        let _client = Peer::sending(proxy.address, upgrade("X-Forwarded-For: 192.0.2.7\r\n"));
+        let head = backend.accept().read_head();
+        (backend, head)
+    }
+
+    /// The status that a proxy answers to these bytes.
+    fn status(proxy: &Proxy, bytes: impl AsRef<[u8]>) -> u16 {
+        Peer::sending(proxy.address, bytes).read_head()[9..12].parse().unwrap()
+    }
+
+    fn assert_field(head: &str, name: &str, value: impl Display) {
+        let mut fields = head.lines().filter_map(|line| line.split_once(": "));
+        let found = fields.find(|(field, _)| field.eq_ignore_ascii_case(name));
+        assert_eq!(found.map(|(_, found)| found), Some(&*value.to_string()), "{name} in {head}");
+    }
+
+    #[test]
+    fn the_name_is_in_the_log() {
+        let backend = Backend::start();
+        let log = Log::start();
+        let name = format!("named-{}", backend.address);
+        let proxy = Proxy::start(Proxy::to(&[&backend]).name(&name));
+        drop(Peer::tunnel(proxy.address, &backend));
+        log.wait_for(&format!("event=tunnel_end section={name} "));
+    }
+
+    #[test]
+    fn each_timeout_has_its_effect() {
+        let (backend, stuck) = (Backend::start(), Backend::full());
+        let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(100));
+        assert_eq!(status(&proxy, "GET /"), 408);
+        // It is that of the answer too, where nothing else is said.
+        assert_eq!(status(&proxy, upgrade("")), 504);
+        let proxy = Proxy::start(Proxy::to(&[&backend]).response_timeout_ms(100));
+        assert_eq!(status(&proxy, upgrade("")), 504);
+        let proxy = Proxy::start(WsProxy::new([stuck.address.to_string()]).connect_timeout_ms(100));
+        assert_eq!(status(&proxy, upgrade("")), 504);
+    }
+
+    #[test]
+    fn a_response_timeout_of_its_own_wins_over_the_read_timeout() {
+        let backend = Backend::start();
+        let proxy = Proxy::to(&[&backend]).read_timeout_ms(100).response_timeout_ms(60_000);
+        let proxy = Proxy::start(proxy);
+        let mut client = Peer::sending(proxy.address, upgrade(""));
+        let mut behind = backend.accept();
+        behind.read_head();
+        // It must not be the read timeout that ends this.
+        client.expect_silence(Duration::from_millis(200));
+        behind.send(crate::support::switching(""));
+        client.read_head();
+        assert_alive(&mut client, &mut behind);
+    }
+
+    #[test]
+    fn host_says_whose_name_the_backend_gets() {
+        let (backend, head) = forwarded_head(|proxy| proxy);
+        assert_field(&head, "Host", backend.address);
+        let (backend, head) = forwarded_head(|proxy| proxy.host(HostHeader::Backend));
+        assert_field(&head, "Host", backend.address);
+        let (_, head) = forwarded_head(|proxy| proxy.host(HostHeader::Preserve));
+        assert_field(&head, "Host", "example.com");
+    }
+
+    #[test]
+    fn forwarded_says_what_becomes_of_the_chain() {
+        let (_, head) = forwarded_head(|proxy| proxy);
+        assert_field(&head, "X-Forwarded-For", "192.0.2.7, 127.0.0.1");
+        assert_field(&head, "X-Forwarded-Host", "example.com");
+        assert_field(&head, "X-Forwarded-Proto", "http");
+        let (_, head) = forwarded_head(|proxy| proxy.forwarded(Forwarded::Append));
+        assert_field(&head, "X-Forwarded-For", "192.0.2.7, 127.0.0.1");
+        let (_, head) = forwarded_head(|proxy| proxy.forwarded(Forwarded::Replace));
+        assert_field(&head, "X-Forwarded-For", "127.0.0.1");
+        let (_, head) = forwarded_head(|proxy| proxy.forwarded(Forwarded::Off));
+        assert_field(&head, "X-Forwarded-For", "192.0.2.7");
+        assert!(!head.contains("X-Forwarded-Host") && !head.contains("X-Forwarded-Proto"), "{head}");
+    }
+
+    #[test]
+    fn origins_says_who_may_come() {
+        let backend = Backend::start();
+        let proxy = Proxy::start(Proxy::to(&[&backend]).origins(["https://a.example"]));
+        assert_eq!(status(&proxy, upgrade("")), 403);
+        assert_eq!(status(&proxy, upgrade("Origin: https://b.example\r\n")), 403);
+        let _client = Peer::sending(proxy.address, upgrade("Origin: https://a.example\r\n"));
+        backend.accept().read_head();
+    }
+
+    #[test]
+    fn max_connections_says_how_many_may_come() {
+        let backend = Backend::start();
+        let proxy = Proxy::start(Proxy::to(&[&backend]).max_connections(1));
+        let _first = Peer::tunnel(proxy.address, &backend);
+        assert_eq!(status(&proxy, upgrade("")), 503);
+    }
+}
+
+/// The log of all proxies in this process.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    written: Condvar,
+}
+
+impl Log {
+    /// Keeps every line from now on.
+    fn start() -> &'static Self {
+        static LOG: OnceLock<Log> = OnceLock::new();
+        let log = LOG.get_or_init(Self::default);
+        // Another test may have been first.
+        if log::set_logger(log).is_ok() {
+            log::set_max_level(log::LevelFilter::Info);
+        }
+        log
+    }
+
+    /// Waits for a line that has this in it.
+    fn wait_for(&self, part: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().find(|line| line.contains(part)) {
+                return line.clone();
+            }
+            assert!(Instant::now() < end, "no line with {part:?}");
+            lines = self.written.wait_timeout(lines, end - Instant::now()).unwrap().0;
+        }
+    }
+}
+
+impl log::Log for Log {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.lines.lock().unwrap().push(record.args().to_string());
+        self.written.notify_all();
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,778 @@
+//! What the program is to the system: signals, limits, load, what it leaves behind, and its log.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
+
+use crate::support::{Backend, PATIENCE, Peer, Program, switching, upgrade, value, wait_until};
+
+/// What "at once" means on a machine that is busy with other tests.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// A program in front of one backend, and its address.
+fn start(backend: &Backend) -> (Program, SocketAddr) {
+    let mut program = Program::start(&flags(&backend.address.to_string()), None);
+    let address = program.address();
+    (program, address)
+}
+
+fn flags(backend: &str) -> [&str; 4] {
+    ["--bind", "127.0.0.1:0", "--backend", backend]
+}
+
+/// The same, with such a time for draining.
+fn start_with_drain_timeout(backend: &Backend, ms: u64) -> (Program, SocketAddr) {
+    let mut program = Program::with_config(&format!(
+        "drain_timeout_ms = {ms}\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
+        backend.address
+    ));
+    let address = program.address();
+    (program, address)
+}
+
+/// Lets this process have as many descriptors as it may.
+fn raise_own_descriptor_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+}
+
+fn assert_alive(client: &mut Peer, behind: &mut Peer) {
+    client.send("up");
+    behind.expect("up");
+    behind.send("down");
+    client.expect("down");
+}
+
+/// A new client, which is not kept waiting.
+fn assert_serves_at_once(address: SocketAddr, backend: &Backend) {
+    let start = Instant::now();
+    let (mut client, mut behind) = Peer::tunnel(address, backend);
+    assert_alive(&mut client, &mut behind);
+    assert!(start.elapsed() < AT_ONCE, "a new client waits {:?}", start.elapsed());
+}
+
+/// How many descriptors and threads a program has that has served and is idle again.
+fn at_rest(program: &mut Program, address: SocketAddr, backend: &Backend) -> (usize, usize) {
+    assert_serves_at_once(address, backend);
+    program.wait_for("event=tunnel_end");
+    (program.descriptors(), program.threads())
+}
+
+/// Asserts that nothing is done where nothing is to do.
+fn assert_costs_no_cpu(program: &Program) {
+    let before = program.cpu_ticks();
+    // A second of idleness is the subject.
+    std::thread::sleep(Duration::from_secs(1));
+    let ticks = program.cpu_ticks() - before;
+    assert!(ticks <= 2, "{ticks} hundredths of a second went into idling");
+}
+
+mod signals {
+    use super::*;
+
+    /// Waits until nobody listens there.
+    fn expect_refused(address: SocketAddr) {
+        let end = Instant::now() + AT_ONCE;
+        loop {
+            match TcpStream::connect(address) {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+                other => assert!(Instant::now() < end, "{other:?} is not refused"),
+            }
+        }
+    }
+
+    #[test]
+    fn term_and_int_stop_accepting_and_wait_for_the_last_tunnel() {
+        for signal in [Signal::TERM, Signal::INT] {
+            let backend = Backend::start();
+            // Longer than the test's patience: it is the last tunnel that ends it.
+            let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
+            let mut first = Peer::tunnel(address, &backend);
+            let mut last = Peer::tunnel(address, &backend);
+            program.signal(signal);
+            program.wait_for("event=draining");
+            expect_refused(address);
+
+            assert_alive(&mut first.0, &mut first.1);
+            drop(first);
+            program.wait_for("event=tunnel_end");
+            assert_alive(&mut last.0, &mut last.1);
+            last.0.end_sending();
+            last.1.expect_eof();
+            last.1.send("the other half goes on too");
+            last.1.end_sending();
+            assert_eq!(last.0.read_text_to_end(), "the other half goes on too");
+            assert_eq!(program.wait().code(), Some(0));
+        }
+    }
+
+    #[test]
+    fn a_program_without_tunnels_leaves_at_once() {
+        for signal in [Signal::TERM, Signal::INT] {
+            let backend = Backend::start();
+            let (mut program, _) = start_with_drain_timeout(&backend, 60_000);
+            program.signal(signal);
+            assert_eq!(program.wait().code(), Some(0));
+        }
+    }
+
+    #[test]
+    fn a_handshake_that_is_under_way_is_finished_before_the_end() {
+        let backend = Backend::start();
+        let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
+        let mut client = Peer::sending(address, upgrade(""));
+        let mut behind = backend.accept();
+        behind.read_head();
+        program.signal(Signal::TERM);
+        program.wait_for("event=draining");
+        behind.send(switching(""));
+        client.read_head();
+        assert_alive(&mut client, &mut behind);
+        drop((client, behind));
+        assert_eq!(program.wait().code(), Some(0));
+    }
+
+    #[test]
+    fn a_tunnel_that_goes_on_is_cut_at_the_drain_timeout() {
+        let backend = Backend::start();
+        let (mut program, address) = start_with_drain_timeout(&backend, 300);
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let start = Instant::now();
+        program.signal(Signal::TERM);
+        program.wait_for("event=draining");
+        assert_alive(&mut client, &mut behind);
+        assert_eq!(program.wait().code(), Some(0));
+        assert!(start.elapsed() >= Duration::from_millis(300), "{:?} is too early", start.elapsed());
+        client.expect_end();
+        behind.expect_end();
+    }
+
+    #[test]
+    fn a_second_signal_ends_it_now() {
+        for (first, second) in
+            [(Signal::TERM, Signal::TERM), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)]
+        {
+            let backend = Backend::start();
+            let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
+            let (mut client, mut behind) = Peer::tunnel(address, &backend);
+            program.signal(first);
+            program.wait_for("event=draining");
+            assert_alive(&mut client, &mut behind);
+            program.signal(second);
+            program.wait();
+            client.expect_end();
+            behind.expect_end();
+        }
+    }
+
+    #[test]
+    fn hangups_and_broken_pipes_do_not_end_it() {
+        let backend = Backend::start();
+        let (program, address) = start(&backend);
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        for signal in [Signal::HUP, Signal::PIPE, Signal::HUP] {
+            program.signal(signal);
+            assert_alive(&mut client, &mut behind);
+        }
+        assert_serves_at_once(address, &backend);
+    }
+
+    #[test]
+    fn every_section_drains() {
+        let (one, two) = (Backend::start(), Backend::start());
+        let section = |backend: &Backend| {
+            format!(
+                "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]\nname = \"to-{0}\"\n",
+                backend.address
+            )
+        };
+        let config = format!("drain_timeout_ms = 60000\n{}{}", section(&one), section(&two));
+        let mut program = Program::with_config(&config);
+        let mut addresses = listening(&mut program, 2);
+        let mut address = |backend: &Backend| addresses.remove(&format!("to-{}", backend.address)).unwrap();
+        let (address_one, address_two) = (address(&one), address(&two));
+        let tunnel_one = Peer::tunnel(address_one, &one);
+        let mut tunnel_two = Peer::tunnel(address_two, &two);
+        program.signal(Signal::TERM);
+        expect_refused(address_one);
+        expect_refused(address_two);
+        drop(tunnel_one);
+        program.wait_for("event=tunnel_end");
+        assert_alive(&mut tunnel_two.0, &mut tunnel_two.1);
+        drop(tunnel_two);
+        assert_eq!(program.wait().code(), Some(0));
+    }
+}
+
+/// The addresses of so many sections, by name.
+fn listening(program: &mut Program, count: usize) -> HashMap<String, SocketAddr> {
+    let mut addresses = HashMap::new();
+    while addresses.len() < count {
+        let line = program.wait_for("event=listening");
+        addresses.insert(value(&line, "section").to_owned(), value(&line, "address").parse().unwrap());
+    }
+    addresses
+}
+
+mod limits {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+        let mut program = Program::after("ulimit -Sn 100; ulimit -Hn 333", &flags("127.0.0.1:1"));
+        program.address();
+        let limits = program.limits();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..5], ["333", "333"]);
+    }
+
+    #[test]
+    fn without_descriptors_it_backs_off_and_recovers() {
+        let backend = Backend::start();
+        let mut program = Program::after("ulimit -n 40", &flags(&backend.address.to_string()));
+        let address = program.address();
+        let mut tunnels = [Peer::tunnel(address, &backend), Peer::tunnel(address, &backend)];
+        let idle: Vec<Peer> = (0..60).map(|_| Peer::connect(address)).collect();
+        let first = time(&program.wait_for("event=accept_failed"));
+
+        // It keeps serving, and neither spins nor floods its log.
+        let ticks = program.cpu_ticks();
+        for (client, behind) in &mut tunnels {
+            assert_alive(client, behind);
+        }
+        let second = time(&program.wait_for("event=accept_failed"));
+        let between = second.duration_since(first).unwrap();
+        assert!(between >= Duration::from_millis(999), "two lines within {between:?}");
+        let ticks = program.cpu_ticks() - ticks;
+        assert!(ticks <= 5, "{ticks} hundredths of a second went into failing");
+        // The end of a direction needs no descriptor that is not there.
+        let [(client, behind), _] = &mut tunnels;
+        client.end_sending();
+        behind.expect_eof();
+        behind.send("still");
+        client.expect("still");
+
+        drop(idle);
+        // The pause before the next try may be a second.
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        assert_alive(&mut client, &mut behind);
+        for (client, behind) in &mut tunnels[1..] {
+            assert_alive(client, behind);
+        }
+    }
+
+    #[test]
+    fn descriptors_that_run_out_while_dialling_end_no_tunnel() {
+        let backend = Backend::start();
+        let mut program = Program::after("ulimit -n 40", &flags(&backend.address.to_string()));
+        let address = program.address();
+        let mut tunnels = [Peer::tunnel(address, &backend)];
+        // Clients that say nothing take all descriptors that are left, so that the next one is not even accepted.
+        let mut idle = Vec::new();
+        while program.descriptors() < 40 {
+            let before = program.descriptors();
+            idle.push(Peer::connect(address));
+            wait_until("it accepts", || program.descriptors() > before);
+        }
+        let mut client = Peer::sending(address, upgrade(""));
+        program.wait_for("event=accept_failed");
+        // With the one that becomes free it is, and there is none for the backend.
+        idle.pop();
+        let refusal = client.read_text_to_end();
+        assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal}");
+        for (client, behind) in &mut tunnels {
+            assert_alive(client, behind);
+        }
+        drop(idle);
+        assert_serves_at_once(address, &backend);
+    }
+
+    /// When a line was written.
+    fn time(line: &str) -> SystemTime {
+        let time = line.strip_prefix("time=").and_then(|rest| rest.split(' ').next()).unwrap();
+        humantime::parse_rfc3339(time).unwrap()
+    }
+
+    #[test]
+    fn a_thousand_connections_wait_for_their_accept() {
+        raise_own_descriptor_limit();
+        let backend = Backend::start();
+        let (program, address) = start(&backend);
+        program.signal(Signal::STOP);
+        waitpid(Some(program.pid()), WaitOptions::UNTRACED).unwrap();
+        // With a full queue a connect gets no answer.
+        let connect = || TcpStream::connect_timeout(&address, AT_ONCE);
+        let mut waiting: Vec<Peer> = (0..1_024).map(|_| Peer::new(connect().unwrap())).collect();
+        program.signal(Signal::CONT);
+        let mut last = waiting.pop().unwrap();
+        last.send(upgrade(""));
+        let (mut behind, _) = backend.accept_tunnel();
+        last.read_head();
+        assert_alive(&mut last, &mut behind);
+    }
+}
+
+mod load {
+    use super::*;
+
+    #[test]
+    fn connections_opened_and_dropped_at_once_do_no_harm() {
+        raise_own_descriptor_limit();
+        let backend = Backend::start();
+        let (mut program, address) = start(&backend);
+        let (descriptors, threads) = at_rest(&mut program, address, &backend);
+        let mut tunnel = Peer::tunnel(address, &backend);
+        let storm: Vec<Peer> = (0..1_500).map(|_| Peer::connect(address)).collect();
+        for (index, peer) in storm.into_iter().enumerate() {
+            if index % 2 == 0 { drop(peer) } else { peer.reset() }
+        }
+        assert_serves_at_once(address, &backend);
+        assert_alive(&mut tunnel.0, &mut tunnel.1);
+        drop(tunnel);
+        program.wait_for_descriptors(descriptors);
+        program.wait_for_threads(threads);
+    }
+
+    #[test]
+    fn idle_tunnels_and_stalled_heads_do_no_harm_and_cost_no_cpu() {
+        raise_own_descriptor_limit();
+        let backend = Backend::start();
+        let (mut program, address) = start(&backend);
+        let (descriptors, threads) = at_rest(&mut program, address, &backend);
+        let mut tunnels: Vec<_> = (0..1_000).map(|_| Peer::tunnel(address, &backend)).collect();
+        let stalled: Vec<_> =
+            (0..300).map(|index| Peer::sending(address, &upgrade("")[..index % 100])).collect();
+        assert_serves_at_once(address, &backend);
+        assert_costs_no_cpu(&program);
+        for (client, behind) in &mut tunnels {
+            assert_alive(client, behind);
+        }
+        drop((tunnels, stalled));
+        program.wait_for_descriptors(descriptors);
+        program.wait_for_threads(threads);
+    }
+
+    #[test]
+    fn tunnels_with_one_half_finished_or_blocked_cost_no_cpu() {
+        let backend = Backend::start();
+        let (program, address) = start(&backend);
+        let tunnel = || Peer::tunnel(address, &backend);
+        let mut tunnels = [tunnel(), tunnel(), tunnel(), tunnel()];
+        tunnels[0].0.end_sending();
+        tunnels[0].1.expect_eof();
+        tunnels[1].1.end_sending();
+        tunnels[1].0.expect_eof();
+        tunnels[2].0.flood();
+        // An end behind bytes that cannot be written.
+        tunnels[3].1.flood();
+        tunnels[3].1.end_sending();
+        assert_costs_no_cpu(&program);
+    }
+
+    #[test]
+    fn clients_that_have_ended_their_sending_while_the_backend_thinks_cost_no_cpu() {
+        let backend = Backend::start();
+        let (program, address) = start(&backend);
+        let mut client = Peer::sending(address, upgrade("") + "early");
+        client.end_sending();
+        let mut behind = backend.accept();
+        behind.read_head();
+        assert_costs_no_cpu(&program);
+        behind.send(switching(""));
+        client.read_head();
+    }
+}
+
+/// A program with a section for each way in which a connection can end.
+struct Sections {
+    program: Program,
+    backend: Backend,
+    addresses: HashMap<String, SocketAddr>,
+    _stuck: Backend,
+}
+
+impl Sections {
+    fn start() -> Self {
+        let (backend, stuck) = (Backend::start(), Backend::full());
+        let sections = [
+            ("plain", backend.address, ""),
+            ("hasty", backend.address, "read_timeout_ms = 100"),
+            ("full", backend.address, "max_connections = 1"),
+            ("origins", backend.address, "origins = [\"https://example.com\"]"),
+            ("stuck", stuck.address, "connect_timeout_ms = 100"),
+            ("dialling", stuck.address, ""),
+            // Nobody listens on this port.
+            ("dead", "127.0.0.1:1".parse().unwrap(), ""),
+        ];
+        let config: Vec<String> = sections
+            .iter()
+            .map(|(name, backend, more)| {
+                format!("[[ws_proxy]]\nname = \"{name}\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{backend}\"]\n{more}\n")
+            })
+            .collect();
+        let mut program = Program::with_config(&format!("drain_timeout_ms = 60000\n{}", config.concat()));
+        let addresses = listening(&mut program, sections.len());
+        Self { program, backend, addresses, _stuck: stuck }
+    }
+
+    /// A client that has connected to this section and sent this.
+    fn sending(&self, section: &str, bytes: impl AsRef<[u8]>) -> Peer {
+        Peer::sending(self.addresses[section], bytes)
+    }
+
+    fn tunnel(&self) -> (Peer, Peer) {
+        Peer::tunnel(self.addresses["plain"], &self.backend)
+    }
+
+    /// A client that has sent its handshake, and a backend that has read it.
+    fn asked(&self, section: &str) -> (Peer, Peer) {
+        let client = self.sending(section, upgrade(""));
+        let mut behind = self.backend.accept();
+        behind.read_head();
+        (client, behind)
+    }
+
+    /// What a client is answered that sends this.
+    fn answer(&self, section: &str, bytes: impl AsRef<[u8]>) -> String {
+        self.sending(section, bytes).read_text_to_end()
+    }
+}
+
+/// Brings a connection to its end.
+type Way = fn(&Sections);
+/// Brings the two sides of a tunnel into a state.
+type State = fn(&mut Peer, &mut Peer);
+
+#[test]
+fn no_way_of_ending_leaves_anything_behind() {
+    let ways: [(&str, Way); 22] = [
+        ("the client closes the tunnel", |it| {
+            let (client, mut behind) = it.tunnel();
+            drop(client);
+            behind.expect_eof();
+        }),
+        ("the backend closes the tunnel", |it| {
+            let (mut client, behind) = it.tunnel();
+            drop(behind);
+            client.expect_eof();
+        }),
+        ("both close the tunnel", |it| drop(it.tunnel())),
+        ("the halves end one after the other", |it| {
+            let (mut client, mut behind) = it.tunnel();
+            client.end_sending();
+            behind.expect_eof();
+            behind.end_sending();
+            client.expect_eof();
+        }),
+        ("the client resets the tunnel", |it| {
+            let (client, mut behind) = it.tunnel();
+            client.reset();
+            behind.expect_end();
+        }),
+        ("the backend resets the tunnel", |it| {
+            let (mut client, behind) = it.tunnel();
+            behind.reset();
+            client.expect_end();
+        }),
+        ("both reset the tunnel", |it| {
+            let (client, behind) = it.tunnel();
+            client.reset();
+            behind.reset();
+        }),
+        ("the client resets after the backend has ended", |it| {
+            let (mut client, mut behind) = it.tunnel();
+            behind.end_sending();
+            client.expect_eof();
+            client.reset();
+            behind.expect_end();
+        }),
+        ("the client resets after it has ended", |it| {
+            let (mut client, mut behind) = it.tunnel();
+            client.end_sending();
+            behind.expect_eof();
+            client.reset();
+            behind.write_until_broken();
+        }),
+        ("the client says nothing and closes", |it| drop(Peer::connect(it.addresses["plain"]))),
+        ("the client resets within its head", |it| it.sending("plain", "GET / HT").reset()),
+        ("the client closes within its head", |it| {
+            let mut client = it.sending("plain", "GET / HT");
+            client.end_sending();
+            client.expect_end();
+        }),
+        ("the client says nothing until the timeout", |it| assert_eq!(it.answer("hasty", ""), "")),
+        ("the client stalls until the timeout", |it| {
+            assert!(it.answer("hasty", "GET / HT").starts_with("HTTP/1.1 408 "));
+        }),
+        ("the request is refused", |it| {
+            assert!(it.answer("plain", "GET / HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 400 "));
+        }),
+        ("the backend cannot be dialled", |it| {
+            assert!(it.answer("dead", upgrade("")).starts_with("HTTP/1.1 502 "));
+        }),
+        ("the backend does not accept in time", |it| {
+            assert!(it.answer("stuck", upgrade("")).starts_with("HTTP/1.1 504 "));
+        }),
+        ("the client resets while the backend is dialled", |it| it.sending("dialling", upgrade("")).reset()),
+        ("the client resets while the backend thinks", |it| {
+            let (client, mut behind) = it.asked("plain");
+            client.reset();
+            behind.expect_end();
+        }),
+        ("the backend resets instead of answering", |it| {
+            let (mut client, behind) = it.asked("plain");
+            behind.reset();
+            assert!(client.read_head().starts_with("HTTP/1.1 502 "));
+        }),
+        ("the backend does not answer in time", |it| {
+            let (mut client, _behind) = it.asked("hasty");
+            assert!(client.read_head().starts_with("HTTP/1.1 504 "));
+        }),
+        ("the client resets while a refusal is passed on", |it| {
+            let (mut client, mut behind) = it.asked("plain");
+            behind.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf");
+            client.read_head();
+            client.reset();
+            behind.expect_end();
+        }),
+    ];
+
+    let mut it = Sections::start();
+    let (descriptors, threads) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
+    for (name, end) in ways {
+        println!("{name}");
+        for _ in 0..3 {
+            end(&it);
+        }
+        it.program.wait_for_descriptors(descriptors);
+        it.program.wait_for_threads(threads);
+    }
+    // A task that was left behind would hold up the drain.
+    it.program.signal(Signal::TERM);
+    assert_eq!(it.program.wait().code(), Some(0));
+    for line in it.program.rest_of_log() {
+        assert!(
+            line.starts_with("time=") && !value(&line, "event").is_empty(),
+            "{line:?} is no line of a log"
+        );
+        assert_ne!(value(&line, "level"), "error", "{line}");
+    }
+}
+
+#[test]
+fn a_reset_frees_both_connections_whatever_the_other_side_does() {
+    let mut it = Sections::start();
+    let (descriptors, _) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
+    let states: [(&str, State); 4] = [
+        ("idle", |_, _| {}),
+        ("not read", |one, _| {
+            one.flood();
+        }),
+        ("not reading", |_, other| {
+            other.flood();
+        }),
+        ("finished", |one, other| {
+            one.end_sending();
+            other.expect_eof();
+        }),
+    ];
+    let mut held = Vec::new();
+    for (state, prepare) in states {
+        println!("{state}");
+        let (mut client, mut behind) = it.tunnel();
+        prepare(&mut client, &mut behind);
+        client.reset();
+        held.push(behind);
+        let (mut client, mut behind) = it.tunnel();
+        prepare(&mut behind, &mut client);
+        behind.reset();
+        held.push(client);
+    }
+    // The sides that are left neither read nor close.
+    it.program.wait_for_descriptors(descriptors);
+    drop(held);
+}
+
+mod log {
+    use super::*;
+
+    #[test]
+    fn listening_is_a_line() {
+        let backend = Backend::start();
+        let mut program = Program::start(&flags(&backend.address.to_string()), None);
+        let line = program.wait_for("event=listening");
+        assert_eq!(value(&line, "level"), "info");
+        let address: SocketAddr = value(&line, "address").parse().unwrap();
+        assert_ne!(address.port(), 0);
+        assert_eq!(value(&line, "section"), address.to_string());
+        assert_eq!(value(&line, "backends"), backend.address.to_string());
+    }
+
+    /// Ends a tunnel.
+    type End = fn(Peer, Peer);
+
+    #[test]
+    fn each_tunnels_end_is_a_line() {
+        let ends: [(&str, &str, End); 4] = [
+            ("client", "eof", |mut client, mut behind| {
+                client.end_sending();
+                behind.expect_eof();
+            }),
+            ("backend", "eof", |mut client, mut behind| {
+                behind.end_sending();
+                client.expect_eof();
+            }),
+            ("client", "reset", |client, mut behind| {
+                client.reset();
+                behind.expect_end();
+            }),
+            ("backend", "reset", |mut client, behind| {
+                behind.reset();
+                client.expect_end();
+            }),
+        ];
+        let mut it = Sections::start();
+        let mut ids = Vec::new();
+        for (by, how, end) in ends {
+            // Some bytes come together with the heads.
+            let mut client = it.sending("plain", upgrade("") + "12345");
+            let mut behind = it.backend.accept();
+            behind.read_head();
+            behind.send(switching("") + "123");
+            behind.expect("12345");
+            client.read_head();
+            client.expect("123");
+            behind.send("4567");
+            client.expect("4567");
+            let address = client.stream.local_addr().unwrap();
+            end(client, behind);
+
+            let line = it.program.wait_for("event=tunnel_end");
+            assert_eq!(value(&line, "section"), "plain");
+            assert_eq!(value(&line, "client"), address.to_string());
+            assert_eq!(value(&line, "backend"), it.backend.address.to_string());
+            assert_eq!(value(&line, "status"), "101");
+            assert_eq!((value(&line, "bytes_to_backend"), value(&line, "bytes_to_client")), ("5", "7"));
+            assert_eq!((value(&line, "ended_by"), value(&line, "how")), (by, how), "{line}");
+            let number = |key| value(&line, key).parse::<f64>().unwrap();
+            assert!(number("handshake_ms") <= number("lifetime_ms") + 1.0, "{line}");
+            assert!(number("lifetime_ms") < PATIENCE.as_millis() as f64, "{line}");
+            ids.push(value(&line, "id").parse::<u64>().unwrap());
+        }
+        ids.dedup();
+        assert_eq!(ids.len(), 4, "{ids:?} are not different");
+    }
+
+    #[test]
+    fn the_times_of_a_tunnel_are_those_that_it_took() {
+        let mut it = Sections::start();
+        let (mut client, mut behind) = it.asked("plain");
+        // The times are the subject.
+        std::thread::sleep(Duration::from_millis(100));
+        behind.send(switching(""));
+        client.read_head();
+        std::thread::sleep(Duration::from_millis(100));
+        drop((client, behind));
+        let line = it.program.wait_for("event=tunnel_end");
+        let number = |key| value(&line, key).parse::<f64>().unwrap();
+        assert!(number("handshake_ms") >= 99.0, "{line}");
+        assert!(number("lifetime_ms") >= number("handshake_ms") + 99.0, "{line}");
+    }
+
+    #[test]
+    fn each_refusal_is_a_line_with_its_reason() {
+        let with = |from: &str, to: &str| upgrade("").replace(from, to);
+        let long_field = format!("X: {}\r\n", "x".repeat(9_000));
+        let refusals = [
+            ("plain", "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
+            ("plain", "NONSENSE\r\n\r\n".to_owned(), 400),
+            ("plain", with("Host: example.com", "Host : example.com"), 400),
+            ("plain", with("Version: 13", "Version: 8"), 426),
+            ("plain", with("GET /", &format!("GET /{}", "x".repeat(9_000))), 414),
+            ("plain", upgrade(&long_field), 431),
+            ("origins", upgrade("Origin: https://evil.example\r\n"), 403),
+            ("origins", upgrade(""), 403),
+            ("hasty", "GET / HT".to_owned(), 408),
+            ("dead", upgrade(""), 502),
+            ("stuck", upgrade(""), 504),
+        ];
+        let mut it = Sections::start();
+        for (section, bytes, status) in refusals {
+            let mut client = it.sending(section, &bytes);
+            let head = client.read_head();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+            assert_refusal_line(&mut it.program, &client, section, status);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_one_client_too_many_is_a_line() {
+        let mut it = Sections::start();
+        let _first = it.asked("full");
+        let mut second = it.sending("full", upgrade(""));
+        assert!(second.read_head().starts_with("HTTP/1.1 503 "));
+        assert_refusal_line(&mut it.program, &second, "full", 503);
+    }
+
+    #[test]
+    fn a_refusal_by_the_backend_is_a_line() {
+        let mut it = Sections::start();
+        let (mut client, mut behind) = it.asked("plain");
+        behind.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+        assert!(client.read_head().starts_with("HTTP/1.1 401 "));
+        drop(behind);
+        let line = assert_refusal_line(&mut it.program, &client, "plain", 401);
+        assert_eq!(value(&line, "backend"), it.backend.address.to_string());
+    }
+
+    fn assert_refusal_line(program: &mut Program, client: &Peer, section: &str, status: u16) -> String {
+        // The line is written when the connection has ended.
+        client.again().end_sending();
+        let line = program.wait_for("event=refused");
+        assert_eq!(value(&line, "section"), section);
+        assert_eq!(value(&line, "client"), client.stream.local_addr().unwrap().to_string());
+        assert_eq!(value(&line, "status"), status.to_string());
+        assert!(!value(&line, "reason").is_empty());
+        value(&line, "id").parse::<u64>().unwrap();
+        line
+    }
+
+    #[test]
+    fn the_level_is_chosen_by_flag_and_by_environment() {
+        let directory = crate::support::Directory::new();
+        // Says what it found and what it ignores, and ends with an error, as this cannot be bound.
+        let config = "x = 1\n[[ws_proxy]]\nbind = \"192.0.2.1:1\"\nbackends = [\"a\"]\n";
+        directory.write("ws-proxy.toml", config);
+        let flag = |level| Program::output(&["--log-level", level], Some(directory.path())).2;
+        let environment = |level| {
+            let output = Program::command(&[], Some(directory.path())).env("RUST_LOG", level).output();
+            String::from_utf8(output.unwrap().stderr).unwrap()
+        };
+        let logs = [
+            (Program::output(&[], Some(directory.path())).2, true, true),
+            (flag("info"), true, true),
+            (flag("warn"), false, true),
+            (flag("off"), false, false),
+            (environment("info"), true, true),
+            (environment("warn"), false, true),
+            (environment("error"), false, false),
+        ];
+        for (log, has_info, has_warn) in logs {
+            assert_eq!(log.contains("level=info event=config "), has_info, "{log}");
+            assert_eq!(log.contains("level=warn event=config_ignored "), has_warn, "{log}");
+            assert!(log.contains("cannot listen on 192.0.2.1:1"), "{log}");
+        }
+    }
+
+    #[test]
+    fn debug_tells_of_clients_that_said_nothing() {
+        let mut arguments = vec!["--log-level", "debug"];
+        arguments.extend(flags("127.0.0.1:1"));
+        let mut program = Program::start(&arguments, None);
+        drop(Peer::connect(program.address()));
+        program.wait_for("level=debug event=silent");
+    }
+}
