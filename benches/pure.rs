@@ -51,3 +51,12 @@ fn forward(bencher: Bencher) {
 fn answer(bencher: Bencher) {
     bench(bencher, ANSWER, |answer| drop(black_box(internals::answer(REQUEST.as_bytes(), answer))));
 }
+
+/// A thousand small messages of a client, followed.
+#[divan::bench]
+fn frames(bencher: Bencher) {
+    let messages = [b"\x82\xc0mask".as_slice(), &[7; 64]].concat().repeat(1_000);
+    bencher.counter(BytesCount::of_slice(&messages)).bench(|| {
+        black_box(internals::frames(black_box(&messages), usize::MAX));
+    });
+}

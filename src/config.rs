@@ -1,7 +1,6 @@
 //! Configuration text, read and checked.
 
 use std::fmt;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -9,12 +8,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::proxy::WsProxy;
-use crate::settings::{DRAIN_TIMEOUT_MS, Invalid, RawSection, SECTION_KEYS, timeout};
+use crate::settings::{DRAIN_KEYS, Drain, Invalid, RawDrain, RawSection, SECTION_KEYS};
 
 /// The table of sections.
 const SECTIONS: &str = "ws_proxy";
 /// What may stand beside the sections and is ours.
-const TOP_KEYS: [&str; 2] = ["workers", "drain_timeout_ms"];
+const TOP_KEYS: [&str; 3] = ["workers", "drain", "drain_timeout_ms"];
 /// More event loops than any machine has a use for.
 const MAX_WORKERS: i64 = 1_024;
 
@@ -40,8 +39,6 @@ pub struct Config {
     /// Number of threads for all sections together, each with an event loop, for [`Workers::start`](crate::Workers);
     /// 0, the default, is one per CPU.
     pub workers: usize,
-    /// How long open tunnels may go on after a stop was asked for; 8 s by default.
-    pub drain_timeout: Duration,
     /// Top-level keys and tables that are not ws-proxy's, in the order of their names.
     pub ignored: Vec<String>,
 }
@@ -117,27 +114,78 @@ impl Config {
                 return Err(place.error(at, Some("workers"), problem));
             }
         };
-        let drain = number("drain_timeout_ms")?;
-        let drain_timeout = timeout("drain_timeout_ms", drain.map(|(given, _)| given), DRAIN_TIMEOUT_MS)
-            .map_err(|invalid| {
-                place.error(drain.map_or(0, |(_, at)| at), Some(invalid.key), invalid.problem)
-            })?;
+        let drain = read_drain(&document, number("drain_timeout_ms")?, &place)?;
 
         let is_ours = |name: &str| name == SECTIONS || TOP_KEYS.contains(&name);
         let ignored = document.keys().map(|name| name.get_ref().as_ref()).filter(|name| !is_ours(name));
         let ignored = ignored.map(str::to_owned).collect();
 
-        let sections =
-            sections.into_iter().map(|checked| checked.section.drain_timeout(drain_timeout)).collect();
-        Ok(Self { sections, workers, drain_timeout, ignored })
+        let with_drain = |CheckedSection { section: Section { bind, proxy }, .. }| Section {
+            bind,
+            proxy: proxy.with_drain(drain.clone()),
+        };
+        Ok(Self { sections: sections.into_iter().map(with_drain).collect(), workers, ignored })
     }
 }
 
-impl Section {
-    fn drain_timeout(mut self, timeout: Duration) -> Self {
-        self.proxy = self.proxy.drain_timeout_ms(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-        self
+/// The `[drain]` table, with its alias at the top: what it says, and where.
+fn read_drain(
+    document: &DeTable<'_>,
+    alias: Option<(i64, usize)>,
+    place: &Place<'_>,
+) -> Result<RawDrain, ConfigError> {
+    let mut drain = RawDrain::default();
+    if let Some((_, table)) = document.iter().find(|(name, _)| name.get_ref() == "drain") {
+        let DeValue::Table(keys) = table.get_ref() else {
+            return Err(place.error(table.span().start, Some("drain"), "this is a table: write [drain]"));
+        };
+        refuse_unknown(keys, &DRAIN_KEYS, "[drain]", place)?;
+        drain = deserialize(table, keys, place)?;
+        let at = |key: &str| keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start);
+        drain.check().map_err(|Invalid { key, problem, .. }| {
+            place.error(at(key).unwrap_or(table.span().start), Some(key), problem)
+        })?;
     }
+    if let Some((given, at)) = alias {
+        let key = Some("drain_timeout_ms");
+        if drain.timeout_ms.is_some() {
+            return Err(place.error(at, key, "it is the same as timeout_ms of [drain], which is given too"));
+        }
+        drain.timeout_ms = Some(given);
+        drain.check().map_err(|invalid| place.error(at, key, invalid.problem))?;
+    }
+    Ok(drain)
+}
+
+/// Refuses keys that a table has not.
+fn refuse_unknown(
+    keys: &DeTable<'_>,
+    known: &[&str],
+    table: &str,
+    place: &Place<'_>,
+) -> Result<(), ConfigError> {
+    let unknown = keys.keys().filter(|name| !known.contains(&name.get_ref().as_ref()));
+    let Some(name) = unknown.min_by_key(|name| name.span().start) else { return Ok(()) };
+    let problem = match nearest(name.get_ref(), known) {
+        Some(known) => format!("there is no such key; did you mean {known}?"),
+        None => format!("there is no such key; {table} has {}", known.join(", ")),
+    };
+    Err(place.error(name.span().start, Some(name.get_ref()), problem))
+}
+
+/// Reads a table whose keys are known.
+fn deserialize<'i, T: Deserialize<'i>>(
+    table: &Spanned<DeValue<'i>>,
+    keys: &DeTable<'i>,
+    place: &Place<'_>,
+) -> Result<T, ConfigError> {
+    T::deserialize(table.clone().into_deserializer()).map_err(|error| {
+        // The value that the error is about stands in one of the keys.
+        let span = error.span().unwrap_or_default();
+        let holds = |value: &Spanned<DeValue<'_>>| value.span().contains(&span.start);
+        let key = keys.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.get_ref().as_ref());
+        place.toml_error(&error, key)
+    })
 }
 
 /// A section together with where its address stands in the text.
@@ -160,23 +208,10 @@ impl CheckedSection {
             }
         };
         let at = |key: &str| keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start);
-        let unknown = keys.keys().filter(|name| !SECTION_KEYS.contains(&name.get_ref().as_ref()));
-        if let Some(name) = unknown.min_by_key(|name| name.span().start) {
-            let problem = match nearest(name.get_ref(), &SECTION_KEYS) {
-                Some(known) => format!("there is no such key; did you mean {known}?"),
-                None => format!("there is no such key; a section has {}", SECTION_KEYS.join(", ")),
-            };
-            return Err(place.error(name.span().start, Some(name.get_ref()), problem));
-        }
-
-        let raw = RawSection::deserialize(table.clone().into_deserializer()).map_err(|error| {
-            // The value that the error is about stands in one of the keys.
-            let span = error.span().unwrap_or_default();
-            let holds = |value: &Spanned<DeValue<'_>>| value.span().contains(&span.start);
-            let key = keys.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.get_ref().as_ref());
-            place.toml_error(&error, key)
-        })?;
-        let settings = raw.check().map_err(|Invalid { key, index, problem }| {
+        refuse_unknown(keys, &SECTION_KEYS, "a section", place)?;
+        let raw: RawSection = deserialize(table, keys, place)?;
+        // What the file says of the drain is checked where it stands.
+        let settings = raw.check(&Drain::default()).map_err(|Invalid { key, index, problem }| {
             let element = index.and_then(|index| match keys.get(key)?.get_ref() {
                 DeValue::Array(elements) => elements.get(index).map(|element| element.span().start),
                 _ => None,
@@ -262,6 +297,8 @@ impl Place<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -282,20 +319,22 @@ mod tests {
         assert_eq!(config.sections.len(), 2);
         assert_eq!(config.ignored, ["cors", "ip", "port"]);
         assert_eq!(config.workers, 0);
-        assert_eq!(config.drain_timeout, Duration::from_secs(8));
     }
 
     #[test]
     fn every_key_is_read() {
-        let text = "workers = 2\ndrain_timeout_ms = 5\n[[ws_proxy]]\nname = \"n\"\nbind = \"[::1]:0\"\nbackends = [\"ws://a:1\", \"[::1]\"]\n\
+        let text = "workers = 2\n[drain]\ndelay_ms = 1\nspread_ms = 2\ntimeout_ms = 50\nclose_code = 4000\nclose_grace_ms = 3\n[[ws_proxy]]\nname = \"n\"\nbind = \"[::1]:0\"\nbackends = [\"ws://a:1\", \"[::1]\"]\n\
             connect_timeout_ms = 1\nread_timeout_ms = 2\nresponse_timeout_ms = 3\nhost = \"preserve\"\nforwarded = \"off\"\n\
-            origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\n";
-        for key in SECTION_KEYS {
+            origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\n\
+            ping_interval_ms = 5\npong_timeout_ms = 6\nidle_timeout_ms = 7\nmax_lifetime_ms = 8\nlifetime_close_code = 1012\n\
+            max_message_bytes = 9\nmax_frame_bytes = 10\nmax_messages_per_second = 11\nrate_action = \"close\"\n\
+            strict_frames = true\nannounce_loss = true\n";
+        for key in SECTION_KEYS.into_iter().chain(DRAIN_KEYS) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
         }
         let config = Config::parse(text).unwrap();
-        assert_eq!((config.workers, config.drain_timeout), (2, Duration::from_millis(5)));
-        let settings = config.sections[0].proxy.settings("[::1]:0").unwrap();
+        assert_eq!(config.workers, 2);
+        let (settings, drain) = config.sections[0].proxy.settings("[::1]:0").unwrap();
         assert_eq!(settings.name.as_deref(), Some("n"));
         assert_eq!(settings.backends.len(), 2);
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));
@@ -305,6 +344,18 @@ mod tests {
         assert_eq!(settings.forwarded, crate::Forwarded::Off);
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
         assert_eq!(settings.max_connections, Some(4));
+        let rules = &settings.rules;
+        assert_eq!(rules.ping_interval, Some(Duration::from_millis(5)));
+        assert_eq!(rules.pong_timeout, Duration::from_millis(6));
+        assert_eq!(rules.idle_timeout, Some(Duration::from_millis(7)));
+        assert_eq!(rules.max_lifetime, Some(Duration::from_millis(8)));
+        assert_eq!(rules.lifetime_close_code, 1012);
+        assert_eq!((rules.max_message, rules.max_frame), (Some(9), Some(10)));
+        assert_eq!((rules.max_messages_per_second, rules.rate_action), (Some(11), crate::RateAction::Close));
+        assert!(rules.strict_frames && rules.announce_loss);
+        assert_eq!((drain.delay, drain.spread), (Duration::from_millis(1), Duration::from_millis(2)));
+        assert_eq!((drain.timeout, drain.close_code), (Duration::from_millis(50), 4000));
+        assert_eq!(drain.close_grace, Duration::from_millis(3));
     }
 
     #[test]
@@ -363,6 +414,20 @@ mod tests {
             (format!("workers = -1\n{GOOD}"), "1: workers: -1 is out of range"),
             (format!("workers = \"x\"\n{GOOD}"), "1: workers: invalid type: string \"x\", expected i64"),
             (format!("\ndrain_timeout_ms = 0\n{GOOD}"), "2: drain_timeout_ms: 0 is no time to wait"),
+            (format!("drain = 5\n{GOOD}"), "1: drain: this is a table"),
+            (
+                format!("[drain]\ntimeout = 5\n{GOOD}"),
+                "2: timeout: there is no such key; did you mean timeout_ms?",
+            ),
+            (format!("[drain]\nspread_ms = -5\n{GOOD}"), "2: spread_ms: -5 is out of range"),
+            (
+                format!("[drain]\nclose_code = \"x\"\n{GOOD}"),
+                "2: close_code: invalid type: string \"x\", expected i64",
+            ),
+            (
+                format!("drain_timeout_ms = 5\n[drain]\ntimeout_ms = 5\n{GOOD}"),
+                "1: drain_timeout_ms: it is the same as",
+            ),
         ];
         for (text, expected) in cases {
             let message = error(&text);

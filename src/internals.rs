@@ -7,6 +7,10 @@ use crate::handshake::forward::{Forwarded, Hop, HostHeader, request_head, switch
 use crate::handshake::request::UpgradeRequest;
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan};
+use crate::tunnel::control;
+use crate::tunnel::frames::{Event, Frames};
+use crate::tunnel::gate::Gate;
+use crate::tunnel::rules::Rules;
 
 /// Where the head ends, if it does.
 pub fn scan(bytes: &[u8]) -> Option<usize> {
@@ -51,4 +55,41 @@ pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// The payload lengths of the frames in these bytes, read in pieces of this size, and whether they end with a frame.
+pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
+    let mut frames = Frames::default();
+    let mut lengths = Vec::new();
+    for piece in bytes.chunks(piece.max(1)) {
+        let mut rest = piece;
+        loop {
+            let (taken, event) = frames.next(rest);
+            rest = &rest[taken..];
+            match event {
+                Some(Event::Header(header)) => lengths.push(header.length),
+                Some(Event::End | Event::Blind) => {}
+                None => break,
+            }
+        }
+    }
+    (lengths, frames.is_at_boundary())
+}
+
+/// What passes of a client's frames, read in pieces of this size, with a Ping put in between them and its Pong awaited.
+/// With a limit, no message may be larger.
+pub fn gate(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
+    let rules = Rules { max_message: limit, ..Rules::default() };
+    let mut gate = Gate::new(&rules, true, false);
+    let mut passed = Vec::new();
+    let mut spare = Vec::new();
+    for (index, piece) in bytes.chunks(piece.max(1)).enumerate() {
+        if index == 1 {
+            gate.await_pong(*b"internal");
+            passed.extend(gate.insert(control::ping(*b"internal", None), false).unwrap_or_default());
+        }
+        passed.extend_from_slice(gate.pass(piece, &rules, &mut spare).bytes);
+    }
+    passed.extend(gate.finish().unwrap_or_default());
+    passed
 }

@@ -27,7 +27,7 @@
 //! 5. `handshake::forward` writes the head that goes on; `head` reads the answer, `handshake::response` verifies it.
 //! 6. Anything but a good 101 is passed on by `connection::pass_on`, with `handshake::body` to find its end.
 //! 7. At the 101 the task ends, and the sockets become a `tunnel`, which the same worker gives its turns:
-//!    `tunnel::half` carries one direction.
+//!    `tunnel::half` carries one direction, and `tunnel::gate` follows its frames.
 //! 8. `outcome` is what became of it, and the log's line.
 //!
 //! Around them: `config` and `settings` read and check what is asked for, `proxy` turns it into something that runs.
@@ -57,4 +57,5 @@ mod worker;
 pub use config::{Config, ConfigError, Section};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{Bound, Error, WsProxy};
+pub use tunnel::rules::RateAction;
 pub use worker::Workers;

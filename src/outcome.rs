@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::handshake::reject::Reject;
-use crate::tunnel::{Cause, TunnelEnd};
+use crate::server::Section;
+use crate::tunnel::TunnelEnd;
 
 /// How far a connection had come when its client went away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,19 +23,18 @@ pub(crate) enum Stage {
 pub(crate) enum Outcome {
     /// It was a tunnel.
     Tunnel {
-        backend: String,
+        /// Which of the section's backends.
+        backend: usize,
         /// From the accept to the verified 101.
         handshake: Duration,
         /// From the accept to the end.
         lifetime: Duration,
-        /// How many of the bytes for the client were the 101.
-        head_len: usize,
         end: TunnelEnd,
     },
     /// It got an answer of ours.
     Rejected(Reject),
     /// It got the backend's own answer, which was not a 101; `fault` is why not all of it.
-    PassedOn { backend: String, status: u16, fault: Option<String> },
+    PassedOn { backend: usize, status: u16, fault: Option<String> },
     /// The client's connection broke before there was an answer.
     ClientGone { stage: Stage },
     /// The client never sent a byte.
@@ -43,21 +43,45 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Writes the line.
-    pub(crate) fn log(&self, section: &str, id: u64, peer: SocketAddr) {
+    pub(crate) fn log(&self, of: &Section, id: u64, peer: SocketAddr) {
+        let section = &of.name;
         match self {
-            Self::Tunnel { backend, handshake, lifetime, head_len, end } => {
-                let (ended_by, how) = match end.cause {
-                    Cause::Eof(side) => (side.name(), "eof"),
-                    Cause::Reset(side) => (side.name(), "reset"),
-                    Cause::Cut => ("proxy", "cut"),
-                };
+            Self::Tunnel { backend, handshake, lifetime, end } => {
+                let backend = of.backend_name(*backend);
+                let (up, down) = (&end.up, &end.down);
+                let code = |code: Option<u16>| code.map_or("-".to_owned(), |code| code.to_string());
                 log::info!(
                     "event=tunnel_end section={section} id={id} client={peer} backend={backend} status=101 \
-                     handshake_ms={:.1} lifetime_ms={} bytes_to_backend={} bytes_to_client={} ended_by={ended_by} how={how}",
+                     handshake_ms={:.1} lifetime_ms={} bytes_to_backend={} bytes_to_client={} ended_by={} reason={} \
+                     client_close={} backend_close={} client_messages={} backend_messages={} blind={}",
                     handshake.as_secs_f64() * 1_000.0,
                     lifetime.as_millis(),
                     end.to_backend,
-                    end.to_client.saturating_sub(*head_len as u64),
+                    end.to_client,
+                    end.reason.ended_by(),
+                    end.reason.name(),
+                    code(up.close_code()),
+                    code(down.close_code()),
+                    up.messages(),
+                    down.messages(),
+                    end.blind,
+                );
+                log::debug!(
+                    "event=tunnel_frames section={section} id={id} client_text={} client_binary={} client_pings={} \
+                     client_pongs={} client_frames={} client_payload={} backend_text={} backend_binary={} \
+                     backend_pings={} backend_pongs={} backend_frames={} backend_payload={}",
+                    up.text,
+                    up.binary,
+                    up.pings,
+                    up.pongs,
+                    up.frames,
+                    up.payload,
+                    down.text,
+                    down.binary,
+                    down.pings,
+                    down.pongs,
+                    down.frames,
+                    down.payload,
                 );
             }
             Self::Rejected(reject) => log::info!(
@@ -66,14 +90,14 @@ impl Outcome {
                 reject.reason,
                 reject.detail,
             ),
-            Self::PassedOn { backend, status, fault: None } => log::info!(
-                "event=refused section={section} id={id} client={peer} backend={backend} status={status} \
-                 reason=backend_status",
-            ),
-            Self::PassedOn { backend, status, fault: Some(fault) } => log::info!(
-                "event=refused section={section} id={id} client={peer} backend={backend} status={status} \
-                 reason=backend_status fault={fault:?}",
-            ),
+            Self::PassedOn { backend, status, fault } => {
+                let backend = of.backend_name(*backend);
+                let fault = fault.as_ref().map(|fault| format!(" fault={fault:?}")).unwrap_or_default();
+                log::info!(
+                    "event=refused section={section} id={id} client={peer} backend={backend} status={status} \
+                     reason=backend_status{fault}",
+                );
+            }
             Self::ClientGone { stage } => {
                 let stage = match stage {
                     Stage::Head => "head",

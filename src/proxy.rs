@@ -6,7 +6,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_lite::future;
 use smol::Timer;
@@ -15,7 +14,8 @@ use smol::channel::{Receiver, bounded};
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::net;
 use crate::server::{self, Section};
-use crate::settings::{DRAIN_TIMEOUT_MS, Invalid, RawSection, Settings, timeout};
+use crate::settings::{Drain, Invalid, RawDrain, RawSection, Settings};
+use crate::tunnel::rules::RateAction;
 use crate::worker::Workers;
 
 /// A WebSocket reverse proxy on one port, while its settings may still be changed.
@@ -34,7 +34,7 @@ use crate::worker::Workers;
 #[derive(Clone, Debug)]
 pub struct WsProxy {
     raw: RawSection,
-    drain_timeout_ms: Option<i64>,
+    drain: RawDrain,
     workers: Option<Workers>,
 }
 
@@ -47,7 +47,7 @@ pub struct Bound {
     local: SocketAddr,
     section: Section,
     workers: Workers,
-    drain_timeout: Duration,
+    drain: Drain,
 }
 
 /// Why a proxy could not be started.
@@ -102,7 +102,7 @@ impl From<Invalid> for Error {
 
 impl From<RawSection> for WsProxy {
     fn from(raw: RawSection) -> Self {
-        Self { raw, drain_timeout_ms: None, workers: None }
+        Self { raw, drain: RawDrain::default(), workers: None }
     }
 }
 
@@ -188,11 +188,131 @@ impl WsProxy {
         self
     }
 
-    /// How long, in milliseconds, open tunnels may go on after a shutdown was asked for. Default: 8,000. Zero is an
-    /// error.
+    /// After how many milliseconds without a byte from a side it gets a Ping (RFC 6455, 5.5.2). Default: 0, none.
+    #[must_use]
+    pub fn ping_interval_ms(mut self, ms: u64) -> Self {
+        self.raw.ping_interval_ms = Some(number(ms));
+        self
+    }
+
+    /// How long, in milliseconds, a side may stay silent after a Ping before it is taken for dead and the tunnel is
+    /// ended. Default, and 0: what [`ping_interval_ms`](WsProxy::ping_interval_ms) is.
+    #[must_use]
+    pub fn pong_timeout_ms(mut self, ms: u64) -> Self {
+        self.raw.pong_timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// After how many milliseconds without a data frame in either direction a tunnel is closed with 1001; pings and
+    /// pongs do not count. Default: 0, never.
+    #[must_use]
+    pub fn idle_timeout_ms(mut self, ms: u64) -> Self {
+        self.raw.idle_timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// After how many milliseconds, a tenth more or less, a tunnel is closed. Default: 0, never.
+    #[must_use]
+    pub fn max_lifetime_ms(mut self, ms: u64) -> Self {
+        self.raw.max_lifetime_ms = Some(number(ms));
+        self
+    }
+
+    /// The close code at the end of the [lifetime](WsProxy::max_lifetime_ms). Default: 1001. A code that no endpoint
+    /// may send is an error.
+    #[must_use]
+    pub fn lifetime_close_code(mut self, code: u16) -> Self {
+        self.raw.lifetime_close_code = Some(code.into());
+        self
+    }
+
+    /// How many bytes of payload a message may have, all its fragments together; the sender of a larger one gets
+    /// 1009 before it passes. Default: 0, no limit.
+    #[must_use]
+    pub fn max_message_bytes(mut self, bytes: u64) -> Self {
+        self.raw.max_message_bytes = Some(number(bytes));
+        self
+    }
+
+    /// How many bytes of payload a frame may have; the sender of a larger one gets 1009 before it passes. Default: 0,
+    /// no limit.
+    #[must_use]
+    pub fn max_frame_bytes(mut self, bytes: u64) -> Self {
+        self.raw.max_frame_bytes = Some(number(bytes));
+        self
+    }
+
+    /// How many messages a client may send within a second. Default: 0, no limit.
+    #[must_use]
+    pub fn max_messages_per_second(mut self, messages: u64) -> Self {
+        self.raw.max_messages_per_second = Some(number(messages));
+        self
+    }
+
+    /// What becomes of a client that sends [more](WsProxy::max_messages_per_second). Default: [`RateAction::Pause`].
+    #[must_use]
+    pub fn rate_action(mut self, action: RateAction) -> Self {
+        self.raw.rate_action = Some(action);
+        self
+    }
+
+    /// Whether frames that are against RFC 6455 end the tunnel with 1002, instead of being left to the endpoints.
+    /// Default: no.
+    #[must_use]
+    pub fn strict_frames(mut self, strict: bool) -> Self {
+        self.raw.strict_frames = Some(strict);
+        self
+    }
+
+    /// Whether a side that is lost, its connection ended or broken without a Close, is announced to the other by one:
+    /// to the client with 1014, to the backend with 1001. Default: no, ends are relayed as they come.
+    #[must_use]
+    pub fn announce_loss(mut self, announce: bool) -> Self {
+        self.raw.announce_loss = Some(announce);
+        self
+    }
+
+    /// How long, in milliseconds, it still accepts after a shutdown was asked for. Default: 0.
+    #[must_use]
+    pub fn drain_delay_ms(mut self, ms: u64) -> Self {
+        self.drain.delay_ms = Some(number(ms));
+        self
+    }
+
+    /// Over how many milliseconds the tunnels are then closed, each at a time of its own. Default: 5,000; 0: all at
+    /// once. It is shortened to what the [timeout](WsProxy::drain_timeout_ms) leaves.
+    #[must_use]
+    pub fn drain_spread_ms(mut self, ms: u64) -> Self {
+        self.drain.spread_ms = Some(number(ms));
+        self
+    }
+
+    /// After how many milliseconds, all in all, the tunnels that are left are cut. Default: 8,000. Zero is an error.
     #[must_use]
     pub fn drain_timeout_ms(mut self, ms: u64) -> Self {
-        self.drain_timeout_ms = Some(number(ms));
+        self.drain.timeout_ms = Some(number(ms));
+        self
+    }
+
+    /// The close code that clients get then. Default: 1001; 1012 (service restart) is the usual other choice. A code
+    /// that no endpoint may send is an error.
+    #[must_use]
+    pub fn drain_close_code(mut self, code: u16) -> Self {
+        self.drain.close_code = Some(code.into());
+        self
+    }
+
+    /// How long, in milliseconds, a tunnel may take to end after it has been closed, by whomever. Default: 2,000; 0:
+    /// a moment.
+    #[must_use]
+    pub fn close_grace_ms(mut self, ms: u64) -> Self {
+        self.drain.close_grace_ms = Some(number(ms));
+        self
+    }
+
+    /// All of `[drain]` at once.
+    pub(crate) fn with_drain(mut self, drain: RawDrain) -> Self {
+        self.drain = drain;
         self
     }
 
@@ -223,8 +343,7 @@ impl WsProxy {
     ///
     /// See [`Error`].
     pub fn listen(self, address: &str) -> Result<Bound, Error> {
-        let settings = self.settings(address)?;
-        let drain_timeout = self.drain_timeout()?;
+        let (settings, drain) = self.settings(address)?;
         let failed = |source| Error::Bind { address: address.to_owned(), source };
         let listener = net::listen(&settings.bind).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
@@ -232,7 +351,7 @@ impl WsProxy {
             Some(workers) => workers,
             None => Workers::start(0).map_err(|source| Error::Workers { source })?,
         };
-        Ok(Bound { listener, local, section: Section::new(settings, local), workers, drain_timeout })
+        Ok(Bound { listener, local, section: Section::new(settings, local), workers, drain })
     }
 
     /// Checks everything that can be checked without opening anything.
@@ -242,17 +361,23 @@ impl WsProxy {
     /// The first [`Error::Setting`] that [`listen`](WsProxy::listen) would give for this address.
     pub fn check(&self, address: &str) -> Result<(), Error> {
         self.settings(address)?;
-        self.drain_timeout()?;
         Ok(())
     }
 
     /// The settings of the section, if they can all be used.
-    pub(crate) fn settings(&self, address: &str) -> Result<Settings, Invalid> {
-        RawSection { bind: Some(address.to_owned()), ..self.raw.clone() }.check()
-    }
-
-    fn drain_timeout(&self) -> Result<Duration, Invalid> {
-        timeout("drain_timeout_ms", self.drain_timeout_ms, DRAIN_TIMEOUT_MS)
+    pub(crate) fn settings(&self, address: &str) -> Result<(Settings, Drain), Invalid> {
+        let drain = self.drain.check().map_err(|invalid| Invalid {
+            key: match invalid.key {
+                "delay_ms" => "drain_delay_ms",
+                "spread_ms" => "drain_spread_ms",
+                "timeout_ms" => "drain_timeout_ms",
+                "close_code" => "drain_close_code",
+                key => key,
+            },
+            ..invalid
+        })?;
+        let raw = RawSection { bind: Some(address.to_owned()), ..self.raw.clone() };
+        Ok((raw.check(&drain)?, drain))
     }
 }
 
@@ -263,9 +388,10 @@ impl Bound {
         self.local
     }
 
-    /// Serves until `shutdown` completes, on whatever executor polls it; then stops accepting at once, and completes
-    /// when the last tunnel has ended, or after the [drain timeout](WsProxy::drain_timeout_ms), at which the
-    /// tunnels that are left are cut. Dropping the future cuts all of them.
+    /// Serves until `shutdown` completes, on whatever executor polls it. Then it stops accepting, after the
+    /// [delay](WsProxy::drain_delay_ms), and closes its tunnels, each at a time of its own within the
+    /// [spread](WsProxy::drain_spread_ms). It completes when the last one has ended, or after the
+    /// [timeout](WsProxy::drain_timeout_ms), at which those that are left are cut. Dropping the future cuts all of them.
     ///
     /// ```
     /// use ws_proxy::WsProxy;
@@ -285,7 +411,7 @@ impl Bound {
     /// # Ok::<(), ws_proxy::Error>(())
     /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, section, workers, drain_timeout } = self;
+        let Self { listener, local, section, workers, drain } = self;
         let section = Arc::new(section);
         let backends: Vec<&str> =
             section.settings.backends.iter().map(|backend| &*backend.authority).collect();
@@ -305,23 +431,31 @@ impl Bound {
             server::accept(handle, listener, accepting, alive, listening, stopped)
         });
 
-        // Until it is time, and then until new clients find the port closed.
+        // Until it is time; then for the delay, in which clients still come; then until they find the port closed.
         future::or(shutdown, until_closed(&closed)).await;
+        let mut deadline = Timer::after(drain.timeout);
+        if !drain.delay.is_zero() {
+            log::info!("event=lame_duck section={} delay_ms={}", section.name, drain.delay.as_millis());
+            let delay = async {
+                Timer::after(drain.delay).await;
+            };
+            future::or(delay, future::or(until_closed(&closed), until(&mut deadline))).await;
+        }
         drop(stop);
         until_closed(&closed).await;
-        log::info!("event=draining section={}", section.name);
 
-        let in_time = future::or(
-            async {
-                until_closed(&ended).await;
-                true
-            },
-            async {
-                Timer::after(drain_timeout).await;
-                false
-            },
-        )
-        .await;
+        // Every tunnel is closed in its turn, also those whose handshake is under way.
+        log::info!("event=draining section={} spread_ms={}", section.name, drain.spread.as_millis());
+        group.workers.drain(group.id, drain.spread);
+        let all_ended = async {
+            until_closed(&ended).await;
+            true
+        };
+        let too_late = async {
+            until(&mut deadline).await;
+            false
+        };
+        let in_time = future::or(all_ended, too_late).await;
         // What is left is cut, and waited for.
         drop(group);
         until_closed(&ended).await;
@@ -342,6 +476,10 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.workers.cut(self.id);
     }
+}
+
+async fn until(deadline: &mut Timer) {
+    deadline.await;
 }
 
 /// Waits until nobody can send any more.

@@ -60,6 +60,11 @@ impl Section {
         }
     }
 
+    /// What a backend is called in the log and, if it is to be, in Host.
+    pub(crate) fn backend_name(&self, index: usize) -> &str {
+        self.settings.backends.get(index).map_or("", |backend| &backend.authority)
+    }
+
     /// Tells once what the likely reason is when a backend refuses a browser behind a rewritten Host.
     pub(crate) fn note_refusal(&self, status: u16, request: &UpgradeRequest<'_>) {
         let is_likely = matches!(status, 403 | 404)
@@ -140,10 +145,16 @@ fn start(handle: &Handle, client: TcpStream, peer: SocketAddr, section: &Arc<Sec
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     match Permit::take(&section.open, section.settings.max_connections) {
         Some(permit) => handle.start_next(move |handle| async move {
+            let waiting = alive.downgrade();
+            drop(alive);
             let Some(client) = register(&handle, client, peer, id, &section) else { return };
-            match connection::serve(client, peer, &section).await {
+            let started = handle.reactor().now();
+            let head = connection::read_head(&client, &section).await;
+            // A client that has not asked for anything yet keeps no proxy from leaving.
+            let Some(alive) = waiting.upgrade() else { return };
+            match connection::serve(client, started, head, peer, &section).await {
                 Ok(established) => carry(&handle, established, section, id, peer, (permit, alive)),
-                Err(outcome) => outcome.log(&section.name, id, peer),
+                Err(outcome) => outcome.log(&section, id, peer),
             }
         }),
         // One too many is told to come again later; if there are too many of those, they are only closed.
@@ -151,7 +162,7 @@ fn start(handle: &Handle, client: TcpStream, peer: SocketAddr, section: &Arc<Sec
             Some(permit) => handle.start_next(move |handle| async move {
                 let Some(client) = register(&handle, client, peer, id, &section) else { return };
                 let full = Reject::full("too many connections, come again later");
-                connection::reject(client, full).await.log(&section.name, id, peer);
+                connection::reject(client, full).await.log(&section, id, peer);
                 drop((permit, alive));
             }),
             None => log::debug!("event=dropped section={} id={id} client={peer} reason=full", section.name),
@@ -184,10 +195,10 @@ fn carry(
     peer: SocketAddr,
     guards: (Permit, Sender<()>),
 ) {
-    let Established { tunnel, backend, started, handshake, head_len } = established;
+    let Established { tunnel, index: backend, started, handshake } = established;
     let on_end = Box::new(move |end| {
         let lifetime = started.elapsed();
-        Outcome::Tunnel { backend, handshake, lifetime, head_len, end }.log(&section.name, id, peer);
+        Outcome::Tunnel { backend, handshake, lifetime, end }.log(&section, id, peer);
         drop(guards);
     });
     handle.carry(tunnel, on_end);

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use smol::LocalExecutor;
@@ -55,6 +56,8 @@ struct Mailbox {
 enum Letter {
     /// Run what this makes, as a task of this group.
     Start(u64, Start),
+    /// Close all tunnels of this group, spread over this time.
+    Drain(u64, Duration),
     /// End all tasks and tunnels of this group at once.
     Cut(u64),
     /// End everything.
@@ -122,6 +125,14 @@ impl Workers {
     {
         let ring = &self.0.ring;
         ring.mailboxes[ring.turn()].send(Letter::Start(group, boxed(start)));
+    }
+
+    /// Has all tunnels of a group closed, each at a time of its own within `spread`, and those that are still to come at
+    /// once.
+    pub(crate) fn drain(&self, group: u64, spread: Duration) {
+        for mailbox in &self.0.ring.mailboxes {
+            mailbox.send(Letter::Drain(group, spread));
+        }
     }
 
     /// Ends all tasks and tunnels of a group, without waiting for it.
@@ -334,6 +345,7 @@ impl Worker {
                         let task = start(handle);
                         self.spawn(group, task);
                     }
+                    Letter::Drain(group, spread) => self.carrier.drain(&reactor, group, spread),
                     Letter::Cut(group) => self.cut(group),
                     Letter::Stop => return Ok(()),
                 }

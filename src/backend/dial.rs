@@ -13,8 +13,9 @@ use crate::net::timer::within;
 
 /// A connection to a backend that nothing has been sent on yet.
 #[derive(Debug)]
-pub(crate) struct Dialed<'a> {
-    pub(crate) backend: &'a Address,
+pub(crate) struct Dialed {
+    /// Which of the backends it is.
+    pub(crate) index: usize,
     pub(crate) socket: Stream,
 }
 
@@ -36,15 +37,16 @@ pub(crate) enum DialError {
 /// # Errors
 ///
 /// See [`DialError`].
-pub(crate) async fn dial<'a>(
+pub(crate) async fn dial(
     reactor: &Rc<Reactor>,
-    order: impl Iterator<Item = &'a Address>,
+    backends: &[Address],
+    order: impl Iterator<Item = usize>,
     timeout: Duration,
-) -> Result<Dialed<'a>, DialError> {
+) -> Result<Dialed, DialError> {
     let mut only_time_failed = true;
-    for backend in order {
+    for (index, backend) in order.filter_map(|index| Some((index, backends.get(index)?))) {
         match connect_to(reactor, backend, timeout).await {
-            Ok(socket) => return Ok(Dialed { backend, socket }),
+            Ok(socket) => return Ok(Dialed { index, socket }),
             Err(error) if net::out_of_descriptors(&error) => {
                 log::error!("event=out_of_descriptors backend={backend} error={:?}", error.to_string());
                 return Err(DialError::OutOfDescriptors);

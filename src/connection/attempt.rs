@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::pass_on::Refusal;
-use crate::backend::dial::{DialError, dial};
+use crate::backend::dial::{DialError, Dialed, dial};
 use crate::handshake::body::Framing;
 use crate::handshake::forward::{Hop, refusal_head, request_head, switching_head};
 use crate::handshake::reject::Reject;
@@ -29,12 +29,14 @@ pub(super) enum Answered {
     /// A verified 101.
     Switched {
         backend: Stream,
-        /// The backend's name.
-        name: String,
-        /// The 101 for the client, and behind it what the backend has sent already.
+        /// Which of the section's backends it is.
+        index: usize,
+        /// The 101 for the client.
+        head: Vec<u8>,
+        /// What the backend has sent already behind it.
         for_client: Vec<u8>,
-        /// How much of that is the 101.
-        head_len: usize,
+        /// Whether it chose an extension.
+        is_extended: bool,
     },
     /// Any other answer.
     Refused(Refusal),
@@ -62,9 +64,9 @@ pub(super) async fn attempt(
     section: &Section,
 ) -> Result<Answered, Failed> {
     let settings = &section.settings;
-    let turn = section.rotation.turn(settings.backends.len());
-    let order = turn.filter_map(|index| settings.backends.get(index));
-    let dialed = dial(reactor, order, settings.connect_timeout).await.map_err(|error| {
+    let order = section.rotation.turn(settings.backends.len());
+    let dialed = dial(reactor, &settings.backends, order, settings.connect_timeout).await;
+    let Dialed { index, socket: backend } = dialed.map_err(|error| {
         let reject = match error {
             DialError::Unreachable => Reject::unreachable(),
             DialError::TimedOut => Reject::connect_timeout(),
@@ -73,15 +75,15 @@ pub(super) async fn attempt(
         Failed { reject, backend: None }
     })?;
 
-    let (name, backend) = (dialed.backend.to_string(), dialed.socket);
-    let hop = Hop { client: peer.ip(), backend: &name, host: settings.host, forwarded: settings.forwarded };
+    let name = section.backend_name(index);
+    let hop = Hop { client: peer.ip(), backend: name, host: settings.host, forwarded: settings.forwarded };
     let head = request_head(request, &hop);
     match converse(&backend, &head, request, settings.response_timeout).await {
-        Ok(Final::Switching { for_client, head_len }) => {
-            Ok(Answered::Switched { backend, name, for_client, head_len })
+        Ok(Final::Switching { head, for_client, is_extended }) => {
+            Ok(Answered::Switched { backend, index, head, for_client, is_extended })
         }
         Ok(Final::Refusal { status, head, rest, framing }) => {
-            Ok(Answered::Refused(Refusal { backend, name, status, head, rest, framing }))
+            Ok(Answered::Refused(Refusal { backend, index, status, head, rest, framing }))
         }
         Err(reject) => {
             log::warn!(
@@ -96,7 +98,7 @@ pub(super) async fn attempt(
 
 /// A final answer, as it goes on to the client.
 enum Final {
-    Switching { for_client: Vec<u8>, head_len: usize },
+    Switching { head: Vec<u8>, for_client: Vec<u8>, is_extended: bool },
     Refusal { status: u16, head: Vec<u8>, rest: Vec<u8>, framing: Framing },
 }
 
@@ -124,10 +126,9 @@ async fn converse(
                 rest = head.rest().to_vec();
             }
             Answer::Switching(response) => {
-                let mut for_client = switching_head(&response);
-                let head_len = for_client.len();
-                for_client.extend_from_slice(head.rest());
-                return Ok(Final::Switching { for_client, head_len });
+                let is_extended = response.fields.list("Sec-WebSocket-Extensions").next().is_some();
+                let for_client = head.rest().to_vec();
+                return Ok(Final::Switching { head: switching_head(&response), for_client, is_extended });
             }
             Answer::Refusal(response, framing) => {
                 let (status, rest) = (response.status, head.rest().to_vec());

@@ -5,6 +5,7 @@ mod pass_on;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
@@ -14,7 +15,7 @@ use self::pass_on::pass_on;
 use crate::early::Early;
 use crate::handshake::reject::Reject;
 use crate::handshake::request::UpgradeRequest;
-use crate::head::{self, NoHead};
+use crate::head::{self, Head, NoHead};
 use crate::net;
 use crate::net::stream::Stream;
 use crate::net::timer::Timer;
@@ -31,45 +32,51 @@ const REJECT_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Established {
     pub(crate) tunnel: Tunnel,
-    /// The backend's name.
-    pub(crate) backend: String,
+    /// Which of the section's backends it is.
+    pub(crate) index: usize,
     /// When the client was accepted.
     pub(crate) started: Instant,
     /// From then to the verified 101.
     pub(crate) handshake: Duration,
-    /// How many of the tunnel's first bytes for the client are the 101.
-    pub(crate) head_len: usize,
 }
 
-/// Brings one client from its first byte to its tunnel.
+/// Reads a client's whole head, under one deadline.
+///
+/// # Errors
+///
+/// See [`NoHead`], which is for [`serve`] as well.
+pub(crate) async fn read_head(mut client: &Stream, section: &Section) -> Result<Head, NoHead> {
+    let deadline = Timer::after(client.reactor(), section.settings.read_timeout);
+    head::read(&mut client, Vec::new(), REQUEST_HEAD_MAX, deadline).await
+}
+
+/// Brings one client, accepted at `started`, from its head to its tunnel.
 ///
 /// # Errors
 ///
 /// How the connection ended, if it came to no tunnel.
 pub(crate) async fn serve(
     client: Stream,
+    started: Instant,
+    request_head: Result<Head, NoHead>,
     peer: SocketAddr,
     section: &Section,
 ) -> Result<Established, Outcome> {
     let reactor = Rc::clone(client.reactor());
-    let started = reactor.now();
-
-    // The whole head, under one deadline.
-    let deadline = Timer::after(&reactor, section.settings.read_timeout);
-    let head = match head::read(&mut &client, Vec::new(), REQUEST_HEAD_MAX, deadline).await {
+    let request_head = match request_head {
         Ok(head) => head,
         Err(no_head) => return Err(without_head(client, no_head).await),
     };
 
     // No backend hears of a request that is not good.
-    let request = match judge(head.bytes(), section) {
+    let request = match judge(request_head.bytes(), section) {
         Ok(request) => request,
         Err(rejected) => return Err(reject(client, rejected).await),
     };
 
     // While the backend is dialled and thinks, the client is listened to: what it sends is kept, and if its
     // connection breaks the attempt is dropped, with the backend's connection in it.
-    let mut early = Early::new(head.rest());
+    let mut early = Early::new(request_head.rest());
     let answered = async { Some(attempt(&reactor, &request, peer, section).await) };
     let client_is_gone = async {
         early.watch(&client).await;
@@ -96,11 +103,12 @@ pub(crate) async fn serve(
             Err(pass_on(client, early, refusal, section.settings.response_timeout).await)
         }
         // The client gets the backend's own 101 as the first bytes of the tunnel.
-        Answered::Switched { backend, name, for_client, head_len } => {
+        Answered::Switched { backend, index, head, for_client, is_extended } => {
             let handshake = reactor.now().saturating_duration_since(started);
             let (client, backend) = (client.detach(), backend.detach());
-            let tunnel = Tunnel { client, backend, for_backend: early.into_bytes(), for_client };
-            Ok(Established { tunnel, backend: name, started, handshake, head_len })
+            let (for_backend, rules) = (early.into_bytes(), Arc::clone(&section.settings.rules));
+            let tunnel = Tunnel { client, backend, for_backend, head, for_client, is_extended, rules };
+            Ok(Established { tunnel, index, started, handshake })
         }
     }
 }

@@ -18,8 +18,8 @@ const STEP: usize = 16 * 1024;
 /// An answer of the backend that is no switch.
 pub(super) struct Refusal {
     pub(super) backend: Stream,
-    /// The backend's name.
-    pub(super) name: String,
+    /// Which of the section's backends it is.
+    pub(super) index: usize,
     pub(super) status: u16,
     /// The head for the client.
     pub(super) head: Vec<u8>,
@@ -36,7 +36,7 @@ pub(super) async fn pass_on(
     refusal: Refusal,
     timeout: Duration,
 ) -> Outcome {
-    let Refusal { backend, name, status, head, rest, framing } = refusal;
+    let Refusal { backend, index, status, head, rest, framing } = refusal;
     let passed = async { Some(pass(&client, &backend, head, rest, framing, timeout).await) };
     let client_is_gone = async {
         early.watch(&client).await;
@@ -47,8 +47,8 @@ pub(super) async fn pass_on(
     // A backend that is still writing is read on for a while and not reset: some die of that.
     future::zip(net::close_in_stages(client), net::close_in_stages(backend)).await;
     match passed {
-        Some(Ok(())) => Outcome::PassedOn { backend: name, status, fault: None },
-        Some(Err(fault)) => Outcome::PassedOn { backend: name, status, fault: Some(fault.to_string()) },
+        Some(Ok(())) => Outcome::PassedOn { backend: index, status, fault: None },
+        Some(Err(fault)) => Outcome::PassedOn { backend: index, status, fault: Some(fault.to_string()) },
         None => Outcome::ClientGone { stage: Stage::Refusal },
     }
 }

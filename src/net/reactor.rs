@@ -17,6 +17,12 @@ use super::readiness::Readiness;
 
 /// Events that one wait takes at most.
 const EVENTS: usize = 512;
+/// What is to be told of a socket: all that can change what may be done with it, each change once.
+const INTEREST: EventFlags = EventFlags::IN
+    .union(EventFlags::OUT)
+    .union(EventFlags::PRI)
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
 /// What the bell's events are known by.
 const BELL: u64 = u64::MAX;
 
@@ -55,7 +61,7 @@ pub(crate) struct Registration {
 
 /// The number of a registered socket. It is valid until [`Reactor::forget`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key(usize);
+pub(crate) struct Key(u32);
 
 impl Reactor {
     /// An event loop that also wakes up when `bell` becomes readable.
@@ -93,23 +99,37 @@ impl Reactor {
         });
         let mut sources = self.sources.borrow_mut();
         let entry = sources.vacant_entry();
-        let key = entry.key();
-        let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&self.epoll, socket, EventData::new_u64(key as u64), interest)?;
+        // There are fewer sockets than descriptors, whose numbers are of 31 bits.
+        let key = Key(entry.key() as u32);
+        epoll::add(&self.epoll, socket, EventData::new_u64(key.0.into()), INTEREST)?;
         entry.insert(Source::Task(Rc::clone(&registration)));
-        Ok((Key(key), registration))
+        Ok((key, registration))
+    }
+
+    /// Registers what stays as long as this event loop, and whose events come back under this label.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll.
+    pub(crate) fn register_labelled(&self, source: impl AsFd, label: u64) -> io::Result<()> {
+        let mut sources = self.sources.borrow_mut();
+        let entry = sources.vacant_entry();
+        let data = EventData::new_u64(entry.key() as u64);
+        epoll::add(&self.epoll, source, data, EventFlags::IN | EventFlags::ET)?;
+        entry.insert(Source::Labelled(label));
+        Ok(())
     }
 
     /// From now on, [`wait`](Reactor::wait) gives the socket's events back under this label.
     pub(crate) fn label(&self, key: Key, label: u64) {
-        if let Some(source) = self.sources.borrow_mut().get_mut(key.0) {
+        if let Some(source) = self.sources.borrow_mut().get_mut(key.0 as usize) {
             *source = Source::Labelled(label);
         }
     }
 
     /// Forgets a socket that is closed before the next wait. Closing it takes it out of epoll.
     pub(crate) fn forget(&self, key: Key) {
-        self.sources.borrow_mut().try_remove(key.0);
+        self.sources.borrow_mut().try_remove(key.0 as usize);
     }
 
     /// The time, read at most once between two waits: it can be a real system call.

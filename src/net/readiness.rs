@@ -13,7 +13,8 @@ pub(crate) struct Readiness {
     pub(crate) readable: bool,
     /// There may be room to write.
     pub(crate) writable: bool,
-    /// The peer has ended its sending: behind the data there is an end, for which there will be no further event.
+    /// Behind the data there is more, for which there will be no further event: the peer's end, or what follows urgent
+    /// data (RFC 9293, 3.8.5), at which a read stops short.
     pub(crate) ending: bool,
     /// The connection may be broken.
     pub(crate) failed: bool,
@@ -29,7 +30,7 @@ impl Readiness {
     /// Takes an event into account.
     pub(crate) fn note(&mut self, flags: EventFlags) {
         let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        self.ending |= ended;
+        self.ending |= ended || flags.contains(EventFlags::PRI);
         self.readable |= ended || flags.contains(EventFlags::IN);
         self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
         self.failed |= flags.contains(EventFlags::ERR);

@@ -1,14 +1,24 @@
 //! All tunnels of one event loop.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use slab::Slab;
 
+use super::clock::{Clock, TICK, Tick, ticks};
 use super::half::{Tools, Turn};
 use super::pair::{Pair, Progress};
-use super::{Cause, Side, Tunnel, TunnelEnd};
+use super::{Reason, Side, Tunnel, TunnelEnd};
 use crate::net::reactor::Reactor;
+
+/// What the ticks' events are known by.
+const TICKS: u64 = u64::MAX;
 
 /// What is done with the end of a tunnel. It runs on the event loop's thread.
 pub(crate) type OnEnd = Box<dyn FnOnce(TunnelEnd)>;
@@ -19,6 +29,15 @@ pub(crate) struct Carrier {
     tunnels: Slab<Box<Carried>>,
     /// Tunnels that have something to do, in the order in which they get their turns.
     ready: VecDeque<usize>,
+    /// Tunnels for which time plays a part, by the tick at which they are looked at.
+    due: BTreeSet<(Tick, usize)>,
+    /// Groups whose tunnels are being closed.
+    draining: HashSet<u64>,
+    clock: Clock,
+    /// Rings once a tick, while a tunnel is due some time.
+    ticker: Option<OwnedFd>,
+    is_ticking: bool,
+    has_ticked: bool,
     tools: Tools,
 }
 
@@ -29,21 +48,31 @@ struct Carried {
     on_end: OnEnd,
     /// It stands in `ready`.
     is_ready: bool,
+    /// It stands in `due` with this tick.
+    due: Option<Tick>,
 }
 
 impl Carrier {
-    /// Takes a tunnel over. `group` is for [`cut`](Carrier::cut).
+    /// Takes a tunnel over. `group` is for [`cut`](Carrier::cut) and [`drain`](Carrier::drain).
     pub(crate) fn carry(&mut self, reactor: &Reactor, tunnel: Tunnel, group: u64, on_end: OnEnd) {
         let entry = self.tunnels.vacant_entry();
         let key = entry.key();
-        let pair = Pair::new(tunnel, reactor, |side| to_label(key, side));
-        entry.insert(Box::new(Carried { pair, group, on_end, is_ready: false }));
+        let mut pair = Pair::new(tunnel, reactor, |side| to_label(key, side), &self.clock);
+        if self.draining.contains(&group) {
+            let now = self.clock.now();
+            pair.drain_at(now, now);
+        }
+        entry.insert(Box::new(Carried { pair, group, on_end, is_ready: false, due: None }));
         // There will be no event for what is held, nor for what is believed of the sockets already.
         self.enqueue(key);
     }
 
     /// Takes the event of one socket into account.
     pub(crate) fn note(&mut self, label: u64, flags: EventFlags) {
+        if label == TICKS {
+            self.has_ticked = true;
+            return;
+        }
         let (key, side) = from_label(label);
         if let Some(carried) = self.tunnels.get_mut(key) {
             carried.pair.note(side, flags);
@@ -58,25 +87,50 @@ impl Carrier {
 
     /// Gives each tunnel that has something to do one turn.
     pub(crate) fn advance(&mut self, reactor: &Reactor) {
+        if std::mem::take(&mut self.has_ticked) {
+            self.tick(reactor);
+        }
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { return };
             let Some(carried) = self.tunnels.get_mut(key) else { continue };
             carried.is_ready = false;
-            match carried.pair.advance(&mut self.tools) {
-                Progress::On(Turn::Waiting) => {}
-                Progress::On(Turn::More) => self.enqueue(key),
-                Progress::Over(cause) => self.end(reactor, key, cause),
+            match carried.pair.advance(&self.clock, &mut self.tools) {
+                Progress::On(turn) => {
+                    if turn == Turn::More {
+                        self.enqueue(key);
+                    }
+                    self.schedule(reactor, key);
+                }
+                Progress::Over(reason) => self.end(reactor, key, reason),
+            }
+        }
+    }
+
+    /// Has all tunnels of a group closed, each at a time of its own within `spread`, so that their clients do not all
+    /// come back at once.
+    pub(crate) fn drain(&mut self, reactor: &Reactor, group: u64, spread: Duration) {
+        self.draining.insert(group);
+        let now = self.clock.now();
+        for key in self.keys_of(group) {
+            if let Some(carried) = self.tunnels.get_mut(key) {
+                let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
+                carried.pair.drain_at(now.saturating_add(wait), now);
+                self.schedule(reactor, key);
             }
         }
     }
 
     /// Ends all tunnels of a group at once.
     pub(crate) fn cut(&mut self, reactor: &Reactor, group: u64) {
-        let of_group = self.tunnels.iter().filter(|(_, carried)| carried.group == group);
-        let keys: Vec<usize> = of_group.map(|(key, _)| key).collect();
-        for key in keys {
-            self.end(reactor, key, Cause::Cut);
+        for key in self.keys_of(group) {
+            let reason = self.tunnels.get(key).map_or(Reason::Admin, |carried| carried.pair.reason_of_cut());
+            self.end(reactor, key, reason);
         }
+    }
+
+    fn keys_of(&self, group: u64) -> Vec<usize> {
+        let of_group = self.tunnels.iter().filter(|(_, carried)| carried.group == group);
+        of_group.map(|(key, _)| key).collect()
     }
 
     fn enqueue(&mut self, key: usize) {
@@ -87,9 +141,82 @@ impl Carrier {
         }
     }
 
-    fn end(&mut self, reactor: &Reactor, key: usize, cause: Cause) {
-        let Carried { pair, on_end, .. } = *self.tunnels.remove(key);
-        on_end(pair.close(reactor, cause, &mut self.tools));
+    /// Sees to it that a tunnel is looked at in time. One that is due later than it stands here is looked at too early,
+    /// which costs less than to move it at every message.
+    fn schedule(&mut self, reactor: &Reactor, key: usize) {
+        let Some(carried) = self.tunnels.get_mut(key) else { return };
+        let Some(next) = carried.pair.next_tick() else { return };
+        if carried.due.is_some_and(|due| due <= next) {
+            return;
+        }
+        if let Some(due) = carried.due.replace(next) {
+            self.due.remove(&(due, key));
+        }
+        self.due.insert((next, key));
+        if !self.is_ticking {
+            self.is_ticking = true;
+            self.clock.keep();
+            if let Err(error) = self.set_ticker(reactor, TICK) {
+                log::error!("event=no_ticks error={:?}", error.to_string());
+            }
+        }
+    }
+
+    /// Looks at the tunnels that are due.
+    fn tick(&mut self, reactor: &Reactor) {
+        if let Some(ticker) = &self.ticker {
+            // How often it rang is not asked for: the clock knows.
+            let _ = rustix::io::read(ticker, &mut [0; 8]);
+        }
+        let now = self.clock.keep();
+        while let Some(&(due, key)) = self.due.first() {
+            if due > now {
+                break;
+            }
+            self.due.pop_first();
+            let Some(carried) = self.tunnels.get_mut(key) else { continue };
+            carried.due = None;
+            match carried.pair.on_tick(now) {
+                Some(reason) => self.end(reactor, key, reason),
+                None => {
+                    // What it has put in is written in its turn, after which it is scheduled again.
+                    self.enqueue(key);
+                }
+            }
+        }
+        // Ready tunnels are scheduled in their turns, so that nothing is due only if nobody is ready either.
+        if self.due.is_empty() && self.ready.is_empty() {
+            self.is_ticking = false;
+            self.clock.stop();
+            if let Err(error) = self.set_ticker(reactor, Duration::ZERO) {
+                log::error!("event=no_ticks error={:?}", error.to_string());
+            }
+        }
+    }
+
+    /// Has the ticker ring at this interval; zero stops it.
+    fn set_ticker(&mut self, reactor: &Reactor, interval: Duration) -> io::Result<()> {
+        let ticker = match &self.ticker {
+            Some(ticker) => ticker,
+            None => {
+                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+                let ticker = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+                reactor.register_labelled(&ticker, TICKS)?;
+                self.ticker.insert(ticker)
+            }
+        };
+        let interval = Timespec { tv_sec: 0, tv_nsec: i64::from(interval.subsec_nanos()) };
+        let timer = Itimerspec { it_interval: interval, it_value: interval };
+        timerfd_settime(ticker, TimerfdTimerFlags::empty(), &timer)?;
+        Ok(())
+    }
+
+    fn end(&mut self, reactor: &Reactor, key: usize, reason: Reason) {
+        let Carried { pair, on_end, due, .. } = *self.tunnels.remove(key);
+        if let Some(due) = due {
+            self.due.remove(&(due, key));
+        }
+        on_end(pair.close(reactor, reason, &mut self.tools));
     }
 }
 

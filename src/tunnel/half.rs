@@ -1,12 +1,18 @@
 //! One direction of a tunnel.
 
+use super::Side;
+use super::control::{self, code};
+use super::gate::{Gate, Passage, Refusal};
 use super::pipes::{PIPE_BYTES, Pipe, Pipes};
+use super::rules::Rules;
 use super::socket::Socket;
 
 /// Bytes that one read takes at most.
 const SCRATCH: usize = 64 * 1024;
 /// Reads of the scratch buffer, or fillings of a pipe, that a direction may do in a row before others get a turn.
 const TURN: usize = 8;
+/// Enough for the end of a payload and the header behind it.
+const HEADER: usize = 16;
 /// A pipe is worth its system calls while it comes back at least this full.
 const WORTH_A_PIPE: usize = 32 * 1024;
 
@@ -15,20 +21,25 @@ const WORTH_A_PIPE: usize = 32 * 1024;
 /// It owns bytes only while the sink refuses them, and reads no more until they are gone.
 #[derive(Debug)]
 pub(super) struct Half {
-    held: Held,
+    /// What the sink has not taken yet. Tunnels that hold something are few: the others have only room for a pointer.
+    held: Option<Box<Held>>,
     state: State,
     /// The source sends in bulk: its bytes go through a pipe rather than through memory.
     bulk: bool,
+    /// The source has sent something since this was last asked.
+    is_fresh: bool,
+    /// The source is not read.
+    is_paused: bool,
     /// Bytes that the sink has taken.
     carried: u64,
+    gate: Gate,
 }
 
 /// Bytes that the sink has not taken yet.
 #[derive(Debug)]
 enum Held {
-    Nothing,
     /// Those from this offset on.
-    Bytes(Box<[u8]>, usize),
+    Bytes(Vec<u8>, usize),
     /// So many in a pipe.
     Piped(Pipe, usize),
 }
@@ -47,12 +58,34 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Tools {
     pub(super) scratch: Box<[u8]>,
+    /// Where chunks are made anew that do not pass as they are.
+    pub(super) spare: Vec<u8>,
     pub(super) pipes: Pipes,
 }
 
 impl Default for Tools {
     fn default() -> Self {
-        Self { scratch: vec![0; SCRATCH].into_boxed_slice(), pipes: Pipes::default() }
+        Self { scratch: vec![0; SCRATCH].into_boxed_slice(), spare: Vec::new(), pipes: Pipes::default() }
+    }
+}
+
+/// How a direction is to behave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manners<'a> {
+    pub(super) rules: &'a Rules,
+    /// Whose bytes it carries.
+    pub(super) from: Side,
+}
+
+impl Manners<'_> {
+    /// What the sink is told of a source that is lost.
+    pub(super) fn loss(&self) -> Vec<u8> {
+        match self.from {
+            Side::Backend => control::close(code::BAD_GATEWAY, "the backend is lost", None),
+            Side::Client => {
+                control::close(code::GOING_AWAY, "the client is lost", Some(control::fresh_mask()))
+            }
+        }
     }
 }
 
@@ -65,33 +98,86 @@ pub(super) enum Turn {
     More,
 }
 
-/// Which of its two connections broke under a direction.
+/// Why a direction cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(super) enum Stop {
+    /// The source's connection broke.
     Source,
+    /// The sink's connection broke.
     Sink,
+    /// A frame may not pass. What came before it has passed, and the direction is shut.
+    Refused(Refusal),
 }
 
 impl Half {
-    /// A direction whose sink gets `first` before anything else.
-    pub(super) fn new(first: Vec<u8>) -> Self {
-        let held = if first.is_empty() { Held::Nothing } else { Held::Bytes(first.into_boxed_slice(), 0) };
-        Self { held, state: State::Open, bulk: false, carried: 0 }
+    /// A direction whose sink gets `head` as it is, before anything else, and then what passes of `early`, which the
+    /// source has sent already. If not all of it does, the refusal is to be acted upon.
+    pub(super) fn new(head: Vec<u8>, early: &[u8], gate: Gate, rules: &Rules) -> (Self, Option<Refusal>) {
+        let mut half = Self {
+            held: (!head.is_empty()).then(|| Box::new(Held::Bytes(head, 0))),
+            state: State::Open,
+            bulk: false,
+            is_fresh: false,
+            is_paused: false,
+            carried: 0,
+            gate,
+        };
+        let mut spare = Vec::new();
+        let Passage { bytes, refusal } = half.gate.pass(early, rules, &mut spare);
+        let bytes = bytes.to_vec();
+        half.append(bytes);
+        (half, refusal)
     }
 
-    /// Bytes that the sink has taken.
+    /// Bytes that the sink has taken, the head included.
     pub(super) fn carried(&self) -> u64 {
         self.carried
     }
 
-    /// Whether everything has been carried, the end included.
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    pub(super) fn gate_mut(&mut self) -> &mut Gate {
+        &mut self.gate
+    }
+
+    /// Whether the source has sent something since this was last asked.
+    pub(super) fn take_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.is_fresh)
+    }
+
+    /// Has the source read, or not.
+    pub(super) fn pause(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Whether the source has ended, and everything has been carried, the end included.
     pub(super) fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
+    /// Whether the sink has taken everything that is for it.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.held.is_none()
+    }
+
     /// Whether the source is read as soon as it has something. If not, a break of its connection shows nowhere.
     pub(super) fn is_reading(&self) -> bool {
-        self.state == State::Open && matches!(self.held, Held::Nothing)
+        self.state == State::Open && self.is_flushed() && !self.is_paused
+    }
+
+    /// Puts a control frame in, now or at the next boundary; with `shut`, as the last thing that passes.
+    pub(super) fn insert(&mut self, frame: Vec<u8>, shut: bool) {
+        if self.state != State::Done
+            && let Some(frame) = self.gate.insert(frame, shut)
+        {
+            self.append(frame);
+        }
     }
 
     /// Carries what can be carried now. As the `last` direction of its tunnel, it leaves the end of the sink's write
@@ -99,33 +185,33 @@ impl Half {
     ///
     /// # Errors
     ///
-    /// Which connection broke; the tunnel is over then.
+    /// See [`Stop`].
     pub(super) fn advance(
         &mut self,
         source: &mut Socket,
         sink: &mut Socket,
         last: bool,
+        manners: Manners<'_>,
         tools: &mut Tools,
-    ) -> Result<Turn, Broken> {
+    ) -> Result<Turn, Stop> {
         for _ in 0..TURN {
             // What is held goes first.
-            if !self.flush(sink, tools).map_err(|_| Broken::Sink)? {
+            if !self.flush(sink, tools).map_err(|_| Stop::Sink)? {
                 return Ok(Turn::Waiting);
             }
             // With nothing left behind the source's end, the sink gets to know of it.
             if self.state == State::Ended {
                 if !last {
-                    sink.end_sending().map_err(|_| Broken::Sink)?;
+                    sink.end_sending().map_err(|_| Stop::Sink)?;
                 }
                 self.state = State::Done;
             }
-            if self.state == State::Done || !source.is_readable() {
+            if self.state == State::Done || self.is_paused || !source.is_readable() {
                 return Ok(Turn::Waiting);
             }
-            let pipe = if self.bulk { tools.pipes.borrow() } else { None };
-            match pipe {
+            match self.borrow_pipe(tools) {
                 Some(pipe) => self.fill(pipe, source, tools)?,
-                None => self.copy(source, sink, &mut tools.scratch)?,
+                None => self.copy(source, sink, manners, tools)?,
             }
         }
         Ok(Turn::More)
@@ -133,72 +219,149 @@ impl Half {
 
     /// Gives back what was borrowed.
     pub(super) fn release(self, pipes: &mut Pipes) {
-        if let Held::Piped(..) = self.held {
+        if let Some(Held::Piped(..)) = self.held.as_deref() {
             pipes.lost();
         }
     }
 
-    /// Reads once, and writes what came.
-    fn copy(&mut self, source: &mut Socket, sink: &mut Socket, scratch: &mut [u8]) -> Result<(), Broken> {
-        match source.read(scratch).map_err(|_| Broken::Source)? {
-            None => {}
-            Some(0) => self.state = State::Ended,
+    /// Has bytes go out behind those that are held.
+    fn append(&mut self, bytes: Vec<u8>) {
+        match self.held.as_deref_mut() {
+            None if bytes.is_empty() => {}
+            None => self.held = Some(Box::new(Held::Bytes(bytes, 0))),
+            Some(Held::Bytes(held, at)) => {
+                held.drain(..std::mem::take(at));
+                held.extend_from_slice(&bytes);
+            }
+            // A pipe never ends at a boundary, so that nothing is put in behind one.
+            Some(Held::Piped(..)) => {}
+        }
+    }
+
+    /// A pipe, if the source sends in bulk, and what comes next may pass unseen.
+    fn borrow_pipe(&self, tools: &mut Tools) -> Option<Pipe> {
+        if self.bulk && self.is_worth_a_pipe() { tools.pipes.borrow() } else { None }
+    }
+
+    fn is_worth_a_pipe(&self) -> bool {
+        self.gate.unseen() >= WORTH_A_PIPE as u64
+    }
+
+    /// Reads once, and writes what passes of it.
+    fn copy(
+        &mut self,
+        source: &mut Socket,
+        sink: &mut Socket,
+        manners: Manners<'_>,
+        tools: &mut Tools,
+    ) -> Result<(), Stop> {
+        let Tools { scratch, spare, .. } = tools;
+        // Between two large payloads only the header is read, so that all the rest can go through a pipe.
+        let room = if self.bulk { HEADER } else { scratch.len() };
+        match source.read(&mut scratch[..room]).map_err(|_| Stop::Source)? {
+            None => Ok(()),
+            Some(0) => {
+                self.end(manners);
+                Ok(())
+            }
             Some(count) => {
-                self.bulk = count == scratch.len();
-                let written = sink.write(&scratch[..count]).map_err(|_| Broken::Sink)?.unwrap_or(0);
-                self.carried += written as u64;
-                if written < count {
-                    self.held = Held::Bytes(scratch[written..count].into(), 0);
-                }
+                self.take_in(&scratch[..count], sink, manners.rules, spare)?;
+                self.bulk = count == room && self.is_worth_a_pipe();
+                Ok(())
             }
         }
-        Ok(())
+    }
+
+    /// Writes what passes of a chunk.
+    fn take_in(
+        &mut self,
+        chunk: &[u8],
+        sink: &mut Socket,
+        rules: &Rules,
+        spare: &mut Vec<u8>,
+    ) -> Result<(), Stop> {
+        self.is_fresh = true;
+        let Passage { bytes, refusal } = self.gate.pass(chunk, rules, spare);
+        let goes_now = self.held.is_none() && !bytes.is_empty() && sink.is_writable();
+        let written = if goes_now { sink.write(bytes).map_err(|_| Stop::Sink)?.unwrap_or(0) } else { 0 };
+        self.carried += written as u64;
+        if written < bytes.len() {
+            let rest = bytes[written..].to_vec();
+            self.append(rest);
+        }
+        refusal.map_or(Ok(()), |refusal| Err(Stop::Refused(refusal)))
     }
 
     /// Fills a pipe from the source.
-    fn fill(&mut self, pipe: Pipe, source: &mut Socket, tools: &mut Tools) -> Result<(), Broken> {
-        match source.splice_into(&pipe, PIPE_BYTES) {
+    fn fill(&mut self, pipe: Pipe, source: &mut Socket, tools: &mut Tools) -> Result<(), Stop> {
+        let most = usize::try_from(self.gate.unseen()).map_or(PIPE_BYTES, |unseen| unseen.min(PIPE_BYTES));
+        match source.splice_into(&pipe, most) {
             Ok(Some(count @ 1..)) => {
-                self.bulk = count >= WORTH_A_PIPE;
-                self.held = Held::Piped(pipe, count);
+                self.is_fresh = true;
+                self.gate.skip(count as u64);
+                // The end of a payload is no reason to stop.
+                self.bulk = count >= WORTH_A_PIPE || count == most;
+                self.held = Some(Box::new(Held::Piped(pipe, count)));
                 return Ok(());
             }
-            Ok(None) => self.bulk = false,
-            Ok(Some(_)) => self.state = State::Ended,
+            // Nothing, or nothing that can be moved this way: a read tells whether that is the end.
+            Ok(_) => self.bulk = false,
             Err(_) => {
                 tools.pipes.lost();
-                return Err(Broken::Source);
+                return Err(Stop::Source);
             }
         }
         tools.pipes.give_back(pipe);
         Ok(())
     }
 
+    /// Notes that the source has ended. Without a Close it is lost, and the sink is told so if it is to be.
+    fn end(&mut self, manners: Manners<'_>) {
+        self.state = State::Ended;
+        if let Some(kept) = self.gate.finish() {
+            self.append(kept);
+        }
+        let is_lost = !self.gate.tally().has_close() && !self.gate.is_shut();
+        if manners.rules.announce_loss
+            && is_lost
+            && let Some(frame) = self.gate.insert(manners.loss(), true)
+        {
+            self.append(frame);
+        }
+    }
+
+    /// Writes what is held as far as there is room for it, before the sink is closed.
+    pub(super) fn flush_last(&mut self, sink: &mut Socket, tools: &mut Tools) {
+        // An error changes nothing any more.
+        let _ = self.flush(sink, tools);
+    }
+
     /// Writes what is held; whether nothing is left.
     fn flush(&mut self, sink: &mut Socket, tools: &mut Tools) -> std::io::Result<bool> {
-        loop {
-            if matches!(self.held, Held::Nothing) {
-                return Ok(true);
-            }
+        while let Some(held) = self.held.as_deref_mut() {
             if !sink.is_writable() {
                 return Ok(false);
             }
-            let written = match &self.held {
-                Held::Nothing => Some(0),
-                Held::Bytes(bytes, at) => sink.write(&bytes[*at..])?,
-                Held::Piped(pipe, count) => sink.splice_from(pipe, *count)?,
-            };
-            let written = written.unwrap_or(0);
-            self.carried += written as u64;
-            self.held = match std::mem::replace(&mut self.held, Held::Nothing) {
-                Held::Bytes(bytes, at) if at + written < bytes.len() => Held::Bytes(bytes, at + written),
-                Held::Piped(pipe, count) if written < count => Held::Piped(pipe, count - written),
-                Held::Piped(pipe, _) => {
-                    tools.pipes.give_back(pipe);
-                    Held::Nothing
+            let (written, is_empty) = match held {
+                Held::Bytes(bytes, at) => {
+                    let written = sink.write(&bytes[*at..])?.unwrap_or(0);
+                    *at += written;
+                    (written, *at == bytes.len())
                 }
-                _ => Held::Nothing,
+                Held::Piped(pipe, count) => {
+                    let written = sink.splice_from(pipe, *count)?.unwrap_or(0);
+                    *count -= written;
+                    (written, *count == 0)
+                }
             };
+            self.carried += written as u64;
+            if is_empty
+                && let Some(held) = self.held.take()
+                && let Held::Piped(pipe, _) = *held
+            {
+                tools.pipes.give_back(pipe);
+            }
         }
+        Ok(true)
     }
 }

@@ -90,7 +90,9 @@ fn a_backend_that_does_not_accept_in_time_is_passed_over() {
 
 #[test]
 fn if_no_backend_can_be_reached_the_client_gets_502() {
-    let proxy = Proxy::start(Proxy::to(&[&Backend::refusing(), &Backend::refusing()]));
+    // They hold their ports until the end.
+    let (one, other) = (Backend::refusing(), Backend::refusing());
+    let proxy = Proxy::start(Proxy::to(&[&one, &other]));
     assert_eq!(Peer::sending(proxy.address, upgrade("")).read_refusal().0, 502);
 }
 

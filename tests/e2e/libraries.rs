@@ -25,7 +25,7 @@ use tungstenite::{Error, Message, WebSocket};
 
 use crate::support::{Backend, PATIENCE, Peer, Proxy, noise, upgrade};
 
-type Socket = WebSocket<TcpStream>;
+pub(crate) type Socket = WebSocket<TcpStream>;
 
 /// A tungstenite client's handshake for this proxy.
 fn request(proxy: &Proxy) -> Request {
@@ -33,7 +33,7 @@ fn request(proxy: &Proxy) -> Request {
 }
 
 /// A tungstenite client and a tungstenite server, connected through the proxy.
-fn connect(proxy: &Proxy, backend: &Backend) -> (Socket, Socket) {
+pub(crate) fn connect(proxy: &Proxy, backend: &Backend) -> (Socket, Socket) {
     let (client, server, _) = connect_with(proxy, backend, request(proxy), |_, answer| Ok(answer));
     (client, server)
 }
@@ -59,7 +59,7 @@ fn connect_with(
 }
 
 /// Sends a message and asserts that it arrives as it was.
-fn assert_carried(from: &mut Socket, to: &mut Socket, message: &Message) {
+pub(crate) fn assert_carried(from: &mut Socket, to: &mut Socket, message: &Message) {
     thread::scope(|scope| {
         scope.spawn(|| from.send(message.clone()).unwrap());
         let got = to.read().unwrap();
@@ -256,7 +256,7 @@ fn a_message_glued_to_the_request_reaches_a_strict_server() {
 }
 
 /// Runs it, but not for ever.
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     smol::block_on(future::or(work, async {
         Timer::after(PATIENCE).await;
         panic!("this takes too long");
@@ -314,7 +314,7 @@ impl Extension for Compression {
     }
 }
 
-type Ends = (soketto::Sender<async_net::TcpStream>, soketto::Receiver<async_net::TcpStream>);
+pub(crate) type Ends = (soketto::Sender<async_net::TcpStream>, soketto::Receiver<async_net::TcpStream>);
 
 /// A soketto client that offers a subprotocol and compression, and gets both.
 async fn soketto_client(proxy: &Proxy) -> Ends {
@@ -354,7 +354,7 @@ async fn soketto_server(behind: Peer) -> Ends {
 }
 
 /// Both, connected through the proxy.
-async fn soketto_pair(proxy: &Proxy, backend: &Backend) -> (Ends, Ends) {
+pub(crate) async fn soketto_pair(proxy: &Proxy, backend: &Backend) -> (Ends, Ends) {
     future::zip(soketto_client(proxy), async {
         // This blocks, but not for long: the client has sent its request by now.
         soketto_server(backend.accept()).await
@@ -363,7 +363,7 @@ async fn soketto_pair(proxy: &Proxy, backend: &Backend) -> (Ends, Ends) {
 }
 
 /// Sends a message and asserts that it arrives as it was.
-async fn assert_unharmed(from: &mut Ends, to: &mut Ends, bytes: &[u8]) {
+pub(crate) async fn assert_unharmed(from: &mut Ends, to: &mut Ends, bytes: &[u8]) {
     let send = async {
         from.0.send_binary(bytes).await.unwrap();
         from.0.flush().await.unwrap();

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt::Display;
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
@@ -15,11 +15,12 @@ use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 use ws_proxy::{Bound, Error, Forwarded, HostHeader, WsProxy};
 
-use crate::support::{Backend, PATIENCE, Peer, Proxy, upgrade, value};
+use crate::support::{Backend, PATIENCE, Peer, Proxy, upgrade, value, wait_until};
 
-/// A proxy before this backend, that has its port and does not serve yet.
+/// A proxy before this backend, that has its port and does not serve yet. Its address is one whose ports no other test
+/// takes as soon as they are free.
 fn listen(backend: &Backend) -> Bound {
-    Proxy::to(&[backend]).drain_timeout_ms(60_000).listen("127.0.0.1:0").unwrap()
+    Proxy::to(&[backend]).drain_timeout_ms(60_000).listen("127.0.0.2:0").unwrap()
 }
 
 fn assert_alive(client: &mut Peer, behind: &mut Peer) {
@@ -122,10 +123,7 @@ mod running {
 
     /// Waits until nobody listens there.
     fn expect_refused(address: SocketAddr) {
-        let end = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(address).is_ok() {
-            assert!(Instant::now() < end, "it still accepts");
-        }
+        wait_until("new clients are refused", || TcpStream::connect(address).is_err());
     }
 
     async fn until(stopped: Receiver<()>) {

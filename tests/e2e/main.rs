@@ -6,7 +6,11 @@
 mod support;
 
 mod backends;
+mod event_loop;
+mod frames;
+mod goodbye;
 mod handshake;
+mod keepalive;
 mod libraries;
 mod library;
 mod process;

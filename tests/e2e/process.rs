@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
 
-use crate::support::{Backend, PATIENCE, Peer, Program, switching, upgrade, value, wait_until};
+use crate::support::{Backend, PATIENCE, Peer, Program, is_dialled, switching, upgrade, value, wait_until};
 
 /// What "at once" means on a machine that is busy with other tests.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -54,11 +54,11 @@ fn assert_serves_at_once(address: SocketAddr, backend: &Backend) {
     assert!(start.elapsed() < AT_ONCE, "a new client waits {:?}", start.elapsed());
 }
 
-/// How many descriptors and threads a program has that has served and is idle again.
+/// How many connections and threads a program has that has served and is idle again.
 fn at_rest(program: &mut Program, address: SocketAddr, backend: &Backend) -> (usize, usize) {
     assert_serves_at_once(address, backend);
     program.wait_for("event=tunnel_end");
-    (program.descriptors(), program.threads())
+    (program.connections(), program.threads())
 }
 
 /// Asserts that nothing is done where nothing is to do.
@@ -75,13 +75,8 @@ mod signals {
 
     /// Waits until nobody listens there.
     fn expect_refused(address: SocketAddr) {
-        let end = Instant::now() + AT_ONCE;
-        loop {
-            match TcpStream::connect(address) {
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
-                other => assert!(Instant::now() < end, "{other:?} is not refused"),
-            }
-        }
+        let is_refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+        wait_until("new clients are refused", || TcpStream::connect(address).is_err_and(is_refused));
     }
 
     #[test]
@@ -107,6 +102,17 @@ mod signals {
             assert_eq!(last.0.read_text_to_end(), "the other half goes on too");
             assert_eq!(program.wait().code(), Some(0));
         }
+    }
+
+    #[test]
+    fn clients_that_have_not_asked_for_anything_do_not_hold_it_up() {
+        let backend = Backend::start();
+        let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
+        let (silent, stalled) = (Peer::connect(address), Peer::sending(address, "GET / HTTP/1.1\r\n"));
+        assert_serves_at_once(address, &backend);
+        program.signal(Signal::TERM);
+        assert!(program.wait().success());
+        drop((silent, stalled));
     }
 
     #[test]
@@ -256,9 +262,7 @@ mod limits {
         client.expect("still");
 
         drop(idle);
-        // The pause before the next try may be a second.
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
-        assert_alive(&mut client, &mut behind);
+        assert_recovers(address, &backend);
         for (client, behind) in &mut tunnels[1..] {
             assert_alive(client, behind);
         }
@@ -270,15 +274,20 @@ mod limits {
         let mut program = Program::after("ulimit -n 40", &flags(&backend.address.to_string()));
         let address = program.address();
         let mut tunnels = [Peer::tunnel(address, &backend)];
-        // Clients that say nothing take all descriptors that are left, so that the next one is not even accepted.
+        // Clients that say nothing take all descriptors that are left, until one is not even accepted.
         let mut idle = Vec::new();
-        while program.descriptors() < 40 {
+        let mut client = loop {
             let before = program.descriptors();
-            idle.push(Peer::connect(address));
-            wait_until("it accepts", || program.descriptors() > before);
-        }
-        let mut client = Peer::sending(address, upgrade(""));
-        program.wait_for("event=accept_failed");
+            let next = Peer::connect(address);
+            wait_until("it accepts, or fails to", || {
+                program.descriptors() > before || program.has_logged("event=accept_failed")
+            });
+            if program.descriptors() == before {
+                break next;
+            }
+            idle.push(next);
+        };
+        client.send(upgrade(""));
         // With the one that becomes free it is, and there is none for the backend.
         idle.pop();
         let refusal = client.read_text_to_end();
@@ -287,7 +296,22 @@ mod limits {
             assert_alive(client, behind);
         }
         drop(idle);
-        assert_serves_at_once(address, &backend);
+        assert_recovers(address, &backend);
+    }
+
+    /// A new client is served again, though perhaps not with its first try: descriptors become free bit by bit.
+    fn assert_recovers(address: SocketAddr, backend: &Backend) {
+        wait_until("a new client is served", || {
+            let mut client = Peer::sending(address, upgrade(""));
+            wait_until("it is answered", || backend.has_waiting() || !client.is_silent());
+            let is_served = backend.has_waiting();
+            if is_served {
+                let (mut behind, _) = backend.accept_tunnel();
+                client.read_head();
+                assert_alive(&mut client, &mut behind);
+            }
+            is_served
+        });
     }
 
     /// When a line was written.
@@ -323,7 +347,7 @@ mod load {
         raise_own_descriptor_limit();
         let backend = Backend::start();
         let (mut program, address) = start(&backend);
-        let (descriptors, threads) = at_rest(&mut program, address, &backend);
+        let (connections, threads) = at_rest(&mut program, address, &backend);
         let mut tunnel = Peer::tunnel(address, &backend);
         let storm: Vec<Peer> = (0..1_500).map(|_| Peer::connect(address)).collect();
         for (index, peer) in storm.into_iter().enumerate() {
@@ -332,7 +356,7 @@ mod load {
         assert_serves_at_once(address, &backend);
         assert_alive(&mut tunnel.0, &mut tunnel.1);
         drop(tunnel);
-        program.wait_for_descriptors(descriptors);
+        program.wait_for_connections(connections);
         program.wait_for_threads(threads);
     }
 
@@ -341,7 +365,7 @@ mod load {
         raise_own_descriptor_limit();
         let backend = Backend::start();
         let (mut program, address) = start(&backend);
-        let (descriptors, threads) = at_rest(&mut program, address, &backend);
+        let (connections, threads) = at_rest(&mut program, address, &backend);
         let mut tunnels: Vec<_> = (0..1_000).map(|_| Peer::tunnel(address, &backend)).collect();
         let stalled: Vec<_> =
             (0..300).map(|index| Peer::sending(address, &upgrade("")[..index % 100])).collect();
@@ -351,7 +375,7 @@ mod load {
             assert_alive(client, behind);
         }
         drop((tunnels, stalled));
-        program.wait_for_descriptors(descriptors);
+        program.wait_for_connections(connections);
         program.wait_for_threads(threads);
     }
 
@@ -373,6 +397,33 @@ mod load {
     }
 
     #[test]
+    fn tunnels_that_nobody_reads_cost_little_memory_and_leave_no_pipes() {
+        let backend = Backend::start();
+        // With one worker, so that what it keeps for later is not multiplied.
+        let mut program = Program::with_config(&format!(
+            "workers = 1\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
+            backend.address
+        ));
+        let address = program.address();
+        let (connections, _) = at_rest(&mut program, address, &backend);
+        let (descriptors, memory) = (program.descriptors(), program.memory());
+        let mut tunnels: Vec<_> = (0..20).map(|_| Peer::tunnel(address, &backend)).collect();
+        std::thread::scope(|scope| {
+            for (client, _) in &mut tunnels {
+                scope.spawn(|| client.offer(&[7; 8 << 20]));
+            }
+        });
+        let grown = program.memory().saturating_sub(memory);
+        assert!(grown < 20 * 256 * 1024, "twenty blocked tunnels cost {grown} bytes");
+        for (index, (client, behind)) in tunnels.into_iter().enumerate() {
+            if index % 2 == 0 { client.reset() } else { behind.reset() }
+        }
+        program.wait_for_connections(connections);
+        let left = program.descriptors().saturating_sub(descriptors);
+        assert!(left < 20, "{left} descriptors are left of twenty tunnels");
+    }
+
+    #[test]
     fn clients_that_have_ended_their_sending_while_the_backend_thinks_cost_no_cpu() {
         let backend = Backend::start();
         let (program, address) = start(&backend);
@@ -391,12 +442,13 @@ struct Sections {
     program: Program,
     backend: Backend,
     addresses: HashMap<String, SocketAddr>,
-    _stuck: Backend,
+    stuck: Backend,
+    _dead: Backend,
 }
 
 impl Sections {
     fn start() -> Self {
-        let (backend, stuck) = (Backend::start(), Backend::full());
+        let (backend, stuck, dead) = (Backend::start(), Backend::full(), Backend::refusing());
         let sections = [
             ("plain", backend.address, ""),
             ("hasty", backend.address, "read_timeout_ms = 100"),
@@ -404,8 +456,7 @@ impl Sections {
             ("origins", backend.address, "origins = [\"https://example.com\"]"),
             ("stuck", stuck.address, "connect_timeout_ms = 100"),
             ("dialling", stuck.address, ""),
-            // Nobody listens on this port.
-            ("dead", "127.0.0.1:1".parse().unwrap(), ""),
+            ("dead", dead.address, ""),
         ];
         let config: Vec<String> = sections
             .iter()
@@ -415,7 +466,7 @@ impl Sections {
             .collect();
         let mut program = Program::with_config(&format!("drain_timeout_ms = 60000\n{}", config.concat()));
         let addresses = listening(&mut program, sections.len());
-        Self { program, backend, addresses, _stuck: stuck }
+        Self { program, backend, addresses, stuck, _dead: dead }
     }
 
     /// A client that has connected to this section and sent this.
@@ -443,8 +494,8 @@ impl Sections {
 
 /// Brings a connection to its end.
 type Way = fn(&Sections);
-/// Brings the two sides of a tunnel into a state.
-type State = fn(&mut Peer, &mut Peer);
+/// Brings the two sides of a tunnel into a state, with many bytes to send.
+type State = fn(&mut Peer, &mut Peer, &[u8]);
 
 #[test]
 fn no_way_of_ending_leaves_anything_behind() {
@@ -516,7 +567,12 @@ fn no_way_of_ending_leaves_anything_behind() {
         ("the backend does not accept in time", |it| {
             assert!(it.answer("stuck", upgrade("")).starts_with("HTTP/1.1 504 "));
         }),
-        ("the client resets while the backend is dialled", |it| it.sending("dialling", upgrade("")).reset()),
+        ("the client resets while the backend is dialled", |it| {
+            let client = it.sending("dialling", upgrade(""));
+            wait_until("the backend is dialled", || is_dialled(it.stuck.address));
+            client.reset();
+            wait_until("it is dialled no more", || !is_dialled(it.stuck.address));
+        }),
         ("the client resets while the backend thinks", |it| {
             let (client, mut behind) = it.asked("plain");
             client.reset();
@@ -541,13 +597,13 @@ fn no_way_of_ending_leaves_anything_behind() {
     ];
 
     let mut it = Sections::start();
-    let (descriptors, threads) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
+    let (connections, threads) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
     for (name, end) in ways {
         println!("{name}");
         for _ in 0..3 {
             end(&it);
         }
-        it.program.wait_for_descriptors(descriptors);
+        it.program.wait_for_connections(connections);
         it.program.wait_for_threads(threads);
     }
     // A task that was left behind would hold up the drain.
@@ -565,34 +621,48 @@ fn no_way_of_ending_leaves_anything_behind() {
 #[test]
 fn a_reset_frees_both_connections_whatever_the_other_side_does() {
     let mut it = Sections::start();
-    let (descriptors, _) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
-    let states: [(&str, State); 4] = [
-        ("idle", |_, _| {}),
-        ("not read", |one, _| {
-            one.flood();
+    let (connections, _) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
+    // More than is taken without being read.
+    let much = vec![7; 64 << 20];
+    let states: [(&str, State); 7] = [
+        ("idle", |_, _, _| {}),
+        ("not read", |one, _, much| assert!(one.offer(much) < much.len())),
+        ("not reading", |_, other, much| assert!(other.offer(much) < much.len())),
+        ("blocked both ways", |one, other, much| {
+            assert!(one.offer(much) < much.len() && other.offer(much) < much.len());
         }),
-        ("not reading", |_, other| {
-            other.flood();
-        }),
-        ("finished", |one, other| {
+        ("finished", |one, other, _| {
             one.end_sending();
             other.expect_eof();
         }),
+        ("finished behind what is not read", |one, _, much| {
+            assert!(one.offer(much) < much.len());
+            one.end_sending();
+        }),
+        ("the other half finished", |one, other, _| {
+            other.end_sending();
+            one.expect_eof();
+        }),
     ];
     let mut held = Vec::new();
-    for (state, prepare) in states {
-        println!("{state}");
-        let (mut client, mut behind) = it.tunnel();
-        prepare(&mut client, &mut behind);
-        client.reset();
-        held.push(behind);
-        let (mut client, mut behind) = it.tunnel();
-        prepare(&mut behind, &mut client);
-        behind.reset();
-        held.push(client);
+    for is_client_first in [true, false] {
+        let mut tunnels = states.map(|_| {
+            let (client, behind) = it.tunnel();
+            if is_client_first { (client, behind) } else { (behind, client) }
+        });
+        std::thread::scope(|scope| {
+            for ((state, prepare), (one, other)) in states.iter().zip(&mut tunnels) {
+                let prepare = || prepare(one, other, &much);
+                std::thread::Builder::new().name((*state).to_owned()).spawn_scoped(scope, prepare).unwrap();
+            }
+        });
+        for (one, other) in tunnels {
+            one.reset();
+            held.push(other);
+        }
     }
     // The sides that are left neither read nor close.
-    it.program.wait_for_descriptors(descriptors);
+    it.program.wait_for_connections(connections);
     drop(held);
 }
 
@@ -617,26 +687,26 @@ mod log {
     #[test]
     fn each_tunnels_end_is_a_line() {
         let ends: [(&str, &str, End); 4] = [
-            ("client", "eof", |mut client, mut behind| {
+            ("client", "client_eof", |mut client, mut behind| {
                 client.end_sending();
                 behind.expect_eof();
             }),
-            ("backend", "eof", |mut client, mut behind| {
+            ("backend", "backend_eof", |mut client, mut behind| {
                 behind.end_sending();
                 client.expect_eof();
             }),
-            ("client", "reset", |client, mut behind| {
+            ("client", "client_reset", |client, mut behind| {
                 client.reset();
                 behind.expect_end();
             }),
-            ("backend", "reset", |mut client, behind| {
+            ("backend", "backend_reset", |mut client, behind| {
                 behind.reset();
                 client.expect_end();
             }),
         ];
         let mut it = Sections::start();
         let mut ids = Vec::new();
-        for (by, how, end) in ends {
+        for (by, reason, end) in ends {
             // Some bytes come together with the heads.
             let mut client = it.sending("plain", upgrade("") + "12345");
             let mut behind = it.backend.accept();
@@ -656,7 +726,7 @@ mod log {
             assert_eq!(value(&line, "backend"), it.backend.address.to_string());
             assert_eq!(value(&line, "status"), "101");
             assert_eq!((value(&line, "bytes_to_backend"), value(&line, "bytes_to_client")), ("5", "7"));
-            assert_eq!((value(&line, "ended_by"), value(&line, "how")), (by, how), "{line}");
+            assert_eq!((value(&line, "ended_by"), value(&line, "reason")), (by, reason), "{line}");
             let number = |key| value(&line, key).parse::<f64>().unwrap();
             assert!(number("handshake_ms") <= number("lifetime_ms") + 1.0, "{line}");
             assert!(number("lifetime_ms") < PATIENCE.as_millis() as f64, "{line}");

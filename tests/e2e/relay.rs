@@ -292,6 +292,17 @@ fn last_words_of_a_side_that_closes_with_unread_bytes_arrive() {
 }
 
 #[test]
+fn last_words_of_a_side_that_does_not_read_arrive() {
+    both_ways(|mut one, mut other| {
+        other.flood();
+        one.send("last words");
+        one.reset();
+        other.expect("last words");
+        other.expect_end();
+    });
+}
+
+#[test]
 fn a_side_that_does_not_read_stops_the_other_sides_reading() {
     both_ways(|mut one, mut other| {
         // Twice, as a proxy that does not stop would take more each time.

@@ -4,11 +4,13 @@ mod peer;
 mod program;
 mod proxy;
 mod sockets;
+mod wire;
 
 pub use self::peer::{Backend, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
-pub use self::sockets::{is_dialled, wait_until};
+pub use self::sockets::{has_been_read, in_kernel, is_dialled, wait_until};
+pub use self::wire::{CLOSE, Frame, From, Knowing, PING, PONG, TEXT};
 
 use std::time::Duration;
 
@@ -49,6 +51,9 @@ pub fn switching(more: &str) -> String {
 }
 
 /// Bytes that look like nothing else, and are the same for the same seed.
+///
+/// Where a stream begins with them, they are the header of a frame that never ends and its payload: a WebSocket's
+/// frames are followed, and mere noise would have a Close in it sooner or later.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -60,5 +65,9 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
         bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
     }
     bytes.truncate(len);
+    let endless = [0x82, 127, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff];
+    if let Some(start) = bytes.first_chunk_mut() {
+        *start = endless;
+    }
     bytes
 }

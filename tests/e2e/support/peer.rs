@@ -2,10 +2,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::sockets::wait_until_read;
 use super::{PATIENCE, switching, upgrade};
@@ -26,7 +27,8 @@ impl Backend {
     /// A backend that refuses every connection. Its port is held, so that nobody else gets it meanwhile.
     pub fn refusing() -> Self {
         let ip = AddressFamily::INET;
-        let socket = rustix::net::socket(ip, SocketType::STREAM, None).unwrap();
+        // Programs that other tests start at this moment must not get a copy.
+        let socket = rustix::net::socket_with(ip, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let listener = TcpListener::from(socket);
         let address = listener.local_addr().unwrap();
@@ -40,6 +42,14 @@ impl Backend {
         // The kernel decides how many fit.
         while TcpStream::connect_timeout(&full.address, Duration::from_millis(100)).is_ok() {}
         full
+    }
+
+    /// A backend whose connections have small buffers at both ends, so that all goes in parts and soon no further.
+    pub fn tight() -> Self {
+        let backend = Self::refusing();
+        tighten(&backend.listener);
+        rustix::net::listen(&backend.listener, 128).unwrap();
+        backend
     }
 
     /// The next connection of the proxy.
@@ -94,6 +104,23 @@ impl Peer {
 
     pub fn connect(address: SocketAddr) -> Self {
         Self::new(TcpStream::connect(address).expect("the proxy accepts"))
+    }
+
+    /// A client whose connection has small buffers at both ends.
+    pub fn connect_tight(address: SocketAddr) -> Self {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        tighten(&socket);
+        rustix::net::connect(&socket, &address).expect("the proxy accepts");
+        Self::new(TcpStream::from(socket))
+    }
+
+    /// This client and a backend that have a tunnel between them.
+    pub fn tunnel_of(mut client: Self, backend: &Backend) -> (Self, Self) {
+        client.send(upgrade(""));
+        let (behind, _) = backend.accept_tunnel();
+        let head = client.read_head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        (client, behind)
     }
 
     /// A client that has sent `bytes`.
@@ -255,6 +282,12 @@ impl Peer {
         taken
     }
 
+    /// Whether there is neither a byte nor an end to be read right now.
+    pub fn is_silent(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 0
+    }
+
     /// Writes as much of `bytes` as the other side takes, until it takes no more for a moment; gives how much.
     pub fn offer(&mut self, bytes: &[u8]) -> usize {
         self.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -293,6 +326,26 @@ impl Peer {
     pub fn again(&self) -> Self {
         Self { stream: self.stream.try_clone().unwrap() }
     }
+}
+
+/// Makes a connection hold little, at the other end too: the kernel measures a socket's send buffer by the longest
+/// segment that its peer takes, and that of loopback gives it megabytes. To be called before connecting.
+fn tighten(socket: impl AsFd) {
+    const TCP_MAXSEG: i32 = 2;
+    static SEGMENT: u32 = 536;
+
+    // rustix has no name for this option.
+    #[expect(unsafe_code, reason = "the types are those of setsockopt(2) in libc, which std links")]
+    let result = {
+        unsafe extern "C" {
+            fn setsockopt(socket: i32, level: i32, name: i32, value: *const u32, len: u32) -> i32;
+        }
+        let tcp = rustix::net::ipproto::TCP.as_raw().get() as i32;
+        // SAFETY: the socket is open, and the value lives longer than the call and is as long as is said.
+        unsafe { setsockopt(socket.as_fd().as_raw_fd(), tcp, TCP_MAXSEG, &raw const SEGMENT, 4) }
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    sockopt::set_socket_recv_buffer_size(&socket, 4_096).unwrap();
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::PATIENCE;
+use super::{PATIENCE, wait_until};
 
 /// A running `ws-proxy`, killed when it is dropped.
 pub struct Program {
@@ -133,24 +133,35 @@ impl Program {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
-    /// Waits until this many descriptors are open, or fewer.
-    pub fn wait_for_descriptors(&self, most: usize) {
-        let end = Instant::now() + PATIENCE;
-        while self.descriptors() > most {
-            assert!(Instant::now() < end, "{} descriptors are open, not {most}", self.descriptors());
-            // The kernel has no event for another process's descriptors.
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    /// How many descriptors it has open for anything but pipes, of which it may keep a few for later.
+    pub fn connections(&self) -> usize {
+        let descriptors = fs::read_dir(self.proc("fd")).unwrap();
+        // One that has been closed meanwhile has no target any more.
+        let targets = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        targets.filter(|target| !target.to_string_lossy().starts_with("pipe:")).count()
+    }
+
+    /// Waits until this many are open, or fewer.
+    pub fn wait_for_connections(&self, most: usize) {
+        wait_until("its connections are closed", || self.connections() <= most);
     }
 
     /// Waits until there are this many threads, or fewer.
     pub fn wait_for_threads(&self, most: usize) {
-        let end = Instant::now() + PATIENCE;
-        while self.threads() > most {
-            assert!(Instant::now() < end, "there are {} threads, not {most}", self.threads());
-            // Nor for its threads.
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("its threads have ended", || self.threads() <= most);
+    }
+
+    /// Whether the log has a line by now that has this in it.
+    pub fn has_logged(&mut self, part: &str) -> bool {
+        self.seen.extend(self.lines.try_iter());
+        self.seen.iter().any(|line| line.contains(part))
+    }
+
+    /// How much memory it has in use, in bytes, without that of the kernel for it.
+    pub fn memory(&self) -> usize {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
     }
 
     /// Starts it from a shell that has run `setup` before, such as `ulimit -n 40`.
@@ -164,6 +175,11 @@ impl Program {
     /// What the kernel says of its limits.
     pub fn limits(&self) -> String {
         fs::read_to_string(self.proc("limits")).unwrap()
+    }
+
+    /// Waits until this many descriptors are open, or fewer.
+    pub fn wait_for_descriptors(&self, most: usize) {
+        wait_until("descriptors are closed", || self.descriptors() <= most);
     }
 
     fn proc(&self, file: &str) -> PathBuf {

@@ -4,7 +4,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send, socket};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
 
 use super::PATIENCE;
 
@@ -12,7 +14,21 @@ use super::PATIENCE;
 ///
 /// What loopback still has on its way does not count; mostly it has nothing.
 pub fn wait_until_read(from: SocketAddr, to: SocketAddr) {
-    wait_until("the other side reads what was sent", || ask(Question::Exactly(to, from)) == Some(0));
+    wait_until("the other side reads what was sent", || has_been_read(from, to));
+}
+
+/// Whether all that `from` has sent to `to` has been read there.
+pub fn has_been_read(from: SocketAddr, to: SocketAddr) -> bool {
+    ask(Question::Exactly(to, from)).is_some_and(|queues| queues.unread == 0)
+}
+
+/// How many bytes the kernel holds of a connection between these two: sent by either, and not read by the other.
+///
+/// Exact while nothing moves.
+pub fn in_kernel(one: SocketAddr, other: SocketAddr) -> usize {
+    let both = [Question::Exactly(one, other), Question::Exactly(other, one)];
+    let queues = both.map(|question| ask(question).expect("the connection is there"));
+    queues.iter().map(|queues| (queues.unread + queues.unacknowledged) as usize).sum()
 }
 
 /// Whether anybody is connecting to this address and has no answer yet.
@@ -37,10 +53,16 @@ enum Question {
     ConnectingTo(SocketAddr),
 }
 
-/// How many bytes the socket holds that have not been read; `None` if there is no such socket.
+/// What a socket holds, in bytes.
+struct Queues {
+    unread: u32,
+    unacknowledged: u32,
+}
+
+/// What the socket holds; `None` if there is no such socket.
 ///
 /// This is sock_diag(7). `/proc/net/tcp` says the same, but has to be written anew as a whole for each question.
-fn ask(question: Question) -> Option<u32> {
+fn ask(question: Question) -> Option<Queues> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST: u16 = 1;
     const DUMP: u16 = 0x300;
@@ -74,7 +96,8 @@ fn ask(question: Question) -> Option<u32> {
         &[0xff; 8],
     ]
     .concat();
-    let kernel = socket(AddressFamily::NETLINK, SocketType::DGRAM, Some(netlink::SOCK_DIAG)).unwrap();
+    let (kind, protocol) = (SocketType::DGRAM, Some(netlink::SOCK_DIAG));
+    let kernel = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol).unwrap();
     send(&kernel, &message, SendFlags::empty()).unwrap();
     let mut answer = [0; 8_192];
     let (len, _) = recv(&kernel, &mut answer, RecvFlags::empty()).unwrap();
@@ -82,6 +105,7 @@ fn ask(question: Question) -> Option<u32> {
     // The first message tells all: another struct nlmsghdr, and a struct inet_diag_msg or an error or an end. Instead
     // of a socket that is no more it may be the listening one.
     let is_socket = answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes() && answer[17] != LISTEN;
-    let unread = answer[..len].get(72..76).filter(|_| is_socket)?;
-    Some(u32::from_ne_bytes(unread.try_into().unwrap()))
+    let queues = answer[..len].get(72..80).filter(|_| is_socket)?;
+    let number = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+    Some(Queues { unread: number(&queues[..4]), unacknowledged: number(&queues[4..]) })
 }

@@ -1,0 +1,467 @@
+//! How tunnels end: the drain, Close frames of the proxy, grace, and losses that are announced (issue 4).
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tungstenite::Message;
+
+use crate::support::{From, Knowing, Peer, noise, switching, table, upgrade, value};
+
+use From::{Backend as B, Client as C};
+
+/// Closes at once, and leaves time for everything.
+const AT_ONCE: &str = "spread_ms = 0\ntimeout_ms = 18000\nclose_grace_ms = 15000";
+/// Closes at once, and does not wait long for answers.
+const SOON: &str = "spread_ms = 0\ntimeout_ms = 18000\nclose_grace_ms = 500";
+
+impl Knowing {
+    /// Tells the program to leave.
+    fn leave(&mut self) {
+        self.program.signal(Signal::TERM);
+        self.program.wait_for("event=draining");
+    }
+
+    fn expect_exit(&mut self) {
+        assert_eq!(self.program.wait().code(), Some(0));
+    }
+}
+
+mod drain {
+    use super::*;
+
+    #[test]
+    fn a_client_gets_a_close_and_its_answer_reaches_the_backend() {
+        for (keys, code) in table([("", 1001), ("\nclose_code = 1012", 1012)]) {
+            let mut proxy = Knowing::start("", &format!("{AT_ONCE}{keys}"));
+            let (mut client, mut behind) = proxy.tunnel();
+            behind.send(B.text("before"));
+            client.expect_text("before");
+            proxy.leave();
+            client.expect_close_of_ours(C, code);
+            // Nothing of the backend follows it, while the client's bytes go on.
+            behind.send(B.text("too late"));
+            client.send(C.text("still heard"));
+            behind.expect(C.text("still heard"));
+            client.send(C.close(code));
+            behind.expect(C.close(code));
+            behind.send(B.close(code));
+            client.expect_eof();
+            behind.expect_eof();
+            let line = proxy.end_line();
+            let got = ["reason", "ended_by", "client_close"].map(|key| value(&line, key));
+            assert_eq!(got, ["drain", "proxy", &code.to_string()], "{line}");
+            proxy.expect_exit();
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_in_pieces_reaches_the_backend_whole() {
+        let close = C.close(1001);
+        for cut in 1..close.len() {
+            let mut proxy = Knowing::start("", AT_ONCE);
+            let (mut client, mut behind) = proxy.tunnel();
+            proxy.leave();
+            client.expect_close_of_ours(C, 1001);
+            client.send(&close[..cut]);
+            behind.expect(&close[..cut]);
+            client.send(&close[cut..]);
+            behind.expect(&close[cut..]);
+            client.expect_eof();
+            behind.expect_eof();
+            proxy.expect_exit();
+        }
+    }
+
+    #[test]
+    fn a_close_in_the_middle_of_a_large_message_arrives_after_it() {
+        let mut proxy = Knowing::start("", AT_ONCE);
+        let (mut client, mut behind) = proxy.tunnel();
+        let payload = noise(1, 10_000_000);
+        let message =
+            [B.header(0x02, 6_000_000), payload[..6_000_000].to_vec(), B.frame(0x80, &payload[6_000_000..])]
+                .concat();
+        let mut sending = behind.again();
+        let expected = message.clone();
+        let writer = std::thread::spawn(move || {
+            // What is left behind the Close is swallowed.
+            sending.send(message);
+        });
+        // A slow reader: it has read the beginning only when the drain begins.
+        let mut got = client.read_exactly(1_000);
+        proxy.leave();
+        got.extend(client.read_exactly(6_000_010 - 1_000));
+        assert!(got == expected[..6_000_010], "the fragment is damaged");
+        // Between two fragments is a boundary, too.
+        let frame = client.read_frame();
+        if frame.first == 0x80 {
+            assert!(frame.payload == payload[6_000_000..], "the fragment is damaged");
+            client.expect_close_of_ours(C, 1001);
+        } else {
+            assert_eq!(frame.close_code(), Some(1001));
+        }
+        client.send(C.close(1001));
+        behind.expect(C.close(1001));
+        client.expect_eof();
+        behind.expect_eof();
+        writer.join().unwrap();
+        proxy.expect_exit();
+    }
+
+    #[test]
+    fn a_message_of_one_frame_arrives_whole_before_the_close() {
+        let mut proxy = Knowing::start("", AT_ONCE);
+        let (mut client, behind) = proxy.tunnel();
+        let message = B.frame(0x82, noise(1, 10_000_000));
+        let mut sending = behind.again();
+        let bytes = message.clone();
+        let writer = std::thread::spawn(move || sending.send(bytes));
+        let mut got = client.read_exactly(1_000);
+        proxy.leave();
+        while got.len() < message.len() {
+            let count = (message.len() - got.len()).min(300_000);
+            got.extend(client.read_exactly(count));
+        }
+        assert!(got == message, "the message is damaged");
+        client.expect_close_of_ours(C, 1001);
+        client.send(C.close(1001));
+        client.expect_eof();
+        writer.join().unwrap();
+        proxy.expect_exit();
+    }
+
+    #[test]
+    fn a_client_that_never_answers_gets_a_fin_after_the_grace_time() {
+        let mut proxy = Knowing::start("", SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        let start = Instant::now();
+        proxy.leave();
+        client.expect_close_of_ours(C, 1001);
+        client.expect_eof();
+        behind.expect_eof();
+        let took = start.elapsed();
+        assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(6), "{took:?}");
+        proxy.expect_exit();
+    }
+
+    #[test]
+    fn a_message_that_never_ends_gets_a_fin_after_the_grace_time() {
+        let mut proxy = Knowing::start("", SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        let frame = B.text("a message that never ends");
+        behind.send(&frame[..10]);
+        client.expect(&frame[..10]);
+        proxy.leave();
+        client.expect_eof();
+        behind.expect_eof();
+        proxy.expect_exit();
+    }
+
+    #[test]
+    fn a_closing_that_is_under_way_is_left_alone() {
+        for from in [C, B] {
+            let mut proxy = Knowing::start("", AT_ONCE);
+            let (mut closing, mut other) = proxy.tunnel_from(from);
+            closing.send(from.close(1000));
+            other.expect(from.close(1000));
+            proxy.leave();
+            other.expect_silence(Duration::from_millis(600));
+            closing.expect_silence(Duration::from_millis(50));
+            other.send(from.other().close(1000));
+            closing.expect(from.other().close(1000));
+            closing.end_sending();
+            other.expect_eof();
+            other.end_sending();
+            closing.expect_eof();
+            let line = proxy.end_line();
+            let reason = if from == C { "client_close" } else { "backend_close" };
+            assert_eq!(value(&line, "reason"), reason, "{line}");
+            proxy.expect_exit();
+        }
+    }
+
+    #[test]
+    fn a_closing_that_nobody_answers_does_not_hold_up_the_drain() {
+        let mut proxy = Knowing::start("", SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        client.send(C.close(1000));
+        behind.expect(C.close(1000));
+        let start = Instant::now();
+        proxy.leave();
+        behind.expect_eof();
+        client.expect_eof();
+        proxy.expect_exit();
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_close_of_the_backend_whose_first_byte_has_passed_is_not_followed_by_another() {
+        let mut proxy = Knowing::start("", SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        let close = B.close(4000);
+        behind.send(&close[..1]);
+        client.expect(&close[..1]);
+        proxy.leave();
+        client.expect_silence(Duration::from_millis(400));
+        behind.send(&close[1..]);
+        client.expect(&close[1..]);
+        client.expect_eof();
+        proxy.expect_exit();
+    }
+
+    /// Lets this process, and the programs that it starts, have as many descriptors as it may.
+    fn raise_descriptor_limit() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    }
+
+    #[test]
+    fn five_hundred_clients_see_a_clean_close_each_at_its_time() {
+        raise_descriptor_limit();
+        let mut proxy = Knowing::start("", "spread_ms = 1500\ntimeout_ms = 15000\nclose_code = 1012");
+        let url = format!("ws://{}/", proxy.address);
+        let tunnels: Vec<_> = (0..500)
+            .map(|_| {
+                std::thread::scope(|scope| {
+                    let server = scope.spawn(|| tungstenite::accept(proxy.backend.accept().stream).unwrap());
+                    let stream = Peer::connect(proxy.address).stream;
+                    let (client, _) = tungstenite::client(&*url, stream).unwrap();
+                    (client, server.join().unwrap())
+                })
+            })
+            .collect();
+        let threads: Vec<_> = tunnels
+            .into_iter()
+            .map(|(mut client, mut server)| {
+                std::thread::spawn(move || {
+                    let Message::Close(Some(frame)) = client.read().unwrap() else { panic!("no Close") };
+                    let came = Instant::now();
+                    assert_eq!(u16::from(frame.code), 1012);
+                    assert!(!frame.reason.is_empty());
+                    // Its answer goes out, and then it sees the end.
+                    assert!(matches!(client.read(), Err(tungstenite::Error::ConnectionClosed)));
+                    let Message::Close(Some(frame)) = server.read().unwrap() else { panic!("no Close") };
+                    assert_eq!(u16::from(frame.code), 1012);
+                    came
+                })
+            })
+            .collect();
+        proxy.leave();
+        let mut came: Vec<Instant> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        came.sort();
+        let spread = came[499] - came[0];
+        assert!(spread >= Duration::from_millis(900), "all within {spread:?}");
+        for start in 0..came.len() {
+            let burst =
+                came[start..].iter().take_while(|&&at| at - came[start] < Duration::from_millis(200)).count();
+            assert!(burst < 300, "{burst} of 500 within 200 ms");
+        }
+        proxy.expect_exit();
+        let log = proxy.program.rest_of_log();
+        assert_eq!(log.iter().filter(|line| line.contains(" reason=drain ")).count(), 500);
+    }
+
+    #[test]
+    fn it_still_accepts_during_the_delay_and_drains_what_came_then() {
+        let mut proxy = Knowing::start("", &format!("delay_ms = 1500\n{AT_ONCE}"));
+        let (mut old, _old_behind) = proxy.tunnel();
+        proxy.program.signal(Signal::TERM);
+        proxy.program.wait_for("event=lame_duck");
+        let start = Instant::now();
+        let (mut new, mut new_behind) = proxy.tunnel();
+        new.send(C.text("new"));
+        new_behind.expect(C.text("new"));
+        for client in [&mut old, &mut new] {
+            client.expect_close_of_ours(C, 1001);
+            client.send(C.close(1001));
+            client.expect_eof();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(1_000), "{:?}", start.elapsed());
+        proxy.expect_exit();
+    }
+
+    #[test]
+    fn what_is_left_at_the_timeout_is_cut() {
+        for top in table([
+            "[drain]\nspread_ms = 0\ntimeout_ms = 700\nclose_grace_ms = 60000",
+            "drain_timeout_ms = 700\n[drain]\nclose_grace_ms = 60000",
+        ]) {
+            let mut proxy = Knowing::with("", top);
+            let (mut client, mut behind) = proxy.tunnel();
+            let start = Instant::now();
+            proxy.leave();
+            client.expect_close_of_ours(C, 1001);
+            client.expect_end();
+            behind.expect_end();
+            proxy.expect_exit();
+            let took = start.elapsed();
+            assert!(took >= Duration::from_millis(650) && took < Duration::from_secs(6), "{took:?}");
+        }
+    }
+
+    #[test]
+    fn a_handshake_that_is_under_way_becomes_a_tunnel_that_is_closed_in_order() {
+        let mut proxy = Knowing::start("", AT_ONCE);
+        let mut client = Peer::sending(proxy.address, upgrade(""));
+        let mut behind = proxy.backend.accept();
+        behind.read_head();
+        proxy.leave();
+        behind.send([switching("").into_bytes(), B.text("hello")].concat());
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+        client.expect_text("hello");
+        client.expect_close_of_ours(C, 1001);
+        client.send(C.close(1001));
+        behind.expect(C.close(1001));
+        behind.expect_eof();
+        client.expect_eof();
+        proxy.expect_exit();
+    }
+}
+
+mod grace {
+    use super::*;
+
+    #[test]
+    fn two_close_frames_and_no_end_get_fins_after_the_grace_time() {
+        let mut proxy = Knowing::start("", SOON);
+        for (from, reason) in [(C, "client_close"), (B, "backend_close")] {
+            let (mut closing, mut other) = proxy.tunnel_from(from);
+            closing.send(from.close(1000));
+            other.expect(from.close(1000));
+            let start = Instant::now();
+            other.send(from.other().close(1000));
+            closing.expect(from.other().close(1000));
+            closing.expect_eof();
+            other.expect_eof();
+            let took = start.elapsed();
+            assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(6), "{took:?}");
+            assert_eq!(value(&proxy.end_line(), "reason"), reason);
+        }
+    }
+
+    #[test]
+    fn one_close_frame_alone_is_waited_on() {
+        let proxy = Knowing::start("", SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        client.send(C.close(1000));
+        behind.expect(C.close(1000));
+        behind.expect_silence(Duration::from_millis(1_500));
+        // The backend may say what it still has to say.
+        behind.send([B.text("the last word"), B.close(1000)].concat());
+        client.expect([B.text("the last word"), B.close(1000)].concat());
+    }
+}
+
+mod loss {
+    use super::*;
+
+    const ANNOUNCED: &str = "announce_loss = true";
+
+    /// Ends it, by an EOF or a reset.
+    fn lose(peer: Peer, is_reset: bool) {
+        if is_reset { peer.reset() } else { drop(peer) }
+    }
+
+    #[test]
+    fn a_lost_side_is_announced_to_the_other() {
+        for (from, code, words) in
+            [(B, 1014, ["backend_eof", "backend_reset"]), (C, 1001, ["client_eof", "client_reset"])]
+        {
+            for is_reset in [false, true] {
+                let mut proxy = Knowing::start(ANNOUNCED, SOON);
+                let (mut lost, mut other) = proxy.tunnel_from(from);
+                lost.send(from.text("the last"));
+                other.expect(from.text("the last"));
+                lose(lost, is_reset);
+                other.expect_close_of_ours(from.other(), code);
+                other.expect_eof();
+                let line = proxy.end_line();
+                assert_eq!(value(&line, "reason"), words[usize::from(is_reset)], "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn within_a_frame_it_is_the_bare_end() {
+        for from in [C, B] {
+            for is_reset in [false, true] {
+                let proxy = Knowing::start(ANNOUNCED, SOON);
+                let (mut lost, mut other) = proxy.tunnel_from(from);
+                let frame = from.text("half of it");
+                lost.send(&frame[..frame.len() - 1]);
+                other.expect(&frame[..frame.len() - 1]);
+                lose(lost, is_reset);
+                other.expect_eof();
+            }
+        }
+    }
+
+    #[test]
+    fn a_side_that_has_sent_a_close_is_not_lost() {
+        for from in [C, B] {
+            let proxy = Knowing::start(ANNOUNCED, SOON);
+            let (mut closing, mut other) = proxy.tunnel_from(from);
+            closing.send(from.close(4000));
+            other.expect(from.close(4000));
+            closing.end_sending();
+            other.expect_eof();
+        }
+    }
+
+    #[test]
+    fn an_announced_loss_is_the_end_of_the_tunnel_for_the_other_side_too() {
+        let mut proxy = Knowing::start(ANNOUNCED, SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        // The backend ends its sending only, and would go on reading.
+        behind.end_sending();
+        client.expect_close_of_ours(C, 1014);
+        client.expect_eof();
+        behind.expect_eof();
+        assert_eq!(value(&proxy.end_line(), "reason"), "backend_eof");
+    }
+
+    #[test]
+    fn by_default_an_end_is_relayed_as_it_comes() {
+        let proxy = Knowing::start("", SOON);
+        for from in [C, B] {
+            let (mut ending, mut other) = proxy.tunnel_from(from);
+            ending.send(from.text("the last"));
+            ending.end_sending();
+            other.expect(from.text("the last"));
+            other.expect_eof();
+            // A half-close stays one, for longer than any grace time.
+            other.send(from.other().text("return"));
+            ending.expect(from.other().text("return"));
+            ending.expect_silence(Duration::from_millis(1_500));
+            other.send(from.other().text("again"));
+            ending.expect(from.other().text("again"));
+            other.end_sending();
+            ending.expect_eof();
+        }
+    }
+
+    #[test]
+    fn by_default_nothing_is_added_to_a_reset() {
+        let proxy = Knowing::start("", SOON);
+        for from in [C, B] {
+            let (ending, mut other) = proxy.tunnel_from(from);
+            ending.reset();
+            other.expect_eof();
+        }
+    }
+
+    #[test]
+    fn a_lost_backend_is_no_clean_end_for_a_library() {
+        let proxy = Knowing::start(ANNOUNCED, SOON);
+        let backend = &proxy.backend;
+        let mut client = std::thread::scope(|scope| {
+            let server = scope.spawn(|| tungstenite::accept(backend.accept().stream).unwrap());
+            let stream = Peer::connect(proxy.address).stream;
+            let (client, _) = tungstenite::client(format!("ws://{}/", proxy.address), stream).unwrap();
+            drop(server.join().unwrap());
+            client
+        });
+        let Message::Close(Some(frame)) = client.read().unwrap() else { panic!("no Close") };
+        // Tungstenite does not know 1014, and makes a protocol error of it.
+        assert_eq!(u16::from(frame.code), 1002);
+    }
+}

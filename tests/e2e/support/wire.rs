@@ -1,0 +1,183 @@
+//! Frames as bytes (RFC 6455, 5.2), and a program that is asked to know them.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{Backend, PATIENCE, Peer, Program};
+
+pub const TEXT: u8 = 0x81;
+pub const CLOSE: u8 = 0x88;
+pub const PING: u8 = 0x89;
+pub const PONG: u8 = 0x8a;
+
+/// The key of all frames that a client sends here.
+const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+/// Which end of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    Client,
+    Backend,
+}
+
+/// A frame that has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub first: u8,
+    pub mask: Option<[u8; 4]>,
+    /// Without its mask.
+    pub payload: Vec<u8>,
+}
+
+impl From {
+    /// The header of a frame with so much payload, in its shortest form.
+    pub fn header(self, first: u8, len: usize) -> Vec<u8> {
+        let (bit, mask) = match self {
+            Self::Client => (0x80, &MASK[..]),
+            Self::Backend => (0, &[][..]),
+        };
+        let length = match len {
+            0..=125 => vec![len as u8 | bit],
+            126..=0xffff => [&[126 | bit], &(len as u16).to_be_bytes()[..]].concat(),
+            _ => [&[127 | bit], &(len as u64).to_be_bytes()[..]].concat(),
+        };
+        [&[first], &length[..], mask].concat()
+    }
+
+    /// A whole frame, masked if it is a client's.
+    pub fn frame(self, first: u8, payload: impl AsRef<[u8]>) -> Vec<u8> {
+        let payload = payload.as_ref();
+        let mut bytes = self.header(first, payload.len());
+        let key = if self == Self::Client { MASK } else { [0; 4] };
+        bytes.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]));
+        bytes
+    }
+
+    pub fn text(self, text: &str) -> Vec<u8> {
+        self.frame(TEXT, text)
+    }
+
+    pub fn close(self, code: u16) -> Vec<u8> {
+        self.frame(CLOSE, code.to_be_bytes())
+    }
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Backend,
+            Self::Backend => Self::Client,
+        }
+    }
+}
+
+impl Frame {
+    /// Whether it is a Ping of the proxy's: those of the tests have another length.
+    pub fn is_our_ping(&self) -> bool {
+        self.first == PING && self.payload.len() == 8
+    }
+
+    pub fn close_code(&self) -> Option<u16> {
+        let code = self.payload.first_chunk::<2>().filter(|_| self.first == CLOSE)?;
+        Some(u16::from_be_bytes(*code))
+    }
+}
+
+impl Peer {
+    /// The next frame, whatever it is.
+    pub fn read_frame(&mut self) -> Frame {
+        let start = self.read_exactly(2);
+        let len = match start[1] & 0x7f {
+            126 => u16::from_be_bytes(self.read_exactly(2).try_into().unwrap()).into(),
+            127 => u64::from_be_bytes(self.read_exactly(8).try_into().unwrap()),
+            len => len.into(),
+        };
+        let mask: Option<[u8; 4]> = (start[1] & 0x80 != 0).then(|| self.read_exactly(4).try_into().unwrap());
+        let mut payload = self.read_exactly(len as usize);
+        let key = mask.unwrap_or_default();
+        payload.iter_mut().enumerate().for_each(|(at, byte)| *byte ^= key[at % 4]);
+        Frame { first: start[0], mask, payload }
+    }
+
+    /// The next frame that is no Ping of the proxy's.
+    pub fn read_frame_of_other(&mut self) -> Frame {
+        loop {
+            let frame = self.read_frame();
+            if !frame.is_our_ping() {
+                return frame;
+            }
+        }
+    }
+
+    /// The next frame, a Ping of the proxy's: its payload.
+    pub fn read_ping(&mut self) -> Vec<u8> {
+        let frame = self.read_frame();
+        assert!(frame.is_our_ping(), "{frame:?} is no Ping of the proxy");
+        frame.payload
+    }
+
+    /// The next frame, a Close of the proxy's with this code, masked for a backend only.
+    pub fn expect_close_of_ours(&mut self, to: From, code: u16) {
+        let frame = self.read_frame_of_other();
+        assert_eq!(frame.close_code(), Some(code), "{frame:?}");
+        assert_eq!(frame.mask.is_some(), to == From::Backend, "{frame:?}");
+        assert!(std::str::from_utf8(&frame.payload[2..]).is_ok_and(|reason| !reason.is_empty()), "{frame:?}");
+    }
+
+    /// The next frame, but for Pings, is this text.
+    pub fn expect_text(&mut self, text: &str) {
+        let frame = self.read_frame_of_other();
+        assert_eq!((frame.first, &*frame.payload.escape_ascii().to_string()), (TEXT, text), "{frame:?}");
+    }
+
+    /// Answers the proxy's Pings until something else comes.
+    pub fn answer_pings(&mut self, as_one: From) -> Frame {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let frame = self.read_frame();
+            if !frame.is_our_ping() {
+                return frame;
+            }
+            assert!(Instant::now() < end, "nothing comes but Pings");
+            self.send(as_one.frame(PONG, &frame.payload));
+        }
+    }
+}
+
+/// A program in front of one backend, with more lines for its section, and for `[drain]`.
+pub struct Knowing {
+    pub program: Program,
+    pub address: SocketAddr,
+    pub backend: Backend,
+}
+
+impl Knowing {
+    pub fn start(section: &str, drain: &str) -> Self {
+        Self::with(section, &format!("[drain]\n{drain}"))
+    }
+
+    /// The same, with lines for the top of the file.
+    pub fn with(section: &str, top: &str) -> Self {
+        let backend = Backend::start();
+        let mut program = Program::with_config(&format!(
+            "{top}\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]\n{section}\n",
+            backend.address
+        ));
+        let address = program.address();
+        Self { program, address, backend }
+    }
+
+    /// A client and a backend that have a tunnel between them.
+    pub fn tunnel(&self) -> (Peer, Peer) {
+        Peer::tunnel(self.address, &self.backend)
+    }
+
+    /// The same, with the sender first.
+    pub fn tunnel_from(&self, from: From) -> (Peer, Peer) {
+        let (client, behind) = self.tunnel();
+        if from == From::Client { (client, behind) } else { (behind, client) }
+    }
+
+    /// The line of the next tunnel that ends.
+    pub fn end_line(&mut self) -> String {
+        self.program.wait_for("event=tunnel_end")
+    }
+}
