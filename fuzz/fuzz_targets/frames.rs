@@ -1,0 +1,9 @@
+//! Any bytes as frames: they are the same frames however they are read.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ws_proxy::internals;
+
+fuzz_target!(|bytes: &[u8]| {
+    assert_eq!(internals::frames(bytes, 1), internals::frames(bytes, usize::MAX));
+});
