@@ -237,16 +237,18 @@ impl Gate {
         self.errand.as_mut()?.judge.as_mut()?.judge(header, rules)
     }
 
-    /// At a boundary: puts in what is to be put in. Nothing follows a Close (RFC 6455, 5.5.1).
+    /// At a boundary: puts in what is to be put in. Nothing follows a Close (RFC 6455, 5.5.1): where one has passed in
+    /// the meantime, it stands for ours.
     fn run_errand(&mut self, out: &mut Vec<u8>) {
-        if let Some(errand) = &mut self.errand
-            && !errand.insert.is_empty()
-        {
-            if !self.is_shut && !self.tally.has_close() {
-                out.append(&mut errand.insert);
-            }
-            errand.insert.clear();
-            self.is_shut |= errand.shut_after;
+        let Some(errand) = &mut self.errand else { return };
+        if errand.insert.is_empty() {
+            return;
+        }
+        let insert = std::mem::take(&mut errand.insert);
+        let shut = std::mem::take(&mut errand.shut_after);
+        if !self.is_shut && !self.tally.has_close() {
+            out.extend_from_slice(&insert);
+            self.is_shut = shut;
         }
     }
 
@@ -353,4 +355,193 @@ fn is_pong(frame: &[u8], awaited: PingPayload) -> bool {
 /// Length of the payload of our Pings.
 const fn awaited_length() -> u64 {
     size_of::<PingPayload>() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tunnel::control;
+
+    const OURS: PingPayload = *b"our ping";
+    const KEY: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+
+    /// A client's frame with this payload.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut payload = payload.to_vec();
+        unmask(&mut payload, KEY, 0);
+        // Short payloads only.
+        [&[first, 0x80 | payload.len() as u8][..], &KEY, &payload].concat()
+    }
+
+    fn passed(gate: &mut Gate, rules: &Rules, bytes: &[u8]) -> (Vec<u8>, Option<Refusal>) {
+        let mut spare = Vec::new();
+        let Passage { bytes, refusal } = gate.pass(bytes, rules, &mut spare);
+        (bytes.to_vec(), refusal)
+    }
+
+    /// What passes of these bytes when they come in pieces cut at these places.
+    fn passed_in_pieces(
+        gate: &mut Gate,
+        rules: &Rules,
+        bytes: &[u8],
+        cuts: &[prop::sample::Index],
+    ) -> Vec<u8> {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let pieces = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
+        pieces.flat_map(|piece| passed(gate, rules, piece).0).collect()
+    }
+
+    #[test]
+    fn a_frame_of_ours_waits_for_the_boundary() {
+        let rules = Rules::default();
+        let mut gate = Gate::default();
+        let message = frame(0x81, b"hello");
+        assert_eq!(gate.insert(b"first".to_vec(), false), Some(b"first".to_vec()));
+        assert_eq!(passed(&mut gate, &rules, &message[..3]).0, &message[..3]);
+        assert_eq!(gate.insert(b"second".to_vec(), false), None);
+        assert!(gate.has_errand());
+        let rest = [&message[3..], &message[..]].concat();
+        let expected = [&message[3..], b"second", &message].concat();
+        assert_eq!(passed(&mut gate, &rules, &rest).0, expected);
+        assert!(!gate.has_errand());
+    }
+
+    #[test]
+    fn nothing_passes_behind_a_last_frame_and_all_of_it_is_followed() {
+        let rules = Rules::default();
+        let mut gate = Gate::default();
+        let message = frame(0x81, b"hello");
+        passed(&mut gate, &rules, &message[..3]);
+        gate.insert(b"last".to_vec(), true);
+        let rest = [&message[3..], &message, &frame(0x88, &[0x03, 0xe8])].concat();
+        assert_eq!(passed(&mut gate, &rules, &rest).0, [&message[3..], b"last"].concat());
+        assert!(gate.is_shut());
+        assert_eq!(gate.tally().close_code(), Some(1000));
+    }
+
+    #[test]
+    fn nothing_is_put_in_behind_a_close() {
+        let rules = Rules::default();
+        let mut gate = Gate::default();
+        let close = frame(0x88, &[0x03, 0xe8]);
+        passed(&mut gate, &rules, &close[..1]);
+        assert_eq!(gate.insert(b"late".to_vec(), true), None);
+        assert_eq!(passed(&mut gate, &rules, &close[1..]).0, &close[1..]);
+        assert_eq!(gate.insert(b"later".to_vec(), true), None);
+    }
+
+    #[test]
+    fn a_message_is_as_large_as_its_fragments() {
+        let rules = Rules { max_message: Some(6), ..Rules::default() };
+        let first = frame(0x01, b"1234");
+        let control = frame(0x89, b"12345678");
+        let mut gate = Gate::new(&rules, true, false);
+        let good = [&first[..], &control, &frame(0x80, b"56")].concat();
+        assert_eq!(passed(&mut gate, &rules, &good), (good.clone(), None));
+        let bad = [&first[..], &control, &frame(0x80, b"567"), &first].concat();
+        let expected = [&first[..], &control].concat();
+        assert_eq!(passed(&mut gate, &rules, &bad), (expected, Some(Refusal::MessageTooBig)));
+        assert!(gate.is_shut() && gate.is_at_boundary());
+    }
+
+    #[test]
+    fn a_header_that_has_passed_in_part_leaves_no_boundary() {
+        let rules = Rules { max_frame: Some(4), ..Rules::default() };
+        let mut gate = Gate::new(&rules, true, false);
+        let large = frame(0x82, b"12345");
+        assert_eq!(passed(&mut gate, &rules, &large[..1]), (large[..1].to_vec(), None));
+        assert_eq!(passed(&mut gate, &rules, &large[1..]), (Vec::new(), Some(Refusal::MessageTooBig)));
+        assert!(gate.is_shut() && !gate.is_at_boundary());
+        assert_eq!(gate.insert(b"close".to_vec(), true), None);
+    }
+
+    #[test]
+    fn unlawful_frames_are_refused_if_they_are_to_be() {
+        let rules = Rules { strict_frames: true, ..Rules::default() };
+        let unlawful: [&[u8]; 8] = [
+            &frame(0x83, b""),
+            &frame(0x8b, b""),
+            &frame(0xc1, b"reserved bit"),
+            &[0x81, 0x00],
+            &frame(0x09, b"fragmented"),
+            &[0x89, 0xfe, 0x00, 0x7e, 1, 2, 3, 4],
+            &frame(0x80, b"no start"),
+            &[frame(0x01, b"start"), frame(0x81, b"another")].concat(),
+        ];
+        for bytes in unlawful {
+            let (_, refusal) = passed(&mut Gate::new(&rules, true, false), &rules, bytes);
+            assert_eq!(refusal, Some(Refusal::Protocol), "{}", bytes.escape_ascii());
+            let (all, refusal) = passed(&mut Gate::default(), &Rules::default(), bytes);
+            assert_eq!((&*all, refusal), (bytes, None));
+        }
+        let (_, refusal) = passed(&mut Gate::new(&rules, true, true), &rules, &frame(0xc1, b"compressed"));
+        assert_eq!(refusal, None);
+    }
+
+    /// Frames as an endpoint sends them, by their first byte and payload.
+    fn frames() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+        let first = prop_oneof![Just(0x81_u8), Just(0x02), Just(0x80), Just(0x89), Just(0x8a)];
+        prop::collection::vec((first, prop::collection::vec(any::<u8>(), 0..20)), 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn all_bytes_pass_as_they_are(bytes in prop::collection::vec(any::<u8>(), 0..300), cuts: [prop::sample::Index; 4]) {
+            let rules = Rules::default();
+            prop_assert_eq!(passed_in_pieces(&mut Gate::default(), &rules, &bytes, &cuts), bytes);
+        }
+
+        #[test]
+        fn limits_that_are_not_reached_change_nothing(sent in frames(), cuts: [prop::sample::Index; 4]) {
+            let rules = Rules { max_message: Some(10_000), max_frame: Some(20), ..Rules::default() };
+            let bytes: Vec<u8> = sent.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+            let mut gate = Gate::new(&rules, true, false);
+            prop_assert_eq!(passed_in_pieces(&mut gate, &rules, &bytes, &cuts), bytes);
+        }
+
+        #[test]
+        fn only_the_pong_to_our_ping_is_taken_out(
+            before in frames(), after in frames(), cuts: [prop::sample::Index; 5],
+        ) {
+            let rules = Rules::default();
+            let bytes = |frames: &[(u8, Vec<u8>)]| -> Vec<u8> {
+                frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect()
+            };
+            let (before, after) = (bytes(&before), bytes(&after));
+            let ours = frame(0x8a, &OURS);
+            let mut gate = Gate::default();
+            gate.await_pong(OURS);
+            // The second one is not awaited any more.
+            let sent = [&before[..], &ours, &after, &ours].concat();
+            let expected = [&before[..], &after, &ours].concat();
+            prop_assert_eq!(passed_in_pieces(&mut gate, &rules, &sent, &cuts), expected);
+        }
+
+        #[test]
+        fn a_ping_lands_between_two_frames(sent in frames(), at: prop::sample::Index, cuts: [prop::sample::Index; 3]) {
+            let rules = Rules::default();
+            let bytes: Vec<u8> = sent.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+            let (early, late) = bytes.split_at(at.index(bytes.len() + 1));
+            let ping = control::ping(OURS, None);
+            let mut gate = Gate::default();
+            let mut out = passed(&mut gate, &rules, early).0;
+            out.extend(gate.insert(ping.clone(), false).unwrap_or_default());
+            out.extend(passed_in_pieces(&mut gate, &rules, late, &cuts));
+            // At the end of the last frame it goes in with the next bytes, whatever they are.
+            out.extend(passed(&mut gate, &rules, b"").0);
+
+            let mut boundaries = vec![0];
+            for (first, payload) in &sent {
+                boundaries.push(boundaries[boundaries.len() - 1] + frame(*first, payload).len());
+            }
+            let landed = boundaries.iter().any(|&boundary| {
+                boundary >= early.len() && out == [&bytes[..boundary], &ping, &bytes[boundary..]].concat()
+            });
+            prop_assert!(landed, "{}", out.escape_ascii());
+        }
+    }
 }

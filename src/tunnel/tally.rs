@@ -91,3 +91,20 @@ impl Tally {
         self.text.wrapping_add(self.binary)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_code_may_come_in_pieces() {
+        let mut tally = Tally { close: CloseSeen::WithoutCode, ..Tally::default() };
+        tally.note_close_payload(&[0x03 ^ 0xaa], [0xaa, 0xbb, 0, 0]);
+        assert_eq!(tally.close_code(), None);
+        tally.note_close_payload(&[0xe9 ^ 0xbb, 1, 2], [0xaa, 0xbb, 0, 0]);
+        assert_eq!(tally.close_code(), Some(1001));
+        // What follows is the reason.
+        tally.note_close_payload(&[3, 4], [0xaa, 0xbb, 0, 0]);
+        assert_eq!(tally.close_code(), Some(1001));
+    }
+}
