@@ -94,12 +94,16 @@ impl Carrier {
             let Some(key) = self.ready.pop_front() else { return };
             let Some(carried) = self.tunnels.get_mut(key) else { continue };
             carried.is_ready = false;
-            match carried.pair.advance(&self.clock, &mut self.tools) {
+            let progress = carried.pair.advance(&self.clock, &mut self.tools);
+            let has_time = carried.pair.has_time();
+            match progress {
                 Progress::On(turn) => {
                     if turn == Turn::More {
                         self.enqueue(key);
                     }
-                    self.schedule(reactor, key);
+                    if has_time {
+                        self.schedule(reactor, key);
+                    }
                 }
                 Progress::Over(reason) => self.end(reactor, key, reason),
             }

@@ -159,6 +159,24 @@ impl Frames {
     }
 
     fn next_of_header(&mut self, bytes: &[u8]) -> (usize, Option<Event>) {
+        // A header that is there as a whole, as nearly all are, is read as a whole.
+        if self.have == 0
+            && let Some((start, rest)) = bytes.split_first_chunk::<2>()
+        {
+            self.start = *start;
+            self.have = 2;
+            let length = usize::from(self.header_bytes());
+            if bytes.len() < length {
+                self.have = 0;
+            } else {
+                let (extended, rest) = rest.split_at(usize::from(self.extended_bytes()));
+                self.left = extended.iter().fold(0, |left, &byte| left << 8 | u64::from(byte));
+                if let (true, Some(mask)) = (self.is_masked(), rest.first_chunk()) {
+                    self.mask = *mask;
+                }
+                return (length, Some(self.end_header()));
+            }
+        }
         for (index, &byte) in bytes.iter().enumerate() {
             match self.have {
                 0 | 1 => self.start[usize::from(self.have)] = byte,

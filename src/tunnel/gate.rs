@@ -182,6 +182,8 @@ impl Gate {
             at += taken;
             match event {
                 Some(Event::Header(header)) => self.tally.count(&header),
+                // Most chunks end with a frame.
+                Some(Event::End) if at == chunk.len() => return,
                 Some(Event::End | Event::Blind) => {}
                 None => return,
             }

@@ -196,7 +196,7 @@ impl Half {
     ) -> Result<Turn, Stop> {
         for _ in 0..TURN {
             // What is held goes first.
-            if !self.flush(sink, tools).map_err(|_| Stop::Sink)? {
+            if self.held.is_some() && !self.flush(sink, tools).map_err(|_| Stop::Sink)? {
                 return Ok(Turn::Waiting);
             }
             // With nothing left behind the source's end, the sink gets to know of it.

@@ -123,6 +123,11 @@ impl Pair {
         Progress::On(if more { Turn::More } else { Turn::Waiting })
     }
 
+    /// Whether time plays a part in it.
+    pub(super) fn has_time(&self) -> bool {
+        self.watch.is_some() || self.last_tick.is_some()
+    }
+
     /// Why a tunnel ends that is cut: the goodbye that was under way, if there was one.
     pub(super) fn reason_of_cut(&self) -> Reason {
         match self.ending {
