@@ -36,8 +36,19 @@ const SOME: usize = 768 * 1024;
 /// More than the kernel lets a connection grow to here.
 const PLENTY: usize = 64 << 20;
 
+/// The header of a binary frame that is longer than any test: what follows it is payload, whatever it looks like.
+/// Noise without it could be taken for a Close.
+const HEADER: [u8; 10] = frame_header(1 << 62);
+/// Where else in the noise there is one.
+const OTHER_START: usize = 1_000;
+
 /// What [`Endless`] repeats; an odd number of bytes, so that no buffer's size divides it.
-static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| noise(3, (1 << 20) + 7_001));
+static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut noise = noise(3, (1 << 20) + 7_001);
+    noise[..HEADER.len()].copy_from_slice(&HEADER);
+    noise[OTHER_START..][..HEADER.len()].copy_from_slice(&HEADER);
+    noise
+});
 
 // Data that is there before the tunnel is.
 
@@ -49,7 +60,7 @@ fn what_was_sent_before_there_was_a_tunnel_comes_first_and_whole() {
         pairs_of_sizes().flat_map(|(up, down)| [(up, down, false), (up, down, true)])
     {
         let what = format!("{up} bytes up and {down} down, ended: {have_ended}");
-        let (for_backend, for_client) = (&NOISE[..up], &NOISE[1_000..][..down]);
+        let (for_backend, for_client) = (&NOISE[..up], &NOISE[OTHER_START..][..down]);
         let mut client = Peer::connect(proxy.address);
         thread::scope(|scope| {
             let request = [upgrade("").as_bytes(), for_backend].concat();
@@ -112,9 +123,9 @@ fn no_wake_up_is_lost_between_two_messages() {
             for (way, from, to) in [(0, &client, &behind), (1, &behind, &client)] {
                 let (mut from, mut to) = (from.again(), to.again());
                 let (arrived, confirmed) = channel();
-                let message = move |round: usize| {
-                    let at = (2 * tunnel + way) * 100_000 + round * 41;
-                    &NOISE[at..][..1 + round * 7 % 40]
+                let message = move |round: usize| match round {
+                    0 => &HEADER[..],
+                    _ => &NOISE[(2 * tunnel + way) * 100_000 + round * 41..][..1 + round * 7 % 40],
                 };
                 scope.spawn(move || {
                     let mut random = Random(1 + 2 * tunnel as u64 + way as u64);
@@ -329,10 +340,7 @@ fn reset_while_blocked(who: fn(Way) -> &'static str) {
             scope.spawn(move || {
                 let what = format!("{blocked:?}, pipe: {through_pipe}, source has ended: {has_ended}");
                 let backend = blocked.backend();
-                let (mut program, address) = program_with_one_worker(&backend);
-                drop(blocked.tunnel(address, &backend));
-                program.wait_for("event=tunnel_end");
-                let idle = program.descriptors();
+                let (mut program, address, idle) = program_that_idles(&backend);
 
                 let (client, behind) = blocked.tunnel(address, &backend);
                 let connections = Connections::of(&client, &behind);
@@ -369,7 +377,7 @@ fn reset_while_blocked(who: fn(Way) -> &'static str) {
 #[test]
 fn a_reset_behind_an_end_is_noticed_where_nothing_is_read_any_more() {
     let backend = Backend::start();
-    let (mut program, address) = program_with_one_worker(&backend);
+    let (mut program, address, _) = program_that_idles(&backend);
     for way in Way::BOTH {
         let (client, behind) = Peer::tunnel(address, &backend);
         let (mut ends, mut stays) = way.ends(client, behind);
@@ -391,16 +399,12 @@ fn two_thousand_tunnels_on_one_worker_answer_and_leave_no_descriptor() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     let backend = Backend::start();
-    let (mut program, address) = program_with_one_worker(&backend);
-    drop(Peer::tunnel(address, &backend));
-    program.wait_for("event=tunnel_end");
-    let idle = program.descriptors();
-
+    let (program, address, idle) = program_that_idles(&backend);
     let mut tunnels: Vec<_> = (0..TUNNELS).map(|_| Peer::tunnel(address, &backend)).collect();
     assert_eq!(program.descriptors(), idle + 2 * TUNNELS);
     let mut order: Vec<_> = (0..TUNNELS).collect();
     let mut random = Random(1);
-    let message = |number: usize| number.to_be_bytes();
+    let message = |number: usize| [&[0x82, 8], &number.to_be_bytes()[..]].concat();
 
     // One after the other.
     random.shuffle(&mut order);
@@ -442,36 +446,16 @@ fn two_thousand_tunnels_on_one_worker_answer_and_leave_no_descriptor() {
 
 #[test]
 fn more_blocked_bulk_tunnels_than_pipes_lose_nothing() {
-    const TUNNELS: usize = 100;
     let backend = Backend::tight();
-    let (mut program, address) = program_with_one_worker(&backend);
-    drop(Peer::tunnel_of(Peer::connect_tight(address), &backend));
-    program.wait_for("event=tunnel_end");
-    let idle = program.descriptors();
-    let most = idle + 2 * TUNNELS + 2 * PIPES;
-    let block = || {
-        let tunnels = (0..TUNNELS).map(|number| {
-            let (client, behind) = Peer::tunnel_of(Peer::connect_tight(address), &backend);
-            let (source, sink) = Way::BOTH[number % 2].ends(client, behind);
-            (Flood::new(source, number, SOME), sink)
-        });
-        let mut floods: Vec<_> = tunnels.collect();
-        flood_until(&mut floods, |_| {
-            let open = program.descriptors();
-            assert!(open <= most, "{open} descriptors, of at most {most}");
-            open == most
-        });
-        floods
-    };
-
+    let (program, address, idle) = program_that_idles(&backend);
     // The pipes of tunnels that break are not missing afterwards.
-    for (flood, sink) in block() {
+    for (flood, sink) in block_more_than_pipes(&program, address, &backend, idle) {
         flood.peer.reset();
         drop(sink);
     }
     program.wait_for_descriptors(idle + 2 * SPARE);
-    // Those that found no pipe go on like those that did.
-    let floods = block();
+    // Those that find no pipe go on like those that do.
+    let floods = block_more_than_pipes(&program, address, &backend, idle);
     thread::scope(|scope| {
         for (mut flood, mut sink) in floods {
             scope.spawn(move || {
@@ -481,6 +465,56 @@ fn more_blocked_bulk_tunnels_than_pipes_lose_nothing() {
         }
     });
     program.wait_for_descriptors(idle + 2 * SPARE);
+}
+
+#[test]
+#[ignore = "bug: without a pipe it is carried 16 bytes at a time"]
+fn bulk_that_finds_no_pipe_costs_little_more() {
+    const TOTAL: usize = 32 << 20;
+    /// A second of the processor. Through memory it takes a tenth of that, without optimizations.
+    const TICKS: u64 = 100;
+    let backend = Backend::tight();
+    let (program, address, idle) = program_that_idles(&backend);
+    let _blocked = block_more_than_pipes(&program, address, &backend, idle);
+    let (client, mut behind) = Peer::tunnel(address, &backend);
+    let before = program.cpu_ticks();
+    thread::scope(|scope| {
+        let mut source = client.again();
+        scope.spawn(move || {
+            let mut sent = Endless::from(0);
+            while sent.count < TOTAL {
+                let piece = sent.ahead(TOTAL - sent.count);
+                source.send(piece);
+                sent.pass(piece.len());
+            }
+        });
+        Endless::from(0).read(&mut behind, TOTAL);
+    });
+    let ticks = program.cpu_ticks() - before;
+    assert!(ticks < TICKS, "{ticks} ticks for {TOTAL} bytes");
+}
+
+/// Tunnels that are blocked, more than there are pipes, of which all are in use.
+fn block_more_than_pipes(
+    program: &Program,
+    address: SocketAddr,
+    backend: &Backend,
+    idle: usize,
+) -> Vec<(Flood, Peer)> {
+    const TUNNELS: usize = 100;
+    let tunnels = (0..TUNNELS).map(|number| {
+        let (client, behind) = Peer::tunnel_of(Peer::connect_tight(address), backend);
+        let (source, sink) = Way::BOTH[number % 2].ends(client, behind);
+        (Flood::new(source, number, SOME), sink)
+    });
+    let mut floods: Vec<_> = tunnels.collect();
+    let most = idle + 2 * TUNNELS + 2 * PIPES;
+    flood_until(&mut floods, |_| {
+        let open = program.descriptors();
+        assert!(open <= most, "{open} descriptors, of at most {most}");
+        open == most
+    });
+    floods
 }
 
 // Fairness.
@@ -539,8 +573,8 @@ fn a_tunnel_that_whispers_is_heard_beside_tunnels_that_flood() {
 // Both manners of carrying.
 
 #[test]
-fn spliced_and_copied_stretches_mixed_keep_their_order() {
-    const STRETCHES: usize = 300;
+fn spliced_and_copied_frames_mixed_keep_their_order() {
+    const FRAMES: usize = 300;
     let backend = Backend::start();
     let proxy = on_one_worker(&backend);
     thread::scope(|scope| {
@@ -549,35 +583,32 @@ fn spliced_and_copied_stretches_mixed_keep_their_order() {
             for (way, from, to) in [(1, &client, &behind), (2, &behind, &client)] {
                 let (mut from, mut to) = (from.again(), to.again());
                 let seed = 10 * tunnel + way;
-                // Both know the lengths: as many short as long ones.
-                let lengths = move || {
+                // Both know the frames: as many short as long ones, each somewhere in the noise.
+                let frames = move || {
                     let mut random = Random(seed);
                     std::iter::repeat_with(move || {
                         let most = 1 << random.upto(20);
-                        (random.upto(most), random.upto(3) == 1)
+                        let length = random.upto(most);
+                        let payload = &NOISE[random.upto(7_000)..][..length];
+                        (frame_header(length as u64), payload, random.upto(3) == 1)
                     })
-                    .take(STRETCHES)
+                    .take(FRAMES)
                 };
                 let (arrived, confirmed) = channel();
-                let mut sent = Endless::from(seed as usize);
-                let mut came = sent;
                 scope.spawn(move || {
-                    for (length, pause_follows) in lengths() {
-                        let end = sent.count + length;
-                        while sent.count < end {
-                            let piece = sent.ahead(end - sent.count);
-                            from.send(piece);
-                            sent.pass(piece.len());
-                        }
+                    for (header, payload, pause_follows) in frames() {
+                        from.send(header);
+                        from.send(payload);
                         if pause_follows {
-                            confirmed.recv_timeout(PATIENCE).expect("the stretch arrives");
+                            confirmed.recv_timeout(PATIENCE).expect("the frame arrives");
                         }
                     }
                     from.end_sending();
                 });
                 scope.spawn(move || {
-                    for (length, pause_follows) in lengths() {
-                        came.read(&mut to, length);
+                    for (number, (header, payload, pause_follows)) in frames().enumerate() {
+                        to.expect(header);
+                        assert_same(&to.read_exactly(payload.len()), payload, &format!("frame {number}"));
                         if pause_follows {
                             arrived.send(()).unwrap();
                         }
@@ -676,14 +707,17 @@ fn on_one_worker(backend: &Backend) -> Proxy {
     Proxy::start(Proxy::to(&[backend]).workers(&Workers::start(1).unwrap()))
 }
 
-/// The same as a process of its own.
-fn program_with_one_worker(backend: &Backend) -> (Program, SocketAddr) {
+/// The same as a process of its own, which has carried a tunnel, and how many descriptors it has without one.
+fn program_that_idles(backend: &Backend) -> (Program, SocketAddr, usize) {
     let mut program = Program::with_config(&format!(
         "workers = 1\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
         backend.address
     ));
     let address = program.address();
-    (program, address)
+    drop(Peer::tunnel(address, backend));
+    program.wait_for("event=tunnel_end");
+    let idle = program.descriptors();
+    (program, address, idle)
 }
 
 /// A direction of a tunnel.
@@ -770,7 +804,13 @@ fn assert_same(got: &[u8], expected: &[u8], what: &str) {
     assert_eq!((got.len(), differs), (expected.len(), None), "length and first difference: {what}");
 }
 
-/// A stream of bytes without end, at some point of it.
+/// The header of a final, binary frame without a key. Its form for long payloads serves for short ones too.
+const fn frame_header(length: u64) -> [u8; 10] {
+    let [a, b, c, d, e, f, g, h] = length.to_be_bytes();
+    [0x82, 127, a, b, c, d, e, f, g, h]
+}
+
+/// A stream of bytes without end, at some point of it: one frame, as far as that can be seen.
 #[derive(Clone, Copy)]
 struct Endless {
     at: usize,
@@ -784,12 +824,13 @@ impl Endless {
 
     /// The next bytes; fewer than asked for, where the noise begins anew.
     fn ahead(&self, most: usize) -> &'static [u8] {
-        let rest = &NOISE[self.at..];
+        let rest = HEADER.get(self.count..).filter(|rest| !rest.is_empty()).unwrap_or(&NOISE[self.at..]);
         &rest[..most.min(rest.len())]
     }
 
     fn pass(&mut self, count: usize) {
-        self.at = (self.at + count) % NOISE.len();
+        let of_header = count.min(HEADER.len().saturating_sub(self.count));
+        self.at = (self.at + count - of_header) % NOISE.len();
         self.count += count;
     }
 
@@ -921,8 +962,9 @@ fn block_gently(source: &mut Peer) -> usize {
     let (from, to) = (source.stream.local_addr().unwrap(), source.stream.peer_addr().unwrap());
     let mut sent = Endless::from(0);
     loop {
-        source.send(sent.ahead(PIECE));
-        sent.pass(PIECE);
+        let piece = sent.ahead(PIECE);
+        source.send(piece);
+        sent.pass(piece.len());
         let end = Instant::now() + QUIET;
         let mut is_blocked = false;
         wait_until("the piece is read, or the direction is blocked", || {
