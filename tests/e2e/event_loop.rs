@@ -471,7 +471,6 @@ fn more_blocked_bulk_tunnels_than_pipes_lose_nothing() {
 }
 
 #[test]
-#[ignore = "bug: without a pipe it is carried 16 bytes at a time"]
 fn bulk_that_finds_no_pipe_costs_little_more() {
     const TOTAL: usize = 32 << 20;
     /// A second of the processor. Through memory it takes a tenth of that, without optimizations.
