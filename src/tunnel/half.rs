@@ -256,8 +256,8 @@ impl Half {
         tools: &mut Tools,
     ) -> Result<(), Stop> {
         let Tools { scratch, spare, .. } = tools;
-        // Between two large payloads only the header is read, so that all the rest can go through a pipe. Within one, this
-        // is only done where there is no pipe to be had.
+        // Between two large payloads only the header is read, so that all the rest can go through a pipe. A payload for
+        // which there is no pipe is read in pieces as large as they come.
         let is_between = self.bulk && !self.is_worth_a_pipe();
         let room = if is_between { HEADER } else { scratch.len() };
         match source.read(&mut scratch[..room]).map_err(|_| Stop::Source)? {
