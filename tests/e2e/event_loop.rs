@@ -190,15 +190,24 @@ fn partial_writes_of_every_size_lose_nothing() {
     let proxy = on_one_worker(&backend);
     let takes = table([1, 2, 3, 5, 7, 11, 13, 101, 536, 1_009, 4_096, 10_007]);
     thread::scope(|scope| {
-        for (number, take) in takes.into_iter().enumerate() {
+        let tunnels = takes.into_iter().enumerate().map(|(number, take)| {
             let (client, behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
+            let connections = Connections::of(&client, &behind);
             let (source, sink) = Way::BOTH[number % 2].ends(client, behind);
-            for (from, to, bytes) in [(&source, &sink, in_one_frame), (&sink, &source, in_many_frames)] {
-                let (mut from, mut to) = (from.again(), to.again());
+            for (from, bytes) in [(&source, in_one_frame), (&sink, in_many_frames)] {
+                let mut from = from.again();
                 scope.spawn(move || {
                     bytes.chunks(take * 997).for_each(|piece| from.send(piece));
                     from.end_sending();
                 });
+            }
+            (take, connections, source, sink)
+        });
+        let tunnels: Vec<_> = tunnels.collect();
+        // From now on each write of the proxy can only be as long as there has been made room.
+        tunnels.iter().for_each(|(_, connections, ..)| _ = connections.still());
+        for (take, _, source, sink) in tunnels {
+            for (mut to, bytes) in [(sink, in_one_frame), (source, in_many_frames)] {
                 scope.spawn(move || {
                     let (mut buffer, mut rest) = (vec![0; take], bytes);
                     loop {
@@ -943,8 +952,13 @@ impl Connections {
         )
     }
 
-    /// How many of the bytes on their way the proxy has, and not the kernel. Waits until nothing moves.
+    /// How many of the bytes on their way the proxy has, and not the kernel, when nothing moves any more.
     fn held(&self, on_its_way: usize) -> usize {
+        on_its_way - self.still()
+    }
+
+    /// Waits until nothing moves; gives how many bytes the kernel has then.
+    fn still(&self) -> usize {
         let in_kernel = || self.0.iter().map(|&(one, other)| in_kernel(one, other)).sum::<usize>();
         let mut known = (in_kernel(), Instant::now());
         wait_until("nothing moves", || {
@@ -954,7 +968,7 @@ impl Connections {
             }
             known.1.elapsed() >= QUIET / 4
         });
-        on_its_way - known.0
+        known.0
     }
 }
 
