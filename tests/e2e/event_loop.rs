@@ -178,26 +178,31 @@ fn no_wake_up_is_lost_between_two_workers() {
 
 #[test]
 fn partial_writes_of_every_size_lose_nothing() {
-    /// Several times what the sink's connection holds.
-    const TOTAL: usize = 400 * 1024;
-    // The one is worth a pipe, the others go through memory.
-    let in_one_frame = &NOISE[..TOTAL];
-    let in_many_frames = NOISE[..TOTAL].chunks(16 * 1024);
+    const BLOCK: usize = 400 * 1024;
+    /// So often so little is taken at a time; the rest goes faster.
+    const SMALL_TAKES: usize = 100_000;
+    // Blocks that are repeated: the one is worth a pipe, the others go through memory.
+    let in_one_frame = &NOISE[..BLOCK];
+    let in_many_frames = NOISE[..BLOCK].chunks(16 * 1024);
     let in_many_frames = &in_many_frames
         .flat_map(|payload| [&frame_header(payload.len() as u64), payload].concat())
         .collect::<Vec<_>>()[..];
     let backend = Backend::tight();
     let proxy = on_one_worker(&backend);
     let takes = table([1, 2, 3, 5, 7, 11, 13, 101, 536, 1_009, 4_096, 10_007]);
+    let is_enough = AtomicBool::new(false);
     thread::scope(|scope| {
+        let enough = SetOnDrop(&is_enough);
         let tunnels = takes.into_iter().enumerate().map(|(number, take)| {
             let (client, behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
             let connections = Connections::of(&client, &behind);
             let (source, sink) = Way::BOTH[number % 2].ends(client, behind);
-            for (from, bytes) in [(&source, in_one_frame), (&sink, in_many_frames)] {
-                let mut from = from.again();
+            for (from, block) in [(&source, in_one_frame), (&sink, in_many_frames)] {
+                let (mut from, is_enough) = (from.again(), &is_enough);
                 scope.spawn(move || {
-                    bytes.chunks(take * 997).for_each(|piece| from.send(piece));
+                    while !is_enough.load(Ordering::Relaxed) {
+                        block.chunks(take * 997).for_each(|piece| from.send(piece));
+                    }
                     from.end_sending();
                 });
             }
@@ -206,17 +211,23 @@ fn partial_writes_of_every_size_lose_nothing() {
         let tunnels: Vec<_> = tunnels.collect();
         // From now on each write of the proxy can only be as long as there has been made room.
         tunnels.iter().for_each(|(_, connections, ..)| _ = connections.still());
+        drop(enough);
         for (take, _, source, sink) in tunnels {
-            for (mut to, bytes) in [(sink, in_one_frame), (source, in_many_frames)] {
+            for (mut to, block) in [(sink, in_one_frame), (source, in_many_frames)] {
                 scope.spawn(move || {
-                    let (mut buffer, mut rest) = (vec![0; take], bytes);
-                    loop {
-                        match to.stream.read(&mut buffer).expect("the bytes come") {
-                            0 => break,
-                            count => {
-                                assert!(rest.starts_with(&buffer[..count]), "taking {take} bytes at a time");
-                                rest = &rest[count..];
-                            }
+                    let (mut buffer, mut rest) = (vec![0; take * 997], &block[..0]);
+                    for number in 0.. {
+                        let most = if number < SMALL_TAKES { take } else { take * 997 };
+                        let count = to.stream.read(&mut buffer[..most]).expect("the bytes come");
+                        if count == 0 {
+                            break;
+                        }
+                        let mut got = &buffer[..count];
+                        while !got.is_empty() {
+                            rest = if rest.is_empty() { block } else { rest };
+                            let same = got.len().min(rest.len());
+                            assert!(got[..same] == rest[..same], "damaged, taking {take} bytes at a time");
+                            (got, rest) = (&got[same..], &rest[same..]);
                         }
                     }
                     assert!(rest.is_empty(), "{} bytes are left, taking {take} at a time", rest.len());
