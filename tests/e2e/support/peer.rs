@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::sockets::wait_until_read;
 use super::{PATIENCE, switching, upgrade};
@@ -108,7 +108,8 @@ impl Peer {
 
     /// A client whose connection has small buffers at both ends.
     pub fn connect_tight(address: SocketAddr) -> Self {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let (ip, flags) = (AddressFamily::INET, SocketFlags::CLOEXEC);
+        let socket = socket_with(ip, SocketType::STREAM, flags, None).unwrap();
         tighten(&socket);
         rustix::net::connect(&socket, &address).expect("the proxy accepts");
         Self::new(TcpStream::from(socket))
