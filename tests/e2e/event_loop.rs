@@ -471,7 +471,6 @@ fn two_thousand_tunnels_on_one_worker_answer_and_leave_no_descriptor() {
 }
 
 #[test]
-#[ignore = "a busy machine does not bring all floods into the state that it looks at: run it alone, with --ignored"]
 fn more_blocked_bulk_tunnels_than_pipes_lose_nothing() {
     let backend = Backend::tight();
     let (program, address, idle) = program_that_idles(&backend);
@@ -495,7 +494,6 @@ fn more_blocked_bulk_tunnels_than_pipes_lose_nothing() {
 }
 
 #[test]
-#[ignore = "a busy machine does not bring all floods into the state that it looks at: run it alone, with --ignored"]
 fn bulk_that_finds_no_pipe_costs_little_more() {
     const TOTAL: usize = 32 << 20;
     /// A second of the processor. Through memory it takes a tenth of that, without optimizations.
