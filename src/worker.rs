@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -45,7 +45,8 @@ struct Ring {
 
 /// How other threads talk to a worker.
 struct Mailbox {
-    letters: Mutex<Vec<Letter>>,
+    /// `None` when the worker has ended: nobody would read them.
+    letters: Mutex<Option<Vec<Letter>>>,
     /// There may be letters.
     has_letters: AtomicBool,
     /// The worker waits, or is about to, and must be woken by the bell.
@@ -104,13 +105,17 @@ impl Workers {
             // The thread's event loop cannot leave it, but must be there before the thread is relied on.
             let (started, start) = std::sync::mpsc::sync_channel(1);
             let (ring, mailbox) = (Arc::clone(&ring), Arc::clone(mailbox));
-            let run = move || match Worker::new(ring, place, mailbox) {
-                Ok(worker) => {
-                    // The other end waits for this.
-                    let _ = started.send(Ok(()));
-                    worker.run();
+            let run = move || {
+                // Dropped last: nobody is given to a worker that has ended, be it by a panic.
+                let _reader = Reader(Arc::clone(&mailbox));
+                match Worker::new(ring, place, mailbox) {
+                    Ok(worker) => {
+                        // The other end waits for this.
+                        let _ = started.send(Ok(()));
+                        worker.run();
+                    }
+                    Err(error) => drop(started.send(Err(error))),
                 }
-                Err(error) => drop(started.send(Err(error))),
             };
             pool.threads.push(thread::Builder::new().name(format!("worker-{place}")).spawn(run)?);
             start.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread has panicked")))?;
@@ -163,9 +168,21 @@ impl Drop for Pool {
 }
 
 impl Ring {
-    /// The worker whose turn it is.
+    /// The worker whose turn it is. One that has ended is passed over.
     fn turn(&self) -> usize {
-        self.next.fetch_add(1, Ordering::Relaxed) % self.mailboxes.len()
+        let count = self.mailboxes.len();
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
+        let mut order = (0..count).map(|step| (first + step) % count);
+        order.find(|&place| self.mailboxes[place].is_open()).unwrap_or(first)
+    }
+}
+
+/// Closes a mailbox with the thread that reads it, however that ends.
+struct Reader(Arc<Mailbox>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -206,15 +223,19 @@ where
 impl Mailbox {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            letters: Mutex::default(),
+            letters: Mutex::new(Some(Vec::new())),
             has_letters: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
 
+    /// Gives the worker a letter. One that has ended gets none: what the letter holds is dropped, and so closed.
     fn send(&self, letter: Letter) {
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner).push(letter);
+        match self.lock().as_mut() {
+            Some(letters) => letters.push(letter),
+            None => return,
+        }
         self.has_letters.store(true, Ordering::SeqCst);
         self.wake();
     }
@@ -223,7 +244,21 @@ impl Mailbox {
         if !self.has_letters.swap(false, Ordering::SeqCst) {
             return Vec::new();
         }
-        std::mem::take(&mut *self.letters.lock().unwrap_or_else(PoisonError::into_inner))
+        self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn is_open(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    fn close(&self) {
+        // What letters hold may send others when it is dropped: not under the lock.
+        let letters = self.lock().take();
+        drop(letters);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Letter>>> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes the worker, if it sleeps. Whoever calls this has noted before what it is to find.
@@ -303,11 +338,11 @@ impl Worker {
         let reactor = Rc::new(Reactor::new(&mailbox.bell)?);
         let local = Local { reactor, ring, place, tasks: RefCell::default(), tunnels: RefCell::default() };
         Ok(Self {
+            carrier: Carrier::new(&local.reactor)?,
             mailbox,
             local: Rc::new(local),
             groups: Vec::new(),
             cut: HashSet::new(),
-            carrier: Carrier::default(),
         })
     }
 
@@ -345,7 +380,7 @@ impl Worker {
                         let task = start(handle);
                         self.spawn(group, task);
                     }
-                    Letter::Drain(group, spread) => self.carrier.drain(&reactor, group, spread),
+                    Letter::Drain(group, spread) => self.carrier.drain(group, spread),
                     Letter::Cut(group) => self.cut(group),
                     Letter::Stop => return Ok(()),
                 }
@@ -394,5 +429,47 @@ impl Worker {
         self.groups.retain(|group| group.id != id);
         self.take_over();
         self.carrier.cut(&self.local.reactor, id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_has_panicked_gets_no_more_tasks_and_keeps_nothing() {
+        let workers = Workers::start(2).unwrap();
+        let (held, released) = smol::channel::bounded::<()>(1);
+        let kept = held.clone();
+        workers.start_task(1, move |_| {
+            let _held = held;
+            panic!("the test has one worker end");
+            #[expect(unreachable_code)]
+            future::ready(())
+        });
+        while !workers.0.threads[0].is_finished() {
+            thread::yield_now();
+        }
+        // What is sent to its mailbox all the same is dropped.
+        workers.0.ring.mailboxes[0].send(Letter::Start(
+            1,
+            boxed(move |_| {
+                drop(kept);
+                future::ready(())
+            }),
+        ));
+        assert!(released.recv_blocking().is_err());
+
+        let (done, tasks) = smol::channel::unbounded();
+        for number in 0..4 {
+            let done = done.clone();
+            workers.start_task(1, move |_| async move { done.send(number).await.unwrap() });
+        }
+        drop(done);
+        let mut ran = Vec::new();
+        while let Ok(number) = tasks.recv_blocking() {
+            ran.push(number);
+        }
+        assert_eq!(ran, [0, 1, 2, 3]);
     }
 }

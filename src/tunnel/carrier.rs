@@ -24,7 +24,6 @@ const TICKS: u64 = u64::MAX;
 pub(crate) type OnEnd = Box<dyn FnOnce(TunnelEnd)>;
 
 /// The tunnels, and what they share: a tunnel owns memory only while it holds bytes.
-#[derive(Default)]
 pub(crate) struct Carrier {
     tunnels: Slab<Box<Carried>>,
     /// Tunnels that have something to do, in the order in which they get their turns.
@@ -34,8 +33,9 @@ pub(crate) struct Carrier {
     /// Groups whose tunnels are being closed.
     draining: HashSet<u64>,
     clock: Clock,
-    /// Rings once a tick, while a tunnel is due some time.
-    ticker: Option<OwnedFd>,
+    /// Rings once a tick, while a tunnel is due some time. It is there from the start, so that no shortage of descriptors
+    /// can take the time away later.
+    ticker: OwnedFd,
     is_ticking: bool,
     has_ticked: bool,
     tools: Tools,
@@ -53,6 +53,28 @@ struct Carried {
 }
 
 impl Carrier {
+    /// No tunnels yet, on this event loop.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, as when there are no descriptors left.
+    pub(crate) fn new(reactor: &Reactor) -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let ticker = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        reactor.register_labelled(&ticker, TICKS)?;
+        Ok(Self {
+            tunnels: Slab::new(),
+            ready: VecDeque::new(),
+            due: BTreeSet::new(),
+            draining: HashSet::new(),
+            clock: Clock::default(),
+            ticker,
+            is_ticking: false,
+            has_ticked: false,
+            tools: Tools::default(),
+        })
+    }
+
     /// Takes a tunnel over. `group` is for [`cut`](Carrier::cut) and [`drain`](Carrier::drain).
     pub(crate) fn carry(&mut self, reactor: &Reactor, tunnel: Tunnel, group: u64, on_end: OnEnd) {
         let entry = self.tunnels.vacant_entry();
@@ -102,7 +124,7 @@ impl Carrier {
                         self.enqueue(key);
                     }
                     if has_time {
-                        self.schedule(reactor, key);
+                        self.schedule(key);
                     }
                 }
                 Progress::Over(reason) => self.end(reactor, key, reason),
@@ -112,14 +134,14 @@ impl Carrier {
 
     /// Has all tunnels of a group closed, each at a time of its own within `spread`, so that their clients do not all
     /// come back at once.
-    pub(crate) fn drain(&mut self, reactor: &Reactor, group: u64, spread: Duration) {
+    pub(crate) fn drain(&mut self, group: u64, spread: Duration) {
         self.draining.insert(group);
         let now = self.clock.now();
         for key in self.keys_of(group) {
             if let Some(carried) = self.tunnels.get_mut(key) {
                 let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
                 carried.pair.drain_at(now.saturating_add(wait), now);
-                self.schedule(reactor, key);
+                self.schedule(key);
             }
         }
     }
@@ -147,7 +169,7 @@ impl Carrier {
 
     /// Sees to it that a tunnel is looked at in time. One that is due later than it stands here is looked at too early,
     /// which costs less than to move it at every message.
-    fn schedule(&mut self, reactor: &Reactor, key: usize) {
+    fn schedule(&mut self, key: usize) {
         let Some(carried) = self.tunnels.get_mut(key) else { return };
         let Some(next) = carried.pair.next_tick() else { return };
         if carried.due.is_some_and(|due| due <= next) {
@@ -160,18 +182,14 @@ impl Carrier {
         if !self.is_ticking {
             self.is_ticking = true;
             self.clock.keep();
-            if let Err(error) = self.set_ticker(reactor, TICK) {
-                log::error!("event=no_ticks error={:?}", error.to_string());
-            }
+            self.set_ticker(TICK);
         }
     }
 
     /// Looks at the tunnels that are due.
     fn tick(&mut self, reactor: &Reactor) {
-        if let Some(ticker) = &self.ticker {
-            // How often it rang is not asked for: the clock knows.
-            let _ = rustix::io::read(ticker, &mut [0; 8]);
-        }
+        // How often it rang is not asked for: the clock knows.
+        let _ = rustix::io::read(&self.ticker, &mut [0; 8]);
         let now = self.clock.keep();
         while let Some(&(due, key)) = self.due.first() {
             if due > now {
@@ -192,27 +210,17 @@ impl Carrier {
         if self.due.is_empty() && self.ready.is_empty() {
             self.is_ticking = false;
             self.clock.stop();
-            if let Err(error) = self.set_ticker(reactor, Duration::ZERO) {
-                log::error!("event=no_ticks error={:?}", error.to_string());
-            }
+            self.set_ticker(Duration::ZERO);
         }
     }
 
     /// Has the ticker ring at this interval; zero stops it.
-    fn set_ticker(&mut self, reactor: &Reactor, interval: Duration) -> io::Result<()> {
-        let ticker = match &self.ticker {
-            Some(ticker) => ticker,
-            None => {
-                let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-                let ticker = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-                reactor.register_labelled(&ticker, TICKS)?;
-                self.ticker.insert(ticker)
-            }
-        };
+    fn set_ticker(&self, interval: Duration) {
         let interval = Timespec { tv_sec: 0, tv_nsec: i64::from(interval.subsec_nanos()) };
         let timer = Itimerspec { it_interval: interval, it_value: interval };
-        timerfd_settime(ticker, TimerfdTimerFlags::empty(), &timer)?;
-        Ok(())
+        if let Err(error) = timerfd_settime(&self.ticker, TimerfdTimerFlags::empty(), &timer) {
+            log::error!("event=no_ticks error={:?}", io::Error::from(error).to_string());
+        }
     }
 
     fn end(&mut self, reactor: &Reactor, key: usize, reason: Reason) {
