@@ -24,8 +24,8 @@ pub(crate) enum NoHead {
     TimedOut { begun: bool },
     /// The connection ended; whether anything had come by then.
     Ended { begun: bool },
-    /// The connection broke.
-    Broken,
+    /// The connection broke; whether anything had come by then.
+    Broken { begun: bool },
     /// It does not end within `max` bytes; whether at least its first line does.
     TooLong { first_line_ends: bool },
     /// It is no head.
@@ -74,7 +74,7 @@ pub(crate) async fn read(
             // One byte more than fits is never read: what has come in full either holds the end or is too long.
             let filled = bytes.len();
             bytes.resize(max.min(filled + STEP), 0);
-            let count = socket.read(&mut bytes[filled..]).await.map_err(|_| NoHead::Broken)?;
+            let count = socket.read(&mut bytes[filled..]).await.map_err(|_| NoHead::Broken { begun })?;
             bytes.truncate(filled + count);
             if count == 0 {
                 return Err(NoHead::Ended { begun });

@@ -145,7 +145,7 @@ const CLOSED_EARLY: &str = "the backend closed the connection before it answered
 fn bad_head(no_head: NoHead) -> Reject {
     match no_head {
         NoHead::TimedOut { .. } => Reject::response_timeout(),
-        NoHead::Ended { begun: false } | NoHead::Broken => Reject::bad_answer(CLOSED_EARLY),
+        NoHead::Ended { begun: false } | NoHead::Broken { .. } => Reject::bad_answer(CLOSED_EARLY),
         NoHead::Ended { begun: true } => {
             Reject::bad_answer("the backend closed the connection within its answer's head")
         }

@@ -129,10 +129,13 @@ fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, Re
 /// Answers a client whose head did not come.
 async fn without_head(client: Stream, no_head: NoHead) -> Outcome {
     let rejected = match no_head {
-        // Probes that only connect, and clients that opened a connection in advance, are owed no answer.
+        // Probes that only connect, which some end by a reset, and clients that opened a connection in advance, are
+        // owed no answer.
         NoHead::TimedOut { begun: false } => return Outcome::Silent { ended_by: "timeout" },
-        NoHead::Ended { begun: false } => return Outcome::Silent { ended_by: "client" },
-        NoHead::Broken => return Outcome::ClientGone { stage: Stage::Head },
+        NoHead::Ended { begun: false } | NoHead::Broken { begun: false } => {
+            return Outcome::Silent { ended_by: "client" };
+        }
+        NoHead::Broken { begun: true } => return Outcome::ClientGone { stage: Stage::Head },
         NoHead::Ended { begun: true } => Reject::malformed("the request head is not complete"),
         NoHead::TimedOut { begun: true } => Reject::timeout(),
         NoHead::TooLong { first_line_ends: false } => Reject::line_too_long(REQUEST_HEAD_MAX),
