@@ -6,6 +6,7 @@
 mod support;
 
 mod backends;
+mod commands;
 mod event_loop;
 mod frames;
 mod goodbye;

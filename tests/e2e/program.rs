@@ -152,22 +152,17 @@ fn nothing_at_all_gives_a_short_usage() {
 fn version_and_help_are_printed() {
     let (code, stdout, _) = Program::output(&["--version"], None);
     assert_eq!((code, stdout.trim()), (0, concat!("ws-proxy ", env!("CARGO_PKG_VERSION"))));
-    for arguments in [&["--help"][..], &["check", "--help"], &["demo", "--help"]] {
-        let (code, stdout, stderr) = Program::output(arguments, None);
+    let commands = ["check", "demo", "drain", "echo", "probe"];
+    for command in commands.into_iter().map(Some).chain([None]) {
+        let arguments: Vec<_> = command.into_iter().chain(["--help"]).collect();
+        let (code, stdout, stderr) = Program::output(&arguments, None);
         assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
         assert!(stdout.contains("Usage: ws-proxy"), "{stdout}");
     }
     let (_, help, _) = Program::output(&["--help"], None);
-    for part in [
-        "--config",
-        "--bind",
-        "--backend",
-        "--connect-timeout-ms",
-        "--read-timeout-ms",
-        "--log-level",
-        "check",
-        "demo",
-    ] {
+    let flags =
+        ["--config", "--bind", "--backend", "--connect-timeout-ms", "--read-timeout-ms", "--log-level"];
+    for part in flags.into_iter().chain(commands) {
         assert!(help.contains(part), "no {part} in {help}");
     }
 }

@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Check(Check),
     Demo(Demo),
+    Drain(Drain),
+    Echo(Echo),
+    Probe(Probe),
 }
 
 /// Say whether the configuration is good, or what is wrong and where. Nothing is opened.
@@ -67,6 +70,41 @@ pub(crate) struct Demo {
     /// listen on this host:port (127.0.0.1:8080)
     #[argh(option, arg_name = "host:port", default = "String::from(\"127.0.0.1:8080\")")]
     pub(crate) bind: String,
+}
+
+/// Ask a running ws-proxy to drain, as SIGTERM does, and return at once: for preStop hooks.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "drain")]
+pub(crate) struct Drain {
+    /// its process (1, which it is in a container of its own)
+    #[argh(option, arg_name = "number", default = "1")]
+    pub(crate) pid: i32,
+}
+
+/// Serve as a WebSocket backend that sends every message back, to try things with.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "echo")]
+pub(crate) struct Echo {
+    /// listen on this host:port (127.0.0.1:9000)
+    #[argh(option, arg_name = "host:port", default = "String::from(\"127.0.0.1:9000\")")]
+    pub(crate) bind: String,
+}
+
+/// Say by the exit code whether the ws-proxy behind an address answers, without using a backend: for health checks.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "probe",
+    error_code(1, "it does not answer"),
+    error_code(2, "the command line is at fault")
+)]
+pub(crate) struct Probe {
+    /// where it listens, as in 127.0.0.1:8080
+    #[argh(positional, arg_name = "host:port")]
+    pub(crate) address: String,
+    /// how long it may take to answer (2000)
+    #[argh(option, arg_name = "ms", default = "2_000")]
+    pub(crate) timeout_ms: u64,
 }
 
 /// What the command line asks for.

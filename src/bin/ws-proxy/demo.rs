@@ -1,8 +1,7 @@
 //! `ws-proxy demo`: the whole main job with nothing but this program.
 
 use std::error::Error;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::thread;
 
 use futures_lite::future;
@@ -11,7 +10,7 @@ use tungstenite::Message;
 use ws_proxy::WsProxy;
 
 use crate::cli::Demo;
-use crate::{Failure, process};
+use crate::{Failure, echo, process};
 
 /// What is sent through.
 const GREETING: &str = "hello through ws-proxy";
@@ -19,8 +18,8 @@ const GREETING: &str = "hello through ws-proxy";
 /// Starts an echo backend and a proxy in front of it, sends one message through, and goes on serving until Ctrl-C.
 pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let signals = process::watch_signals()?;
-    let backend =
-        start_echo().map_err(|error| Failure::Machine(format!("cannot start the echo backend: {error}")))?;
+    let backend = echo::start("127.0.0.1:0")
+        .map_err(|error| Failure::Machine(format!("cannot start the echo backend: {error}")))?;
     let proxy =
         WsProxy::new([backend.to_string()]).name("demo").listen(&demo.bind).map_err(|error| match error {
             ws_proxy::Error::Setting { problem, .. } => Failure::Usage(format!("--bind: {problem}")),
@@ -87,31 +86,4 @@ fn send_one(proxy: SocketAddr) -> Result<String, Box<dyn Error + Send + Sync>> {
     // The backend's own Close ends it.
     while socket.read().is_ok() {}
     Ok(answer)
-}
-
-/// Starts a backend that sends every message back, a thread for each client, and gives its address.
-fn start_echo() -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            match client {
-                Ok(client) => drop(thread::spawn(|| echo(client))),
-                Err(error) => log::warn!("event=echo_failed error={:?}", error.to_string()),
-            }
-        }
-    });
-    Ok(address)
-}
-
-fn echo(client: TcpStream) {
-    let Ok(mut socket) = tungstenite::accept(client) else {
-        return;
-    };
-    // An error is the client's end, in whatever manner.
-    while let Ok(message) = socket.read() {
-        if (message.is_text() || message.is_binary()) && socket.send(message).is_err() {
-            return;
-        }
-    }
 }

@@ -2,7 +2,10 @@
 
 mod cli;
 mod demo;
+mod drain;
+mod echo;
 mod logging;
+mod probe;
 mod process;
 mod source;
 
@@ -57,6 +60,9 @@ fn run() -> Result<(), Failure> {
             Ok(())
         }
         Some(Command::Demo(demo)) => demo::run(demo),
+        Some(Command::Drain(drain)) => drain::run(drain),
+        Some(Command::Echo(echo)) => echo::run(echo),
+        Some(Command::Probe(probe)) => probe::run(probe),
         None => {
             let source = Source::find(&arguments, None)?;
             source.log();

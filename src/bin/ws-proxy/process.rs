@@ -54,19 +54,18 @@ async fn closed(stopped: Receiver<()>) {
 
 /// Drops `stop` at the first signal to end, and returns at the second.
 async fn obey(mut signals: Signals, stop: Sender<()>) {
-    let mut stop = Some(stop);
+    let signal = end_signal(&mut signals).await;
+    log::info!("event=signal signal={signal:?} action=drain");
+    drop(stop);
+    let signal = end_signal(&mut signals).await;
+    log::warn!("event=signal signal={signal:?} action=leave");
+}
+
+/// The next SIGTERM or SIGINT.
+pub(crate) async fn end_signal(signals: &mut Signals) -> Signal {
     loop {
         match signals.next().await {
-            Some(Ok(signal @ (Signal::Term | Signal::Int))) => match stop.take() {
-                Some(stop) => {
-                    log::info!("event=signal signal={signal:?} action=drain");
-                    drop(stop);
-                }
-                None => {
-                    log::warn!("event=signal signal={signal:?} action=leave");
-                    return;
-                }
-            },
+            Some(Ok(signal @ (Signal::Term | Signal::Int))) => return signal,
             Some(Ok(signal)) => log::info!("event=signal signal={signal:?} action=none"),
             Some(Err(error)) => log::error!("event=signals_failed error={:?}", error.to_string()),
             None => return future::pending().await,

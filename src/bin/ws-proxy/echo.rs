@@ -1,0 +1,51 @@
+//! `ws-proxy echo`: a WebSocket app to put behind a proxy when trying things.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+use crate::cli::Echo;
+use crate::{Failure, process};
+
+/// Echoes until SIGTERM or SIGINT, at which it just ends, as many an app does.
+pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
+    let mut signals = process::watch_signals()?;
+    let address = start(&echo.bind).map_err(|error| {
+        let message = format!("cannot listen on {}: {error}; choose another one with --bind", echo.bind);
+        match error.kind() {
+            io::ErrorKind::InvalidInput => Failure::Usage(message),
+            _ => Failure::Machine(message),
+        }
+    })?;
+    log::info!("event=listening address={address} action=echo");
+    let signal = smol::block_on(process::end_signal(&mut signals));
+    log::info!("event=signal signal={signal:?} action=leave");
+    Ok(())
+}
+
+/// Starts a backend that sends every message back, a thread for each client, and gives its address.
+pub(crate) fn start(bind: &str) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(bind)?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            match client {
+                Ok(client) => drop(thread::spawn(|| serve(client))),
+                Err(error) => log::warn!("event=echo_failed error={:?}", error.to_string()),
+            }
+        }
+    });
+    Ok(address)
+}
+
+fn serve(client: TcpStream) {
+    let Ok(mut socket) = tungstenite::accept(client) else {
+        return;
+    };
+    // An error is the client's end, in whatever manner.
+    while let Ok(message) = socket.read() {
+        if (message.is_text() || message.is_binary()) && socket.send(message).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `ws-proxy probe`: whether a running proxy answers, for health checks in images that hold nothing else to run.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use crate::Failure;
+use crate::cli::Probe;
+
+/// Succeeds if the proxy ends a connection on which nothing was said: so its accept loop and a worker are alive, which the
+/// kernel's taking the connection would not show. No backend hears of it, nor does the log at `info`.
+pub(crate) fn run(probe: &Probe) -> Result<(), Failure> {
+    let timeout = Duration::from_millis(probe.timeout_ms);
+    if timeout.is_zero() {
+        return Err(Failure::Usage(
+            "--timeout-ms: 0 leaves no time to answer; the default is 2000".to_owned(),
+        ));
+    }
+    let address = &probe.address;
+    let found = address.to_socket_addrs().map_err(|error| {
+        Failure::Usage(format!("{address}: {error}; write host:port, as in 127.0.0.1:8080"))
+    })?;
+    let deadline = Instant::now() + timeout;
+    // A name's last address has the last word, as with any other client.
+    let mut result = Err(io::Error::new(ErrorKind::NotFound, "no address has this name"));
+    for found in found {
+        result = ask(found, deadline);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.map_err(|error| {
+        let problem = match error.kind() {
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => {
+                format!("no answer within {} ms", probe.timeout_ms)
+            }
+            _ => error.to_string(),
+        };
+        Failure::Machine(format!("{address}: {problem}"))
+    })
+}
+
+/// Connects, says that nothing will come, and waits for the end.
+fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
+    let left = || match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    let mut connection = TcpStream::connect_timeout(&address, left()?)?;
+    let mut answer = [0; 512];
+    let end = connection.shutdown(Shutdown::Write).and_then(|()| {
+        // A proxy that is full says so before it ends.
+        loop {
+            connection.set_read_timeout(Some(left()?))?;
+            if connection.read(&mut answer)? == 0 {
+                return Ok(());
+            }
+        }
+    });
+    match end {
+        // A proxy that is fuller still does not even say so.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) => Ok(()),
+        end => end,
+    }
+}

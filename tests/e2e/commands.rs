@@ -1,0 +1,151 @@
+//! The commands that stand beside a running proxy: `probe`, `drain` and `echo` (issue 5).
+
+use std::net::TcpListener;
+
+use rustix::process::Signal;
+use tungstenite::Message;
+
+use crate::support::{Backend, Peer, Program, table, wait_until};
+
+/// Runs a command of the program to its end: exit code and standard error. Nothing is printed.
+fn run(arguments: &[&str]) -> (i32, String) {
+    let (code, stdout, stderr) = Program::output(arguments, None);
+    assert_eq!(stdout, "", "{arguments:?}");
+    (code, stderr)
+}
+
+/// A wrong command line is named.
+fn assert_usage(arguments: &[&str], part: &str) {
+    let (code, message) = run(arguments);
+    assert_eq!(code, 2, "{arguments:?}: {message}");
+    assert!(message.contains(part), "no {part} in {message}");
+}
+
+mod probe {
+    use super::*;
+
+    #[test]
+    fn a_proxy_answers_and_neither_its_backend_nor_its_log_hears_of_it() {
+        let backend = Backend::start();
+        let mut program = Program::start(
+            &["--bind", "127.0.0.1:0", "--backend", &backend.address.to_string(), "--log-level", "debug"],
+            None,
+        );
+        let address = program.address().to_string();
+        for arguments in [&["probe", &address][..], &["probe", "--timeout-ms", "20000", &address]] {
+            assert_eq!(run(arguments), (0, String::new()));
+            program.wait_for("level=debug event=silent");
+        }
+        assert!(!backend.has_waiting());
+        program.signal(Signal::TERM);
+        assert_eq!(program.wait().code(), Some(0));
+        let told_of_client = |line: &String| line.contains("client=") && !line.contains("level=debug");
+        assert_eq!(program.rest_of_log().into_iter().find(told_of_client), None);
+    }
+
+    #[test]
+    fn a_proxy_that_is_full_is_alive() {
+        let backend = Backend::start();
+        let mut program = Program::with_config(&format!(
+            "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]\nmax_connections = 1",
+            backend.address
+        ));
+        let address = program.address();
+        let _tunnel = Peer::tunnel(address, &backend);
+        assert_eq!(run(&["probe", &address.to_string()]), (0, String::new()));
+    }
+
+    #[test]
+    fn where_nobody_listens_it_fails() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let (code, message) = run(&["probe", &free]);
+        assert_eq!(code, 1);
+        assert!(message.contains(&free) && message.contains("refused"), "{message}");
+    }
+
+    #[test]
+    fn what_is_taken_by_the_kernel_alone_is_no_answer() {
+        let hung = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (code, message) = run(&["probe", "--timeout-ms", "100", &hung.local_addr().unwrap().to_string()]);
+        assert_eq!(code, 1);
+        assert!(message.contains("no answer within 100 ms"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_named() {
+        for (arguments, part) in table([
+            (&["probe"][..], "host:port"),
+            (&["probe", "127.0.0.1"], "host:port"),
+            (&["probe", "127.0.0.1:1", "--timeout-ms", "0"], "--timeout-ms"),
+            (&["probe", "127.0.0.1:1", "--timeout-ms", "soon"], "--timeout-ms"),
+        ]) {
+            assert_usage(arguments, part);
+        }
+    }
+}
+
+mod drain {
+    use super::*;
+
+    #[test]
+    fn it_is_as_sigterm() {
+        let backend = Backend::start();
+        let mut program =
+            Program::start(&["--bind", "127.0.0.1:0", "--backend", &backend.address.to_string()], None);
+        program.address();
+        let pid = program.pid().as_raw_nonzero().to_string();
+        assert_eq!(run(&["drain", "--pid", &pid]), (0, String::new()));
+        program.wait_for("event=signal signal=Term action=drain");
+        assert_eq!(program.wait().code(), Some(0));
+    }
+
+    #[test]
+    fn nobody_else_is_sent_a_signal() {
+        // This test would not survive it.
+        let (code, message) = run(&["drain", "--pid", &std::process::id().to_string()]);
+        assert_eq!(code, 1);
+        assert!(message.contains("not a ws-proxy") && message.contains("--pid"), "{message}");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_named() {
+        // More than the kernel's highest number of a process, 2^22 (proc(5), pid_max).
+        let (code, message) = run(&["drain", "--pid", "2000000000"]);
+        assert_eq!(code, 1);
+        assert!(message.contains("2000000000"), "{message}");
+        for number in ["0", "-1", "one"] {
+            assert_usage(&["drain", "--pid", number], "--pid");
+        }
+    }
+}
+
+mod echo {
+    use super::*;
+
+    #[test]
+    fn every_message_comes_back_until_it_is_told_to_end() {
+        let mut program = Program::start(&["echo", "--bind", "127.0.0.1:0"], None);
+        let address = program.address();
+        let connect = || tungstenite::client(format!("ws://{address}/"), Peer::connect(address).stream);
+        let (mut one, mut two) = (connect().unwrap().0, connect().unwrap().0);
+        for message in [Message::text("hi"), Message::binary(vec![0; 70_000])] {
+            for client in [&mut one, &mut two] {
+                client.send(message.clone()).unwrap();
+                assert!(client.read().unwrap() == message);
+            }
+        }
+        program.signal(Signal::TERM);
+        assert_eq!(program.wait().code(), Some(0));
+        wait_until("its clients are let go", || one.read().is_err());
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_had_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().unwrap().to_string();
+        let (code, message) = run(&["echo", "--bind", &taken]);
+        assert_eq!(code, 1);
+        assert!(message.contains(&taken) && message.contains("--bind"), "{message}");
+        assert_usage(&["echo", "--bind", "nowhere"], "--bind");
+    }
+}
