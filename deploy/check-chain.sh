@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs the chain of compose.yaml on loopback, without containers: a wss:// client, HAProxy, ws-proxy and a backend.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# shellcheck source=deploy/checks/python.sh
+source deploy/checks/python.sh
+
+if ! command -v openssl >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update -qq && apt-get install -y -qq openssl; } >&2
+    else
+        echo "check-chain.sh: this needs openssl; on Debian: sudo apt-get install openssl" >&2
+        exit 1
+    fi
+fi
+
+# Compose's own judgement, where there is one; it needs no engine for that.
+if docker compose version >/dev/null 2>&1; then
+    docker compose -f deploy/compose.yaml config --quiet
+    echo "ok    docker compose takes compose.yaml"
+fi
+
+cargo build --locked --bin ws-proxy
+exec "$PYTHON" deploy/checks/chain.py "${CARGO_TARGET_DIR:-target}/debug/ws-proxy"
