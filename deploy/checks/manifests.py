@@ -37,6 +37,7 @@ STUCK_KIB = 64 * 1024
 PING_MS = 30_000
 
 LOCALHOST = {"127.0.0.1", "localhost", "[::1]"}
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 DRAIN = {"delay_ms": 0, "spread_ms": 5000, "timeout_ms": 8000, "close_grace_ms": 2000}
 
 
@@ -160,6 +161,7 @@ def faults(documents, first, version, ws_proxy):
     for pod in pods:
         yield from confinement_faults(pod)
         yield from image_faults(pod, version)
+        yield from command_faults(pod, ws_proxy)
         yield from resource_faults(pod)
         if not pod.has(pod.document["spec"]["selector"]["matchLabels"]):
             yield f"{named(pod.document)}: spec.selector: does not select its own pods"
@@ -230,6 +232,27 @@ def confinement_faults(pod):
             yield pod.fault(f"{here}.capabilities", "must drop ALL and add none")
 
 
+@functools.cache
+def command_fault(ws_proxy, arguments):
+    """What the program says against arguments; --help after them keeps it from doing what they say."""
+    done = subprocess.run([ws_proxy, *arguments, "--help"], capture_output=True, text=True)
+    return None if done.returncode == 0 else done.stderr.strip()
+
+
+def command_faults(pod, ws_proxy):
+    """Whether the program knows everything that it is called with."""
+    for container in pod.containers:
+        called = {"lifecycle.preStop": container.pre_stop()}
+        called |= {probe: container.spec.get(probe, {}) for probe in PROBES}
+        called = {path: action.get("exec", {}).get("command", []) for path, action in called.items()}
+        if container.spec["image"].rpartition("/")[2].startswith("ws-proxy:"):
+            called["args"] = ["/ws-proxy", *container.args]
+        for path, command in called.items():
+            fault = command_fault(ws_proxy, tuple(command[1:])) if command[:1] == ["/ws-proxy"] else None
+            if fault:
+                yield pod.fault(f"{container.path}.{path}", fault)
+
+
 def image_faults(pod, version):
     for container in pod.containers:
         image = container.spec["image"]
@@ -255,7 +278,7 @@ def resource_faults(pod):
 
 def probe_faults(pod, container, ports):
     """Whether the probes of a container ask it, and in time."""
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for kind in PROBES:
         here = f"{container.path}.{kind}"
         probe = container.spec.get(kind)
         if probe is None:
@@ -454,6 +477,10 @@ def broken_variants(form):
         lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(2, "127.0.0.1:9000")
     ), "livenessProbe"
     yield "a probe that is cut", of_proxy(lambda spec: spec["readinessProbe"].pop("timeoutSeconds")), "timeoutSeconds"
+    yield "a mistyped flag", of_proxy(
+        lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(3, "--timeout")
+    ), "Unrecognized argument: --timeout"
+    yield "a mistyped subcommand", lambda d: app(d)["args"].__setitem__(0, "ecko"), "Unrecognized argument: ecko"
     yield "an HTTP probe", of_proxy(
         lambda spec: spec.update(livenessProbe={"httpGet": {"path": "/healthz", "port": 8080}})
     ), "livenessProbe"
