@@ -88,14 +88,36 @@ mod drain {
     use super::*;
 
     #[test]
-    fn it_is_as_sigterm() {
+    fn it_drains_and_the_sigterm_behind_it_is_still_the_first() {
         let backend = Backend::start();
-        let mut program =
-            Program::start(&["--bind", "127.0.0.1:0", "--backend", &backend.address.to_string()], None);
+        let mut program = Program::with_config(&format!(
+            "[drain]\ndelay_ms = 60000\ntimeout_ms = 120000\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
+            backend.address
+        ));
+        let address = program.address();
+        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let pid = program.pid().as_raw_nonzero().to_string();
+        // A hook may run twice, when the kubelet has been restarted.
+        for action in ["drain", "none"] {
+            assert_eq!(run(&["drain", "--pid", &pid]), (0, String::new()));
+            program.wait_for(&format!("event=signal signal=Usr1 action={action}"));
+        }
+        program.signal(Signal::TERM);
+        program.wait_for("event=signal signal=Term action=none");
+        client.send("up");
+        behind.expect("up");
+        program.signal(Signal::TERM);
+        program.wait_for("event=signal signal=Term action=leave");
+        client.expect_end();
+        assert_eq!(program.wait().code(), Some(0));
+    }
+
+    #[test]
+    fn what_it_begins_ends_by_itself() {
+        let mut program = Program::start(&["--bind", "127.0.0.1:0", "--backend", "127.0.0.1:1"], None);
         program.address();
         let pid = program.pid().as_raw_nonzero().to_string();
         assert_eq!(run(&["drain", "--pid", &pid]), (0, String::new()));
-        program.wait_for("event=signal signal=Term action=drain");
         assert_eq!(program.wait().code(), Some(0));
     }
 
@@ -126,8 +148,9 @@ mod echo {
     fn every_message_comes_back_until_it_is_told_to_end() {
         let mut program = Program::start(&["echo", "--bind", "127.0.0.1:0"], None);
         let address = program.address();
-        let connect = || tungstenite::client(format!("ws://{address}/"), Peer::connect(address).stream);
-        let (mut one, mut two) = (connect().unwrap().0, connect().unwrap().0);
+        let connect =
+            || tungstenite::client(format!("ws://{address}/"), Peer::connect(address).stream).unwrap().0;
+        let (mut one, mut two) = (connect(), connect());
         for message in [Message::text("hi"), Message::binary(vec![0; 70_000])] {
             for client in [&mut one, &mut two] {
                 client.send(message.clone()).unwrap();

@@ -13,7 +13,7 @@ use crate::Failure;
 #[derive(Debug, FromArgs)]
 #[argh(
     example = "ws-proxy --bind 0.0.0.0:8080 --backend chat-1:9000 --backend chat-2:9000",
-    note = "Times are in milliseconds. SIGTERM or SIGINT ends it when the last tunnel has ended, a second one at once.",
+    note = "Times are in milliseconds. SIGTERM, SIGINT or SIGUSR1: it closes all tunnels, and leaves with the last. A second SIGTERM or SIGINT: it leaves at once.",
     error_code(1, "the machine does not permit it, as when a port is taken"),
     error_code(2, "the command line or the configuration is at fault")
 )]
@@ -72,7 +72,7 @@ pub(crate) struct Demo {
     pub(crate) bind: String,
 }
 
-/// Ask a running ws-proxy to drain, as SIGTERM does, and return at once: for preStop hooks.
+/// Ask a running ws-proxy to drain and leave, by SIGUSR1, and return at once: for preStop hooks.
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "drain")]
 pub(crate) struct Drain {

@@ -7,7 +7,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Failure;
 use crate::cli::Drain;
 
-/// Sends SIGTERM to the proxy that is this process, and returns at once.
+/// Sends SIGUSR1 to the proxy that is this process, and returns at once: it would not live to see the end of a process 1
+/// that it waits for. As it is no SIGTERM, the one that follows is not the second.
 pub(crate) fn run(drain: &Drain) -> Result<(), Failure> {
     let number = drain.pid;
     let pid = (number > 0).then(|| Pid::from_raw(number)).flatten();
@@ -21,7 +22,7 @@ pub(crate) fn run(drain: &Drain) -> Result<(), Failure> {
             "process {number} is {its_name:?}, not a {name}: name one with --pid"
         )));
     }
-    kill_process(pid, Signal::TERM).map_err(|error| failed(error.into()))
+    kill_process(pid, Signal::USR1).map_err(|error| failed(error.into()))
 }
 
 /// What a process was started as, cut to 15 bytes (proc(5), `/proc/pid/comm`).

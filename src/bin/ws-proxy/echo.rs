@@ -18,8 +18,7 @@ pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
         }
     })?;
     log::info!("event=listening address={address} action=echo");
-    let signal = smol::block_on(process::end_signal(&mut signals));
-    log::info!("event=signal signal={signal:?} action=leave");
+    smol::block_on(process::end_signal(&mut signals));
     Ok(())
 }
 

@@ -29,11 +29,11 @@ pub(crate) fn serve(sections: Vec<Section>, workers: usize) -> Result<(), Failur
 /// The signals that this program acts on, from now on.
 pub(crate) fn watch_signals() -> Result<Signals, Failure> {
     // A hang-up would end the process if nobody listened for it; Rust programs ignore SIGPIPE already.
-    Signals::new([Signal::Term, Signal::Int, Signal::Hup])
+    Signals::new([Signal::Term, Signal::Int, Signal::Usr1, Signal::Hup])
         .map_err(|error| Failure::Machine(format!("cannot watch for signals: {error}")))
 }
 
-/// Serves until the first SIGTERM or SIGINT, and then until every section has drained, or a second one comes.
+/// Serves until the first SIGTERM, SIGINT or SIGUSR1, and then until every section has drained, or it is told to end again.
 pub(crate) async fn run(bounds: Vec<Bound>, signals: Signals) {
     let (stop, stopped) = bounded::<()>(1);
     let executor = Executor::new();
@@ -52,23 +52,38 @@ async fn closed(stopped: Receiver<()>) {
     while stopped.recv().await.is_ok() {}
 }
 
-/// Drops `stop` at the first signal to end, and returns at the second.
+/// Drops `stop` at the first signal to drain, and returns when it is time to leave.
+///
+/// SIGUSR1 begins a drain and is no signal to end, so that a hook that has sent it does not turn the SIGTERM that
+/// follows into the second one.
 async fn obey(mut signals: Signals, stop: Sender<()>) {
-    let signal = end_signal(&mut signals).await;
-    log::info!("event=signal signal={signal:?} action=drain");
-    drop(stop);
-    let signal = end_signal(&mut signals).await;
-    log::warn!("event=signal signal={signal:?} action=leave");
+    let mut stop = Some(stop);
+    let mut is_told_to_end = false;
+    loop {
+        let signal = next_of(&mut signals).await;
+        let is_end = matches!(signal, Signal::Term | Signal::Int);
+        if is_end && is_told_to_end {
+            log::warn!("event=signal signal={signal:?} action=leave");
+            return;
+        }
+        is_told_to_end |= is_end;
+        let begins = if is_end || signal == Signal::Usr1 { stop.take() } else { None };
+        let action = if begins.is_some() { "drain" } else { "none" };
+        log::info!("event=signal signal={signal:?} action={action}");
+    }
 }
 
-/// The next SIGTERM or SIGINT.
-pub(crate) async fn end_signal(signals: &mut Signals) -> Signal {
+/// Waits for a signal to end.
+pub(crate) async fn end_signal(signals: &mut Signals) {
+    while !matches!(next_of(signals).await, Signal::Term | Signal::Int) {}
+}
+
+async fn next_of(signals: &mut Signals) -> Signal {
     loop {
         match signals.next().await {
-            Some(Ok(signal @ (Signal::Term | Signal::Int))) => return signal,
-            Some(Ok(signal)) => log::info!("event=signal signal={signal:?} action=none"),
+            Some(Ok(signal)) => return signal,
             Some(Err(error)) => log::error!("event=signals_failed error={:?}", error.to_string()),
-            None => return future::pending().await,
+            None => future::pending().await,
         }
     }
 }
