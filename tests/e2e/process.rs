@@ -1,11 +1,13 @@
 //! What the program is to the system: signals, limits, load, what it leaves behind, and its log.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, setrlimit, waitpid,
+};
 
 use crate::support::{Backend, PATIENCE, Peer, Program, is_dialled, switching, upgrade, value, wait_until};
 
@@ -848,5 +850,24 @@ mod log {
             end(Peer::connect(address));
             program.wait_for("level=debug event=silent");
         }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_any_more_ends_nothing() {
+        let backend = Backend::start();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = Program::command(&flags(&backend.address.to_string()), None);
+        let mut program = command.stderr(writer).spawn().unwrap();
+        drop(command);
+        let mut line = String::new();
+        BufReader::new(reader).read_line(&mut line).unwrap();
+        let address = value(&line, "address").parse().unwrap();
+        // The reader is gone; each of these would be a line.
+        for _ in 0..2 {
+            let (mut client, mut behind) = Peer::tunnel(address, &backend);
+            assert_alive(&mut client, &mut behind);
+        }
+        kill_process(Pid::from_child(&program), Signal::TERM).unwrap();
+        assert_eq!(program.wait().unwrap().code(), Some(0));
     }
 }

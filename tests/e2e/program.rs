@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::support::{Backend, Directory, Peer, Program, value};
+use crate::support::{Backend, Directory, Peer, Program, table, value};
 
 /// A section that listens on any port, in front of this backend.
 fn section(backend: &str) -> String {
@@ -164,6 +164,21 @@ fn version_and_help_are_printed() {
         ["--config", "--bind", "--backend", "--connect-timeout-ms", "--read-timeout-ms", "--log-level"];
     for part in flags.into_iter().chain(commands) {
         assert!(help.contains(part), "no {part} in {help}");
+    }
+}
+
+#[test]
+fn output_that_nobody_reads_is_no_failure() {
+    let directory = Directory::new();
+    directory.write("ws-proxy.toml", &section("127.0.0.1:1"));
+    for (arguments, code) in
+        table([(&["--help"][..], 0), (&["--version"], 0), (&["check"], 0), (&["serve"], 2)])
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Program::command(arguments, Some(directory.path()));
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        assert_eq!(command.status().unwrap().code(), Some(code), "{arguments:?}");
     }
 }
 

@@ -29,14 +29,18 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
 
     // The client runs beside the proxy, which takes this thread.
     let (failed, failure) = bounded(1);
-    thread::spawn(move || match send_one(address) {
-        Ok(answer) => tell(backend, address, &answer),
-        // Nobody listens any more if a signal came first.
-        Err(error) => drop(failed.try_send(error)),
+    thread::spawn(move || {
+        let told = send_one(address)
+            .map_err(|error| Failure::Machine(format!("the demo's message did not come back: {error}")))
+            .and_then(|answer| crate::print(&story(backend, address, &answer)));
+        if let Err(failure) = told {
+            // Nobody listens any more if a signal came first.
+            let _ = failed.try_send(failure);
+        }
     });
     let failing = async {
         match failure.recv().await {
-            Ok(error) => Err(Failure::Machine(format!("the demo's message did not come back: {error}"))),
+            Ok(failure) => Err(failure),
             // The client is done, and well.
             Err(_) => future::pending().await,
         }
@@ -48,9 +52,9 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     smol::block_on(future::or(failing, serving))
 }
 
-/// Says what went through, and how to try it.
-fn tell(backend: SocketAddr, proxy: SocketAddr, answer: &str) {
-    println!(
+/// What went through, and how to try it.
+fn story(backend: SocketAddr, proxy: SocketAddr, answer: &str) -> String {
+    format!(
         "ws-proxy listens on {proxy}, in front of an echo backend on {backend}.
   sent:     {GREETING}
   received: {answer}
@@ -61,7 +65,7 @@ or in a browser's console:
   ws = new WebSocket(\"ws://{proxy}/\"); ws.onmessage = (e) => console.log(e.data); ws.onopen = () => ws.send(\"hi\")
 
 Ctrl-C ends it."
-    );
+    )
 }
 
 /// An address under which this machine reaches a listener.

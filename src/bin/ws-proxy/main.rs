@@ -10,6 +10,7 @@ mod process;
 mod source;
 
 use std::fmt;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use self::cli::Command;
@@ -35,7 +36,8 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("ws-proxy: {failure}");
+            // The exit code says it too, if nobody reads this.
+            let _ = writeln!(io::stderr(), "ws-proxy: {failure}");
             ExitCode::from(match failure {
                 Failure::Usage(_) => 2,
                 Failure::Machine(_) => 1,
@@ -48,16 +50,14 @@ fn run() -> Result<(), Failure> {
     let arguments = match cli::read()? {
         cli::Read::Run(arguments) => arguments,
         cli::Read::Print(text) => {
-            println!("{}", text.trim_end());
-            return Ok(());
+            return print(text.trim_end());
         }
     };
     logging::start(arguments.log_level.as_deref())?;
     match &arguments.command {
         Some(Command::Check(check)) => {
             let source = Source::find(&arguments, check.config.as_deref())?;
-            println!("{}", source.report());
-            Ok(())
+            print(&source.report())
         }
         Some(Command::Demo(demo)) => demo::run(demo),
         Some(Command::Drain(drain)) => drain::run(drain),
@@ -68,5 +68,15 @@ fn run() -> Result<(), Failure> {
             source.log();
             process::serve(source.sections, source.workers)
         }
+    }
+}
+
+/// Says something on standard output. Nobody has to read all of it, as in `ws-proxy --help | head -1`.
+fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Machine(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
     }
 }
