@@ -325,7 +325,7 @@ mod tests {
     fn every_key_is_read() {
         let text = "workers = 2\n[drain]\ndelay_ms = 1\nspread_ms = 2\ntimeout_ms = 50\nclose_code = 4000\nclose_grace_ms = 3\n[[ws_proxy]]\nname = \"n\"\nbind = \"[::1]:0\"\nbackends = [\"ws://a:1\", \"[::1]\"]\n\
             connect_timeout_ms = 1\nread_timeout_ms = 2\nresponse_timeout_ms = 3\nhost = \"preserve\"\nforwarded = \"off\"\n\
-            origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\n\
+            origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\nsocket_buffer_bytes = 4096\n\
             ping_interval_ms = 5\npong_timeout_ms = 6\nidle_timeout_ms = 7\nmax_lifetime_ms = 8\nlifetime_close_code = 1012\n\
             max_message_bytes = 9\nmax_frame_bytes = 10\nmax_messages_per_second = 11\nrate_action = \"close\"\n\
             strict_frames = true\nannounce_loss = true\n";
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(settings.host, crate::HostHeader::Preserve);
         assert_eq!(settings.forwarded, crate::Forwarded::Off);
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
-        assert_eq!(settings.max_connections, Some(4));
+        assert_eq!((settings.max_connections, settings.socket_buffer), (Some(4), Some(4096)));
         let rules = &settings.rules;
         assert_eq!(rules.ping_interval, Some(Duration::from_millis(5)));
         assert_eq!(rules.pong_timeout, Duration::from_millis(6));
@@ -377,6 +377,11 @@ mod tests {
                 "4: read_timeout_ms: invalid type: floating point `1.5`, expected i64",
             ),
             (with("read_timeout_ms = 0"), "4: read_timeout_ms: 0 is no time to wait"),
+            (
+                with("socket_buffer_bytes = 4095"),
+                "4: socket_buffer_bytes: 4095 is too small: write 4096 or more",
+            ),
+            (with("socket_buffer_bytes = 4294967296"), "4: socket_buffer_bytes: 4294967296 is out of range"),
             (with("\nresponse_timeout_ms = -3"), "5: response_timeout_ms: -3 is no time to wait"),
             (with("host = \"both\""), "4: host: unknown variant `both`, expected `backend` or `preserve`"),
             (

@@ -188,6 +188,16 @@ impl WsProxy {
         self
     }
 
+    /// How many bytes the kernel may keep for each socket of a tunnel in each direction, besides what it needs to manage
+    /// them (socket(7), `SO_RCVBUF` and `SO_SNDBUF`). A tunnel then carries no more than this in each round trip.
+    /// Default: 0, as the system has it: mostly up to 6 MB received and 4 MB to be sent. Less than 4,096 is an error; more
+    /// than `net.core.rmem_max` and `wmem_max` has no effect, which the log says.
+    #[must_use]
+    pub fn socket_buffer_bytes(mut self, bytes: u64) -> Self {
+        self.raw.socket_buffer_bytes = Some(number(bytes));
+        self
+    }
+
     /// After how many milliseconds without a byte from a side it gets a Ping (RFC 6455, 5.5.2). Default: 0, none.
     #[must_use]
     pub fn ping_interval_ms(mut self, ms: u64) -> Self {
@@ -345,7 +355,7 @@ impl WsProxy {
     pub fn listen(self, address: &str) -> Result<Bound, Error> {
         let (settings, drain) = self.settings(address)?;
         let failed = |source| Error::Bind { address: address.to_owned(), source };
-        let listener = net::listen(&settings.bind).map_err(failed)?;
+        let listener = net::listen(&settings.bind, settings.socket_buffer).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
         let workers = match self.workers {
             Some(workers) => workers,

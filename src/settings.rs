@@ -14,6 +14,8 @@ use crate::tunnel::rules::{RateAction, Rules};
 pub(crate) const CONNECT_TIMEOUT_MS: i64 = 5_000;
 /// Milliseconds for the client's whole head where nothing else is said.
 pub(crate) const READ_TIMEOUT_MS: i64 = 30_000;
+/// Bytes of a socket's buffer below which the kernel would take something larger.
+const SOCKET_BUFFER_MIN: i32 = 4_096;
 /// The code of a Close of ours where nothing else is said: going away (RFC 6455, 7.4.1).
 const CLOSE_CODE: u16 = 1_001;
 
@@ -32,6 +34,7 @@ pub(crate) struct RawSection {
     pub(crate) forwarded: Option<Forwarded>,
     pub(crate) origins: Option<Vec<String>>,
     pub(crate) max_connections: Option<i64>,
+    pub(crate) socket_buffer_bytes: Option<i64>,
     pub(crate) ping_interval_ms: Option<i64>,
     pub(crate) pong_timeout_ms: Option<i64>,
     pub(crate) idle_timeout_ms: Option<i64>,
@@ -74,7 +77,7 @@ pub(crate) struct Drain {
 }
 
 /// Every key of a section, as the fields above.
-pub(crate) const SECTION_KEYS: [&str; 21] = [
+pub(crate) const SECTION_KEYS: [&str; 22] = [
     "name",
     "bind",
     "backends",
@@ -85,6 +88,7 @@ pub(crate) const SECTION_KEYS: [&str; 21] = [
     "forwarded",
     "origins",
     "max_connections",
+    "socket_buffer_bytes",
     "ping_interval_ms",
     "pong_timeout_ms",
     "idle_timeout_ms",
@@ -118,6 +122,8 @@ pub(crate) struct Settings {
     pub(crate) origins: Option<OriginList>,
     /// `None`: no limit.
     pub(crate) max_connections: Option<usize>,
+    /// `None`: as the system has it.
+    pub(crate) socket_buffer: Option<usize>,
     /// What is asked of its tunnels.
     pub(crate) rules: Arc<Rules>,
 }
@@ -200,8 +206,22 @@ impl RawSection {
             forwarded: self.forwarded.unwrap_or_default(),
             origins,
             max_connections,
+            socket_buffer: self.socket_buffer()?,
             rules: Arc::new(self.rules(drain)?),
         })
+    }
+
+    fn socket_buffer(&self) -> Result<Option<usize>, Invalid> {
+        const KEY: &str = "socket_buffer_bytes";
+        match limit::<i32>(KEY, self.socket_buffer_bytes)? {
+            Some(bytes) if bytes < SOCKET_BUFFER_MIN => {
+                let mend = format!(
+                    "{bytes} is too small: write {SOCKET_BUFFER_MIN} or more, or 0 to leave it to the system"
+                );
+                Err(Invalid::new(KEY, mend))
+            }
+            bytes => Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok())),
+        }
     }
 
     fn rules(&self, drain: &Drain) -> Result<Rules, Invalid> {

@@ -32,7 +32,7 @@ pub(crate) enum DialError {
 
 /// Tries backends in the given order, and of each all its addresses, until one accepts.
 ///
-/// Each look-up of a name and each attempt to connect has `timeout`. Failures are logged where they happen.
+/// Each look-up of a name and each attempt to connect has `timeout`; `buffer` [limits](net::limit_buffers) the socket's buffers. Failures are logged where they happen.
 ///
 /// # Errors
 ///
@@ -42,10 +42,11 @@ pub(crate) async fn dial(
     backends: &[Address],
     order: impl Iterator<Item = usize>,
     timeout: Duration,
+    buffer: Option<usize>,
 ) -> Result<Dialed, DialError> {
     let mut only_time_failed = true;
     for (index, backend) in order.filter_map(|index| Some((index, backends.get(index)?))) {
-        match connect_to(reactor, backend, timeout).await {
+        match connect_to(reactor, backend, timeout, buffer).await {
             Ok(socket) => return Ok(Dialed { index, socket }),
             Err(error) if net::out_of_descriptors(&error) => {
                 log::error!("event=out_of_descriptors backend={backend} error={:?}", error.to_string());
@@ -61,11 +62,16 @@ pub(crate) async fn dial(
 }
 
 /// Connects to one of the backend's addresses. The error is `TimedOut` only if all that failed was time.
-async fn connect_to(reactor: &Rc<Reactor>, backend: &Address, timeout: Duration) -> io::Result<Stream> {
+async fn connect_to(
+    reactor: &Rc<Reactor>,
+    backend: &Address,
+    timeout: Duration,
+    buffer: Option<usize>,
+) -> io::Result<Stream> {
     let addresses = or_timed_out(within(reactor, timeout, net::resolve(backend)).await)?;
     let mut worst: Option<io::Error> = None;
     for address in addresses {
-        match or_timed_out(within(reactor, timeout, connect(reactor, address)).await) {
+        match or_timed_out(within(reactor, timeout, connect(reactor, address, buffer)).await) {
             Ok(socket) => return Ok(socket),
             Err(error) if net::out_of_descriptors(&error) => return Err(error),
             Err(error) => {
@@ -78,8 +84,8 @@ async fn connect_to(reactor: &Rc<Reactor>, backend: &Address, timeout: Duration)
     Err(worst.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-async fn connect(reactor: &Rc<Reactor>, address: SocketAddr) -> io::Result<Stream> {
-    let stream = Stream::connect(reactor, address).await?;
+async fn connect(reactor: &Rc<Reactor>, address: SocketAddr, buffer: Option<usize>) -> io::Result<Stream> {
+    let stream = Stream::connect(reactor, address, buffer).await?;
     net::prepare(stream.socket())?;
     Ok(stream)
 }

@@ -65,7 +65,8 @@ pub(super) async fn attempt(
 ) -> Result<Answered, Failed> {
     let settings = &section.settings;
     let order = section.rotation.turn(settings.backends.len());
-    let dialed = dial(reactor, &settings.backends, order, settings.connect_timeout).await;
+    let dialed =
+        dial(reactor, &settings.backends, order, settings.connect_timeout, settings.socket_buffer).await;
     let Dialed { index, socket: backend } = dialed.map_err(|error| {
         let reject = match error {
             DialError::Unreachable => Reject::unreachable(),

@@ -32,10 +32,10 @@ const LINGER_BYTES: usize = 256 * 1024;
 /// # Errors
 ///
 /// Those of the name's look-up, or of the last address that was tried.
-pub(crate) fn listen(bind: &Address) -> io::Result<TcpListener> {
+pub(crate) fn listen(bind: &Address, buffer: Option<usize>) -> io::Result<TcpListener> {
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in (bind.host.as_str(), bind.port).to_socket_addrs()? {
-        match listen_on(address) {
+        match listen_on(address, buffer) {
             Ok(listener) => return Ok(listener),
             Err(failed) => error = failed,
         }
@@ -44,14 +44,26 @@ pub(crate) fn listen(bind: &Address) -> io::Result<TcpListener> {
 }
 
 /// The standard library's own `bind` has a backlog of 128, too short for a storm of reconnects.
-fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     // Connections of a predecessor that are still in TIME_WAIT do not hold the port.
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Every accepted socket inherits these, which saves it three system calls.
+    // Every accepted socket inherits these, which saves it system calls.
     prepare(&socket)?;
+    limit_buffers(&socket, buffer)?;
+    if let Some(wanted) = buffer {
+        // The kernel doubles what it is given, for its own needs.
+        let given =
+            sockopt::socket_recv_buffer_size(&socket)?.min(sockopt::socket_send_buffer_size(&socket)?) / 2;
+        if given < wanted {
+            log::warn!(
+                "event=socket_buffer_capped address={address} wanted={wanted} bytes={given} hint={:?}",
+                "net.core.rmem_max and net.core.wmem_max permit no more",
+            );
+        }
+    }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))
@@ -66,6 +78,20 @@ pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_keepalive(&socket, true)?;
     sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    Ok(())
+}
+
+/// Has the kernel keep no more than so many bytes of a socket in each direction. Before it is connected: the peer is
+/// told then how much it may ever send at once.
+///
+/// # Errors
+///
+/// Those of the system.
+pub(crate) fn limit_buffers(socket: impl AsFd, buffer: Option<usize>) -> io::Result<()> {
+    if let Some(bytes) = buffer {
+        sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+        sockopt::set_socket_send_buffer_size(&socket, bytes)?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
 
+use super::limit_buffers;
 use super::reactor::{Key, Reactor, Registration};
 use super::readiness::{Readiness, retry};
 
@@ -93,15 +94,20 @@ impl Stream {
         Ok(Self { registered: Registered::new(reactor, &socket, Readiness::UNKNOWN)?, socket })
     }
 
-    /// Connects to an address.
+    /// Connects to an address, with [limited](limit_buffers) buffers if they are to be.
     ///
     /// # Errors
     ///
     /// Those of connecting: refused, unreachable, no descriptors left.
-    pub(crate) async fn connect(reactor: &Rc<Reactor>, address: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn connect(
+        reactor: &Rc<Reactor>,
+        address: SocketAddr,
+        buffer: Option<usize>,
+    ) -> io::Result<Self> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        limit_buffers(&socket, buffer)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -395,6 +395,18 @@ mod settings {
     }
 
     #[test]
+    fn socket_buffer_bytes_bounds_what_is_held_of_a_tunnel_that_is_stuck() {
+        let held = |bytes| {
+            let backend = Backend::tight();
+            let proxy = Proxy::start(Proxy::to(&[&backend]).socket_buffer_bytes(bytes));
+            let (mut client, _behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
+            client.flood()
+        };
+        let (limited, unlimited) = (held(16 * 1024), held(0));
+        assert!(limited * 3 < unlimited * 2, "{limited} of {unlimited} bytes");
+    }
+
+    #[test]
     fn max_connections_says_how_many_may_come() {
         let backend = Backend::start();
         let proxy = Proxy::start(Proxy::to(&[&backend]).max_connections(1));

@@ -840,6 +840,17 @@ mod log {
     }
 
     #[test]
+    fn buffers_that_the_system_does_not_permit_are_a_line() {
+        let mut program = Program::with_config(
+            "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"127.0.0.1:1\"]\nsocket_buffer_bytes = 1073741824",
+        );
+        let line = program.wait_for("event=socket_buffer_capped");
+        assert_eq!(value(&line, "wanted"), "1073741824");
+        assert!(value(&line, "bytes").parse::<usize>().unwrap() > 0, "{line}");
+        program.address();
+    }
+
+    #[test]
     fn debug_tells_of_clients_that_said_nothing() {
         let mut arguments = vec!["--log-level", "debug"];
         arguments.extend(flags("127.0.0.1:1"));
