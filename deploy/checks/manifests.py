@@ -30,8 +30,10 @@ SPARE_S = 5
 
 # What resources.limits.memory has to hold, as the comment beside it adds up.
 PROCESS_KIB = 8 * 1024
-TUNNEL_KIB = 11
+TUNNEL_KIB = 8.5
 STUCK_KIB = 64 * 1024
+# A direction whose reader is stuck then takes 0.5 MiB.
+BUFFER_BYTES = 128 * 1024
 
 # The shortest idle timeout that is usual is 60 s: two pings have to fit in.
 PING_MS = 30_000
@@ -343,12 +345,14 @@ def setting_faults(pod, config, drain):
     needed = PROCESS_KIB + most * TUNNEL_KIB + STUCK_KIB
     if not limit.endswith("Mi") or int(limit[:-2]) * 1024 < needed:
         here = f"{pod.proxy.path}.resources.limits.memory"
-        yield pod.fault(here, f"{most} connections need {needed // 1024} MiB, but it is {limit}")
+        yield pod.fault(here, f"{most} connections need {needed / 1024:.0f} MiB, but it is {limit}")
     for section in config["ws_proxy"]:
         if not section.get("max_connections"):
             yield pod.fault(pod.proxy.path, "max_connections: without it, no memory limit holds")
         if not section.get("announce_loss"):
             yield pod.fault(pod.proxy.path, "announce_loss is not on")
+        if not 0 < section.get("socket_buffer_bytes", 0) <= BUFFER_BYTES:
+            yield pod.fault(pod.proxy.path, f"socket_buffer_bytes is not within 1 to {BUFFER_BYTES}")
         if not 0 < section.get("ping_interval_ms", 0) <= PING_MS:
             yield pod.fault(pod.proxy.path, f"ping_interval_ms is not within 1 to {PING_MS}")
 
@@ -466,6 +470,7 @@ def broken_variants(form):
     yield "a configuration that is not mounted", of_proxy(lambda spec: spec.pop("volumeMounts")), "--config"
     yield "no hash", lambda d: of_kind(d, "ConfigMap")[0]["metadata"].update(name="ws-proxy"), "no hash"
     yield "losses not announced", of_config("announce_loss = true", "announce_loss = false"), "announce_loss"
+    yield "buffers without a bound", of_config("socket_buffer_bytes", "# socket_buffer_bytes"), "socket_buffer_bytes"
     yield "no connection limit", of_config("max_connections", "# max_connections"), "max_connections"
     yield "rare pings", of_config("ping_interval_ms = 25000", "ping_interval_ms = 60000"), "ping_interval_ms"
     yield "a spread that is shortened", of_config("delay_ms = 5000", "delay_ms = 9000"), "shortened"
