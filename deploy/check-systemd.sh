@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Checks the systemd unit: that systemd has nothing to say against it, that its sandbox has no new holes, and that the
+# configuration beside it is good. Needs systemd-analyze, but no running systemd; and Rust.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! command -v systemd-analyze >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends systemd; } >&2
+    else
+        echo "the check needs systemd-analyze; on Debian: sudo apt-get install systemd" >&2
+        exit 1
+    fi
+fi
+
+cargo build --quiet --locked
+program="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/ws-proxy"
+"$program" check --config deploy/systemd/ws-proxy.toml
+
+# The program need not be installed here: a copy of the unit has the one just built in its place.
+folder=$(mktemp -d)
+trap 'rm -r "$folder"' EXIT
+unit="$folder/ws-proxy.service"
+sed "s|^ExecStart=/usr/local/bin/ws-proxy |ExecStart=$program |" deploy/systemd/ws-proxy.service >"$unit"
+# Without the option a warning, as of an unknown key, is no failure.
+systemd-analyze verify --recursive-errors=no "$unit"
+# 11 is 1.1 on the scale of 0 to 10 that it prints: what is left is the network, which the program is for.
+if ! exposure=$(systemd-analyze security --no-pager --offline=yes --threshold=11 "$unit"); then
+    grep -E '[0-9]\.[0-9]' <<<"$exposure" >&2
+    echo "the sandbox has become weaker: each line above is a hole" >&2
+    exit 1
+fi
+echo "$exposure" | tail -n 1
