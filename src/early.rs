@@ -1,8 +1,11 @@
 //! What the client sends behind its head, before the backend has switched.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
-use futures_lite::AsyncReadExt;
+use futures_lite::AsyncRead;
 
 use crate::net::stream::Stream;
 
@@ -30,11 +33,16 @@ impl Early {
     ///
     /// It may be dropped at any time, and loses nothing then.
     pub(crate) async fn watch(&mut self, mut client: &Stream) -> io::Error {
-        let mut scratch = [0; 1_024];
         while !self.ended && self.bytes.len() < MAX {
-            match client.read(&mut scratch).await {
-                Ok(0) => self.ended = true,
-                Ok(count) => self.bytes.extend_from_slice(&scratch[..count]),
+            let read = poll_fn(|context| {
+                // On the stack, so that a handshake that waits holds no room for it.
+                let mut scratch = [0; 1_024];
+                let count = ready!(Pin::new(&mut client).poll_read(context, &mut scratch))?;
+                self.bytes.extend_from_slice(&scratch[..count]);
+                Poll::Ready(io::Result::Ok(count))
+            });
+            match read.await {
+                Ok(count) => self.ended = count == 0,
                 Err(error) => return error,
             }
         }

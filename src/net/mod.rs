@@ -117,7 +117,8 @@ pub(crate) async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
 pub(crate) async fn close_in_stages(socket: Stream) {
     let stages = async {
         end_sending(socket.socket())?;
-        let mut scratch = [0; 1_024];
+        // Not within the future: every handshake has room for this one, which few ever run.
+        let mut scratch = vec![0; 1_024];
         let mut left = LINGER_BYTES;
         while left > 0 {
             match (&socket).read(&mut scratch).await? {
