@@ -30,8 +30,8 @@ SPARE_S = 5
 
 # What resources.limits.memory has to hold, as the comment beside it adds up.
 PROCESS_KIB = 8 * 1024
-TUNNEL_KIB = 8.5
-STUCK_KIB = 77 * 1024
+TUNNEL_KIB = 13.5
+STUCK_KIB = 60 * 1024
 # A direction whose reader is stuck then takes 0.6 MiB.
 BUFFER_BYTES = 128 * 1024
 

@@ -3,6 +3,7 @@
 Run by deploy/measure-memory.sh. The clients and the backend are this process, which is not in the cgroup.
 """
 
+import collections
 import os
 import resource
 import select
@@ -12,8 +13,8 @@ import sys
 import tempfile
 import time
 
-V2 = os.path.exists("/sys/fs/cgroup/memory.stat") or os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-GROUP = "/sys/fs/cgroup/ws-proxy-memory" if V2 else "/sys/fs/cgroup/memory/ws-proxy-memory"
+V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+GROUP = f"/sys/fs/cgroup{'' if V2 else '/memory'}/ws-proxy-{os.getpid()}"
 REQUEST = (b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 ANSWER = (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -41,6 +42,7 @@ class Proxy:
             with open(f"{GROUP}/memory.kmem.tcp.limit_in_bytes", "w") as file:
                 file.write(str(1 << 40))
         self.tunnels = []
+        self.sent = collections.Counter()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = free.getsockname()
@@ -72,7 +74,6 @@ class Proxy:
     def flood(self, side):
         """Sends on all tunnels until nothing has been taken for two seconds; nobody reads."""
         chunk = FRAME[side] * 16
-        sent = {tunnel[side].fileno(): 0 for tunnel in self.tunnels}
         senders = {tunnel[side].fileno(): tunnel[side] for tunnel in self.tunnels}
         with select.epoll() as poll:
             for descriptor, sender in senders.items():
@@ -80,8 +81,8 @@ class Proxy:
                 poll.register(descriptor, select.EPOLLOUT)
             while ready := poll.poll(2):
                 for descriptor, _ in ready:
-                    at = sent[descriptor] % len(chunk)
-                    sent[descriptor] += senders[descriptor].send(chunk[at:])
+                    at = self.sent[descriptor] % len(chunk)
+                    self.sent[descriptor] += senders[descriptor].send(chunk[at:])
 
     def memory(self):
         # What has just been freed goes back a little later.
@@ -102,18 +103,19 @@ class Proxy:
 
 
 def measure(program, label, counts, keys="", floods=()):
-    taken = []
-    for count in counts:
-        proxy = Proxy(program, keys)
-        try:
+    proxy = Proxy(program, keys)
+    try:
+        idle = proxy.memory()
+        print(f"{label:30} {0:7} {idle / 2**20:9.1f} MiB", flush=True)
+        for count in counts:
             proxy.open(count)
             for side in floods:
                 proxy.flood(side)
-            taken.append(proxy.memory())
-        finally:
-            proxy.end()
-        each = (taken[-1] - taken[0]) / max(1, count - counts[0]) / 1024
-        print(f"{label:32} {count:7} {taken[-1] / 2**20:9.1f} MiB {each:9.1f} KiB".replace("  0.0 KiB", ""), flush=True)
+            all_of_it = proxy.memory()
+            each = (all_of_it - idle) / count / 1024
+            print(f"{label:30} {count:7} {all_of_it / 2**20:9.1f} MiB {each:9.1f} KiB", flush=True)
+    finally:
+        proxy.end()
 
 
 def main():
@@ -123,13 +125,13 @@ def main():
     for name in "rmem", "wmem":
         with open(f"/proc/sys/net/ipv4/tcp_{name}") as file:
             print(f"net.ipv4.tcp_{name}: at most {int(file.read().split()[2]) / 2**20:.2f} MiB a socket")
-    print(f"{'tunnels that are':32} {'number':>7} {'all':>13} {'each, more':>13}")
-    measure(program, "idle", (0, 1000, 4000))
-    measure(program, "idle, with all times set", (0, 1000, 4000), TIMED)
-    for label, keys in ("", ""), (", with a bound", BOUND):
-        measure(program, f"stuck at the client{label}", (0, 16), keys, [BACKEND])
-        measure(program, f"stuck at the backend{label}", (0, 16), keys, [CLIENT])
-        measure(program, f"stuck both ways{label}", (0, 16), keys, [CLIENT, BACKEND])
+    print(f"{'tunnels that are':30} {'number':>7} {'all':>13} {'each':>13}")
+    measure(program, "idle", (1000, 4000))
+    measure(program, "idle, with all times set", (1000, 4000), TIMED)
+    for label, keys in ("", ""), (", bounded", BOUND):
+        measure(program, f"stuck at the client{label}", (4, 16), keys, [BACKEND])
+        measure(program, f"stuck at the backend{label}", (4, 16), keys, [CLIENT])
+        measure(program, f"stuck both ways{label}", (4, 16), keys, [CLIENT, BACKEND])
 
 
 if __name__ == "__main__":
