@@ -32,7 +32,8 @@ pub(crate) enum DialError {
 
 /// Tries backends in the given order, and of each all its addresses, until one accepts.
 ///
-/// Each look-up of a name and each attempt to connect has `timeout`; `buffer` [limits](net::limit_buffers) the socket's buffers. Failures are logged where they happen.
+/// Each look-up of a name and each attempt to connect has `timeout`; `buffer` [limits](net::limit_buffers) the
+/// socket's buffers. Failures are logged where they happen.
 ///
 /// # Errors
 ///

@@ -28,8 +28,8 @@ pub(crate) fn start(bind: &str) -> io::Result<SocketAddr> {
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for client in listener.incoming() {
-            match client {
-                Ok(client) => drop(thread::spawn(|| serve(client))),
+            match client.and_then(|client| thread::Builder::new().spawn(|| serve(client))) {
+                Ok(_) => {}
                 Err(error) => log::warn!("event=echo_failed error={:?}", error.to_string()),
             }
         }
