@@ -194,20 +194,17 @@ mod limits {
         let (mut client, mut behind) = proxy.tunnel();
         client.send(C.text("x").repeat(3));
         behind.expect(C.text("x").repeat(3));
+        // In one write, which passes as one.
         client.send(C.text("x").repeat(4));
         client.expect_close_of_ours(C, 1008);
-        let close = loop {
-            let frame = behind.read_frame();
-            if frame.first == CLOSE {
-                break frame;
-            }
-        };
-        assert_eq!(close.close_code(), Some(1001));
+        behind.expect(C.text("x").repeat(4));
+        behind.expect_close_of_ours(B, 1001);
         client.send(C.close(1008));
         behind.send(B.close(1001));
         client.expect_eof();
         behind.expect_eof();
-        assert_eq!(value(&proxy.end_line(), "reason"), "rate");
+        let line = proxy.end_line();
+        assert_eq!((value(&line, "reason"), value(&line, "client_messages")), ("rate", "7"), "{line}");
     }
 }
 
@@ -432,6 +429,35 @@ mod counts {
                 ("client_close", "client"),
                 "{line}"
             );
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_refused_is_not_counted() {
+        for (section, first, payload, code) in table([
+            ("max_frame_bytes = 10", TEXT, "one too many", 1009),
+            ("max_message_bytes = 10", 0x82, "one too many", 1009),
+            ("strict_frames = true", TEXT | 0x40, "", 1002),
+        ]) {
+            let mut proxy = Knowing::start(section, GRACE);
+            for (from, counts) in [(C, ["2", "0"]), (B, ["0", "2"])] {
+                let (mut sender, mut other) = proxy.tunnel_from(from);
+                let passing = [from.text("one"), from.frame(0x82, "two")].concat();
+                sender.send([&passing[..], &from.frame(first, payload)].concat());
+                other.expect(passing);
+                sender.expect_close_of_ours(from, code);
+                other.expect_close_of_ours(other_of(from), 1001);
+                sender.send(from.close(code));
+                other.send(other_of(from).close(1001));
+                sender.expect_eof();
+                other.expect_eof();
+                let line = proxy.end_line();
+                assert_eq!(
+                    ["client_messages", "backend_messages"].map(|key| value(&line, key)),
+                    counts,
+                    "{line}"
+                );
+            }
         }
     }
 
