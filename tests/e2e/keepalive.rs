@@ -177,6 +177,23 @@ fn a_dead_backend_is_told_to_the_client_as_1014() {
 }
 
 #[test]
+fn a_tunnel_does_not_wait_for_its_dead_side() {
+    // Longer than any test waits.
+    let mut proxy = Knowing::start(STRICT, "close_grace_ms = 60000");
+    for (from, code) in [(B, 1001), (C, 1014)] {
+        let (mut other, mut dead) = proxy.tunnel_from(from);
+        assert_eq!(other.answer_pings(from).close_code(), Some(code));
+        // More than all buffers take on the way to the dead side, and behind it the answer.
+        let rest = [from.header(0x82, 24 << 20), vec![0; 24 << 20], from.close(code)];
+        other.send(rest.concat());
+        other.expect_eof();
+        dead.read_ping();
+        dead.expect_eof();
+        assert_eq!(value(&proxy.end_line(), "reason"), "pong_timeout");
+    }
+}
+
+#[test]
 fn a_client_in_the_middle_of_a_message_from_the_backend_is_found_dead() {
     let message = [B.header(0x82, 64 << 20), vec![7; 64 << 20]].concat();
     let mut proxy = Knowing::start(STRICT, GRACE);
