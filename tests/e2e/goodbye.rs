@@ -208,6 +208,26 @@ mod drain {
         proxy.expect_exit();
     }
 
+    #[test]
+    fn a_client_that_is_paused_by_its_rate_is_read_again_for_its_answer() {
+        let mut proxy = Knowing::start("max_messages_per_second = 1", AT_ONCE);
+        let (mut client, mut behind) = proxy.tunnel();
+        // In one write, which passes as one: it owes more seconds than anybody waits here.
+        client.send(C.text("x").repeat(100));
+        behind.expect(C.text("x").repeat(100));
+        client.send(C.text("held back"));
+        behind.expect_silence(Duration::from_millis(300));
+        proxy.leave();
+        client.expect_close_of_ours(C, 1001);
+        // For what has come already there is no event.
+        behind.expect(C.text("held back"));
+        client.send(C.close(1001));
+        behind.expect(C.close(1001));
+        client.expect_eof();
+        behind.expect_eof();
+        proxy.expect_exit();
+    }
+
     /// Lets this process, and the programs that it starts, have as many descriptors as it may.
     fn raise_descriptor_limit() {
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
