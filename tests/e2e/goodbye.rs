@@ -312,10 +312,25 @@ mod drain {
             client.expect_close_of_ours(C, 1001);
             client.expect_end();
             behind.expect_end();
+            assert_eq!(value(&proxy.end_line(), "reason"), "drain");
             proxy.expect_exit();
             let took = start.elapsed();
             assert!(took >= Duration::from_millis(650) && took < Duration::from_secs(6), "{took:?}");
         }
+    }
+
+    #[test]
+    fn a_goodbye_that_is_cut_at_the_timeout_keeps_its_reason() {
+        let drain = "spread_ms = 0\ntimeout_ms = 700\nclose_grace_ms = 60000";
+        let mut proxy = Knowing::start("idle_timeout_ms = 250", drain);
+        let (mut client, mut behind) = proxy.tunnel();
+        client.expect_close_of_ours(C, 1001);
+        behind.expect_close_of_ours(B, 1001);
+        proxy.leave();
+        client.expect_eof();
+        behind.expect_eof();
+        assert_eq!(value(&proxy.end_line(), "reason"), "idle");
+        proxy.expect_exit();
     }
 
     #[test]
