@@ -443,6 +443,40 @@ mod loss {
     }
 
     #[test]
+    fn a_side_that_is_lost_instead_of_answering_a_close_is_announced() {
+        for (from, code, reason) in [(C, 1014, "client_close"), (B, 1001, "backend_close")] {
+            for is_reset in [false, true] {
+                let mut proxy = Knowing::start(ANNOUNCED, SOON);
+                let (mut closing, mut lost) = proxy.tunnel_from(from);
+                closing.send(from.close(1000));
+                lost.expect(from.close(1000));
+                lose(lost, is_reset);
+                closing.expect_close_of_ours(from, code);
+                closing.expect_eof();
+                drop(closing);
+                let line = proxy.end_line();
+                assert_eq!(value(&line, "reason"), reason, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_side_that_is_lost_after_both_were_told_to_go_is_not_announced() {
+        let proxy = Knowing::start(&format!("{ANNOUNCED}\nidle_timeout_ms = 250"), AT_ONCE);
+        for from in [C, B] {
+            for is_reset in [false, true] {
+                let (mut lost, mut other) = proxy.tunnel_from(from);
+                for (peer, side) in [(&mut lost, from), (&mut other, from.other())] {
+                    peer.expect_close_of_ours(side, 1001);
+                }
+                lose(lost, is_reset);
+                // Nothing follows a Close.
+                other.expect_eof();
+            }
+        }
+    }
+
+    #[test]
     fn an_announced_loss_is_the_end_of_the_tunnel_for_the_other_side_too() {
         let mut proxy = Knowing::start(ANNOUNCED, SOON);
         let (mut client, mut behind) = proxy.tunnel();
