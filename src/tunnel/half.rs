@@ -11,6 +11,8 @@ use super::socket::Socket;
 const SCRATCH: usize = 64 * 1024;
 /// Reads of the scratch buffer, or fillings of a pipe, that a direction may do in a row before others get a turn.
 const TURN: usize = 8;
+/// Bytes that it may carry in such a row: what the reads can take. Eight pipes would hold the others up four times as long.
+const TURN_BYTES: u64 = (TURN * SCRATCH) as u64;
 /// Enough for the end of a payload and the header behind it.
 const HEADER: usize = 16;
 /// A pipe is worth its system calls while it comes back at least this full.
@@ -194,6 +196,7 @@ impl Half {
         manners: Manners<'_>,
         tools: &mut Tools,
     ) -> Result<Turn, Stop> {
+        let enough = self.carried + TURN_BYTES;
         for _ in 0..TURN {
             // What is held goes first.
             if self.held.is_some() && !self.flush(sink, tools).map_err(|_| Stop::Sink)? {
@@ -208,6 +211,9 @@ impl Half {
             }
             if self.state == State::Done || self.is_paused || !source.is_readable() {
                 return Ok(Turn::Waiting);
+            }
+            if self.carried >= enough {
+                break;
             }
             match self.borrow_pipe(tools) {
                 Some(pipe) => self.fill(pipe, source, tools)?,
@@ -365,5 +371,69 @@ impl Half {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread;
+
+    use rustix::event::epoll::EventFlags;
+
+    use super::*;
+    use crate::net::reactor::Reactor;
+    use crate::net::readiness::Readiness;
+    use crate::net::stream::Detached;
+
+    /// One end of a connection as a tunnel has it, and the other one.
+    fn connection() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Detached { socket: ours, readiness: Readiness::UNKNOWN, key: None };
+        (Socket::new(ours, &Reactor::new(&listener).unwrap(), 0), theirs)
+    }
+
+    /// The most bytes of a flood of frames that one turn takes, be it to pass them or to drop them.
+    fn most_in_a_turn(payload: usize, is_shut: bool) -> u64 {
+        const FLOOD: usize = 32 << 20;
+        let ((mut source, mut sending), (mut sink, mut receiving)) = (connection(), connection());
+        let frame = [&[0x82, 127][..], &(payload as u64).to_be_bytes(), &vec![0; payload]].concat();
+        let flood = frame.repeat(FLOOD / payload);
+        let writer = thread::spawn(move || sending.write_all(&flood).unwrap());
+        let reader = thread::spawn(move || io::copy(&mut receiving, &mut io::sink()).unwrap());
+
+        let (rules, mut tools) = (Rules::default(), Tools::default());
+        let manners = Manners { rules: &rules, from: Side::Client };
+        let (mut half, _) = Half::new(Vec::new(), &[], Gate::default(), &rules);
+        if is_shut {
+            half.gate_mut().shut();
+        }
+        let (mut taken, mut most) = (0, 0);
+        while !half.is_done() {
+            // There is no epoll here that would tell.
+            source.note(EventFlags::IN);
+            sink.note(EventFlags::OUT);
+            half.advance(&mut source, &mut sink, false, manners, &mut tools).unwrap();
+            let now = if is_shut { half.gate().tally().payload } else { half.carried() };
+            most = most.max(now - taken);
+            taken = now;
+        }
+        writer.join().unwrap();
+        assert_eq!(reader.join().unwrap(), half.carried());
+        assert!(taken >= FLOOD as u64, "only {taken} bytes");
+        most
+    }
+
+    #[test]
+    fn a_flood_lets_others_have_their_turns() {
+        // In bulk, and in small frames of which none passes.
+        for (payload, is_shut) in [(32 << 20, false), (1 << 10, true)] {
+            let most = most_in_a_turn(payload, is_shut);
+            assert!(most < TURN_BYTES + PIPE_BYTES as u64, "{most} bytes of {payload} in one turn");
+        }
     }
 }
