@@ -374,6 +374,24 @@ mod grace {
     }
 
     #[test]
+    fn a_close_of_the_backend_ends_the_pause_of_a_client_over_its_rate() {
+        let mut proxy = Knowing::start("max_messages_per_second = 1", SOON);
+        let (mut client, mut behind) = proxy.tunnel();
+        // In one write, which passes as one: it owes more seconds than anybody waits here.
+        client.send(C.text("x").repeat(100));
+        behind.expect(C.text("x").repeat(100));
+        // Both close at the same time.
+        client.send(C.close(1000));
+        behind.expect_silence(Duration::from_millis(300));
+        behind.send(B.close(1000));
+        client.expect(B.close(1000));
+        behind.expect(C.close(1000));
+        behind.expect_eof();
+        client.expect_eof();
+        assert_eq!(value(&proxy.end_line(), "reason"), "backend_close");
+    }
+
+    #[test]
     fn one_close_frame_alone_is_waited_on() {
         let proxy = Knowing::start("", SOON);
         let (mut client, mut behind) = proxy.tunnel();

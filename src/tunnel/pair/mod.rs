@@ -120,6 +120,11 @@ impl Pair {
         if let Some(reason) = self.note_end(clock) {
             return Progress::Over(reason);
         }
+        // The rate holds no end up, and for what has come already there will be no event.
+        if self.ending.is_some() && self.up.is_paused() {
+            self.up.pause(false);
+            more = true;
+        }
         Progress::On(if more { Turn::More } else { Turn::Waiting })
     }
 
@@ -232,7 +237,6 @@ impl Pair {
         if let Some((close_code, text)) = to_backend {
             self.up.insert(control::close(close_code, text, Some(control::fresh_mask())), true);
         }
-        self.up.pause(false);
         self.bound_end(now);
     }
 

@@ -187,12 +187,11 @@ impl Pair {
     /// Begins a new second for the client's messages, if the last one is over.
     fn roll_rate(&mut self, now: Tick) {
         let Some(most) = self.rules.max_messages_per_second else { return };
-        let counted = self.messages_in_window();
-        let Some(watch) = &mut self.watch else { return };
         if self.ending.is_some() {
-            self.up.pause(false);
             return;
         }
+        let counted = self.messages_in_window();
+        let Some(watch) = &mut self.watch else { return };
         let seconds = now.saturating_sub(watch.rate.since) / TICKS_PER_SECOND;
         if seconds == 0 {
             return;
