@@ -471,7 +471,7 @@ mod loss {
                 lose(lost, is_reset);
                 closing.expect_close_of_ours(from, code);
                 closing.expect_eof();
-                drop(closing);
+                // It has been told, and is not waited for.
                 let line = proxy.end_line();
                 assert_eq!(value(&line, "reason"), reason, "{line}");
             }

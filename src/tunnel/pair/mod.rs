@@ -263,10 +263,13 @@ impl Pair {
         if self.up.is_done() && self.down.is_done() {
             return Some(reason);
         }
+        let is_lost = self.up.is_done() && !client_closed || self.down.is_done() && !backend_closed;
         match reason {
             Reason::Close(_) if client_closed && backend_closed => self.bound_end(clock.now()),
             // The side that is left has been told, and is not waited for.
-            Reason::Eof(_) if self.rules.announce_loss => self.bound_end(clock.now()),
+            Reason::Close(_) | Reason::Eof(_) if self.rules.announce_loss && is_lost => {
+                self.bound_end(clock.now())
+            }
             Reason::Close(_) | Reason::Eof(_) | Reason::Reset(_) => {}
             // A goodbye of ours is over when everyone who was told has answered, and what was said has been written.
             _ => {
