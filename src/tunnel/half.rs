@@ -329,9 +329,8 @@ impl Half {
         if let Some(kept) = self.gate.finish() {
             self.append(kept);
         }
-        let is_lost = !self.gate.tally().has_close() && !self.gate.is_shut();
         if manners.rules.announce_loss
-            && is_lost
+            && !self.gate.is_shut()
             && let Some(frame) = self.gate.insert(manners.loss(), true)
         {
             self.append(frame);

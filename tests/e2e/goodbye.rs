@@ -479,6 +479,21 @@ mod loss {
     }
 
     #[test]
+    fn a_client_that_is_lost_instead_of_answering_a_goodbye_is_announced() {
+        for is_reset in [false, true] {
+            let mut proxy = Knowing::start(ANNOUNCED, AT_ONCE);
+            let (mut client, mut behind) = proxy.tunnel();
+            proxy.leave();
+            client.expect_close_of_ours(C, 1001);
+            lose(client, is_reset);
+            behind.expect_close_of_ours(B, 1001);
+            behind.expect_eof();
+            assert_eq!(value(&proxy.end_line(), "reason"), "drain");
+            proxy.expect_exit();
+        }
+    }
+
+    #[test]
     fn a_side_that_is_lost_after_both_were_told_to_go_is_not_announced() {
         let proxy = Knowing::start(&format!("{ANNOUNCED}\nidle_timeout_ms = 250"), AT_ONCE);
         for from in [C, B] {

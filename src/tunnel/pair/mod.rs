@@ -191,9 +191,8 @@ impl Pair {
 
     /// Why a tunnel is over whose connection to this side broke. The other side is told if it is to be.
     fn reset(&mut self, side: Side) -> Reason {
-        let is_goodbye = !matches!(self.ending, None | Some(Reason::Close(_) | Reason::Eof(_)));
-        let is_lost = !is_goodbye && !self.half_from(side).gate().tally().has_close();
-        if self.rules.announce_loss && is_lost {
+        // Where a Close has passed, the gate lets none of ours pass any more.
+        if self.rules.announce_loss && !self.half_from(side).gate().is_shut() {
             let frame = Manners { rules: &self.rules, from: side }.loss();
             self.half_to(side.other()).insert(frame, true);
         }
