@@ -319,10 +319,11 @@ mod drain {
         }
     }
 
+    const CUT: &str = "spread_ms = 0\ntimeout_ms = 700\nclose_grace_ms = 60000";
+
     #[test]
     fn a_goodbye_that_is_cut_at_the_timeout_keeps_its_reason() {
-        let drain = "spread_ms = 0\ntimeout_ms = 700\nclose_grace_ms = 60000";
-        let mut proxy = Knowing::start("idle_timeout_ms = 250", drain);
+        let mut proxy = Knowing::start("idle_timeout_ms = 250", CUT);
         let (mut client, mut behind) = proxy.tunnel();
         client.expect_close_of_ours(C, 1001);
         behind.expect_close_of_ours(B, 1001);
@@ -330,6 +331,29 @@ mod drain {
         client.expect_eof();
         behind.expect_eof();
         assert_eq!(value(&proxy.end_line(), "reason"), "idle");
+        proxy.expect_exit();
+    }
+
+    #[test]
+    fn a_closing_that_is_cut_at_the_timeout_keeps_its_reason() {
+        for (from, reason) in [(C, "client_close"), (B, "backend_close")] {
+            let mut proxy = Knowing::start("", CUT);
+            let (mut closing, mut other) = proxy.tunnel_from(from);
+            closing.send(from.close(1000));
+            other.expect(from.close(1000));
+            proxy.leave();
+            other.expect_eof();
+            assert_eq!(value(&proxy.end_line(), "reason"), reason);
+            proxy.expect_exit();
+        }
+    }
+
+    #[test]
+    fn a_tunnel_that_is_cut_before_its_goodbye_ends_by_the_drain_all_the_same() {
+        let mut proxy = Knowing::start("", "timeout_ms = 1");
+        let (_client, _behind) = proxy.tunnel();
+        proxy.leave();
+        assert_eq!(value(&proxy.end_line(), "reason"), "drain");
         proxy.expect_exit();
     }
 

@@ -133,10 +133,12 @@ impl Pair {
         self.watch.is_some() || self.last_tick.is_some()
     }
 
-    /// Why a tunnel ends that is cut: the goodbye that was under way, if there was one.
+    /// Why a tunnel ends that is cut: what was ending it, or else the drain, if there is one.
     pub(super) fn reason_of_cut(&self) -> Reason {
         match self.ending {
-            None | Some(Reason::Close(_) | Reason::Eof(_) | Reason::Reset(_)) => Reason::Admin,
+            // An end that was not the whole one is none.
+            None | Some(Reason::Eof(_)) if self.is_draining() => Reason::Drain,
+            None | Some(Reason::Eof(_)) => Reason::Admin,
             Some(reason) => reason,
         }
     }

@@ -150,6 +150,11 @@ impl Pair {
         watch.drain_begins = Some(at);
     }
 
+    /// Whether it is to be closed because the proxy is leaving.
+    pub(super) fn is_draining(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.drain_begins.is_some())
+    }
+
     /// Notes who has shown signs of life.
     pub(super) fn note_life(&mut self, clock: &Clock) {
         let Some(watch) = &mut self.watch else { return };
