@@ -6,14 +6,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=deploy/checks/python.sh
 source deploy/checks/python.sh
 
-if ! command -v openssl >/dev/null; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        { apt-get update -qq && apt-get install -y -qq openssl; } >&2
-    else
-        echo "check-chain.sh: this needs openssl; on Debian: sudo apt-get install openssl" >&2
-        exit 1
-    fi
-fi
+command -v openssl >/dev/null || install_package openssl openssl
 
 # Compose's own judgement, where there is one; it needs no engine for that.
 if docker compose version >/dev/null 2>&1; then

