@@ -1,23 +1,23 @@
 //! The commands that stand beside a running proxy: `probe`, `drain` and `echo` (issue 5).
 
-use std::net::TcpListener;
-
 use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::support::{Backend, Peer, Program, table, wait_until};
+use crate::support::{Backend, Directory, Knowing, Peer, Program, table, taken_port, wait_until};
 
-/// Runs a command of the program to its end: exit code and standard error. Nothing is printed.
-fn run(arguments: &[&str]) -> (i32, String) {
-    let (code, stdout, stderr) = Program::output(arguments, None);
-    assert_eq!(stdout, "", "{arguments:?}");
-    (code, stderr)
+/// Runs a command of the program that succeeds, and has nothing to say.
+fn succeed(arguments: &[&str]) {
+    assert_eq!(Program::output(arguments, None), (0, String::new(), String::new()), "{arguments:?}");
+}
+
+/// What a command says that fails because of the machine.
+fn failure(arguments: &[&str]) -> String {
+    Program::failure(arguments, &Directory::new(), 1)
 }
 
 /// A wrong command line is named.
 fn assert_usage(arguments: &[&str], part: &str) {
-    let (code, message) = run(arguments);
-    assert_eq!(code, 2, "{arguments:?}: {message}");
+    let message = Program::failure(arguments, &Directory::new(), 2);
     assert!(message.contains(part), "no {part} in {message}");
 }
 
@@ -33,7 +33,7 @@ mod probe {
         );
         let address = program.address().to_string();
         for arguments in [&["probe", &address][..], &["probe", "--timeout-ms", "20000", &address]] {
-            assert_eq!(run(arguments), (0, String::new()));
+            succeed(arguments);
             program.wait_for("level=debug event=silent");
         }
         assert!(!backend.has_waiting());
@@ -45,29 +45,24 @@ mod probe {
 
     #[test]
     fn a_proxy_that_is_full_is_alive() {
-        let backend = Backend::start();
-        let mut program = Program::with_config(&format!(
-            "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]\nmax_connections = 1",
-            backend.address
-        ));
-        let address = program.address();
-        let _tunnel = Peer::tunnel(address, &backend);
-        assert_eq!(run(&["probe", &address.to_string()]), (0, String::new()));
+        let proxy = Knowing::start("max_connections = 1", "");
+        let _tunnel = proxy.tunnel();
+        succeed(&["probe", &proxy.address.to_string()]);
     }
 
     #[test]
     fn where_nobody_listens_it_fails() {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let (code, message) = run(&["probe", &free]);
-        assert_eq!(code, 1);
+        let (listener, free) = taken_port();
+        drop(listener);
+        let free = free.to_string();
+        let message = failure(&["probe", &free]);
         assert!(message.contains(&free) && message.contains("refused"), "{message}");
     }
 
     #[test]
     fn what_is_taken_by_the_kernel_alone_is_no_answer() {
-        let hung = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (code, message) = run(&["probe", "--timeout-ms", "100", &hung.local_addr().unwrap().to_string()]);
-        assert_eq!(code, 1);
+        let (_listener, hung) = taken_port();
+        let message = failure(&["probe", "--timeout-ms", "100", &hung.to_string()]);
         assert!(message.contains("no answer within 100 ms"), "{message}");
     }
 
@@ -89,17 +84,13 @@ mod drain {
 
     #[test]
     fn it_drains_and_the_sigterm_behind_it_is_still_the_first() {
-        let backend = Backend::start();
-        let mut program = Program::with_config(&format!(
-            "[drain]\ndelay_ms = 60000\ntimeout_ms = 120000\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
-            backend.address
-        ));
-        let address = program.address();
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let mut proxy = Knowing::start("", "delay_ms = 60000\ntimeout_ms = 120000");
+        let (mut client, mut behind) = proxy.tunnel();
+        let program = &mut proxy.program;
         let pid = program.pid().as_raw_nonzero().to_string();
         // A hook may run twice, when the kubelet has been restarted.
         for action in ["drain", "none"] {
-            assert_eq!(run(&["drain", "--pid", &pid]), (0, String::new()));
+            succeed(&["drain", "--pid", &pid]);
             program.wait_for(&format!("event=signal signal=Usr1 action={action}"));
         }
         program.signal(Signal::TERM);
@@ -117,23 +108,21 @@ mod drain {
         let mut program = Program::start(&["--bind", "127.0.0.1:0", "--backend", "127.0.0.1:1"], None);
         program.address();
         let pid = program.pid().as_raw_nonzero().to_string();
-        assert_eq!(run(&["drain", "--pid", &pid]), (0, String::new()));
+        succeed(&["drain", "--pid", &pid]);
         assert_eq!(program.wait().code(), Some(0));
     }
 
     #[test]
     fn nobody_else_is_sent_a_signal() {
         // This test would not survive it.
-        let (code, message) = run(&["drain", "--pid", &std::process::id().to_string()]);
-        assert_eq!(code, 1);
+        let message = failure(&["drain", "--pid", &std::process::id().to_string()]);
         assert!(message.contains("not a ws-proxy") && message.contains("--pid"), "{message}");
     }
 
     #[test]
     fn a_process_that_is_not_there_is_named() {
         // More than the kernel's highest number of a process, 2^22 (proc(5), pid_max).
-        let (code, message) = run(&["drain", "--pid", "2000000000"]);
-        assert_eq!(code, 1);
+        let message = failure(&["drain", "--pid", "2000000000"]);
         assert!(message.contains("2000000000"), "{message}");
         for number in ["0", "-1", "one"] {
             assert_usage(&["drain", "--pid", number], "--pid");
@@ -164,10 +153,9 @@ mod echo {
 
     #[test]
     fn a_port_that_cannot_be_had_is_named() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let taken = taken.local_addr().unwrap().to_string();
-        let (code, message) = run(&["echo", "--bind", &taken]);
-        assert_eq!(code, 1);
+        let (_listener, taken) = taken_port();
+        let taken = taken.to_string();
+        let message = failure(&["echo", "--bind", &taken]);
         assert!(message.contains(&taken) && message.contains("--bind"), "{message}");
         assert_usage(&["echo", "--bind", "nowhere"], "--bind");
     }

@@ -26,6 +26,16 @@ impl Knowing {
     }
 }
 
+/// A client that is paused by its rate, in front of a proxy with such a drain.
+fn over_its_rate(drain: &str) -> (Knowing, Peer, Peer) {
+    let proxy = Knowing::start("max_messages_per_second = 1", drain);
+    let (mut client, mut behind) = proxy.tunnel();
+    // In one write, which passes as one: it owes more seconds than anybody waits here.
+    client.send(C.text("x").repeat(100));
+    behind.expect(C.text("x").repeat(100));
+    (proxy, client, behind)
+}
+
 mod drain {
     use super::*;
 
@@ -210,11 +220,7 @@ mod drain {
 
     #[test]
     fn a_client_that_is_paused_by_its_rate_is_read_again_for_its_answer() {
-        let mut proxy = Knowing::start("max_messages_per_second = 1", AT_ONCE);
-        let (mut client, mut behind) = proxy.tunnel();
-        // In one write, which passes as one: it owes more seconds than anybody waits here.
-        client.send(C.text("x").repeat(100));
-        behind.expect(C.text("x").repeat(100));
+        let (mut proxy, mut client, mut behind) = over_its_rate(AT_ONCE);
         client.send(C.text("held back"));
         behind.expect_silence(Duration::from_millis(300));
         proxy.leave();
@@ -399,11 +405,7 @@ mod grace {
 
     #[test]
     fn a_close_of_the_backend_ends_the_pause_of_a_client_over_its_rate() {
-        let mut proxy = Knowing::start("max_messages_per_second = 1", SOON);
-        let (mut client, mut behind) = proxy.tunnel();
-        // In one write, which passes as one: it owes more seconds than anybody waits here.
-        client.send(C.text("x").repeat(100));
-        behind.expect(C.text("x").repeat(100));
+        let (mut proxy, mut client, mut behind) = over_its_rate(SOON);
         // Both close at the same time.
         client.send(C.close(1000));
         behind.expect_silence(Duration::from_millis(300));

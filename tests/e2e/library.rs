@@ -15,7 +15,7 @@ use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 use ws_proxy::{Bound, Error, Forwarded, HostHeader, WsProxy};
 
-use crate::support::{Backend, PATIENCE, Peer, Proxy, upgrade, value, wait_until};
+use crate::support::{Backend, PATIENCE, Peer, Proxy, taken_port, upgrade, value, wait_until};
 
 /// A proxy before this backend, that has its port and does not serve yet. Its address is one whose ports no other test
 /// takes as soon as they are free.
@@ -35,8 +35,8 @@ mod errors {
 
     #[test]
     fn a_taken_port_is_an_error_with_the_systems_reason() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = taken.local_addr().unwrap().to_string();
+        let (_listener, taken) = taken_port();
+        let address = taken.to_string();
         for result in [WsProxy::new(["a:1"]).bind(&address), WsProxy::new(["a:1"]).listen(&address).map(drop)]
         {
             let error = result.unwrap_err();

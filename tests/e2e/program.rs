@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::support::{Backend, Directory, Peer, Program, table, value};
+use crate::support::{Backend, Directory, Peer, Program, table, taken_port, value};
 
 /// A section that listens on any port, in front of this backend.
 fn section(backend: &str) -> String {
@@ -18,21 +18,6 @@ fn assert_leads_to(address: SocketAddr, backend: &Backend) {
     let (mut client, mut behind) = Peer::tunnel(address, backend);
     client.send("hello");
     behind.expect("hello");
-}
-
-/// Somebody else's port.
-fn taken_port() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    (listener, address)
-}
-
-/// What an unsuccessful run says, and that it says it on standard error only.
-fn failure(arguments: &[&str], directory: &Directory, expected_code: i32) -> String {
-    let (code, stdout, stderr) = Program::output(arguments, Some(directory.path()));
-    assert_eq!(code, expected_code, "{stderr}");
-    assert_eq!(stdout, "");
-    stderr
 }
 
 #[test]
@@ -141,7 +126,7 @@ fn a_named_file_wins_over_the_working_directory() {
 
 #[test]
 fn nothing_at_all_gives_a_short_usage() {
-    let usage = failure(&[], &Directory::new(), 2);
+    let usage = Program::failure(&[], &Directory::new(), 2);
     for part in ["--config", "--bind", "check", "demo", "--help"] {
         assert!(usage.contains(part), "no {part} in {usage}");
     }
@@ -201,7 +186,7 @@ fn a_wrong_command_line_is_named() {
     assert!(!cases.is_empty());
     let directory = Directory::new();
     for (arguments, part) in cases {
-        let message = failure(arguments, &directory, 2);
+        let message = Program::failure(arguments, &directory, 2);
         assert!(message.contains(part), "no {part} in {message}");
     }
 }
@@ -248,7 +233,7 @@ fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
     for (text, line, key, part) in cases {
         directory.write("proxy.toml", &text);
         for arguments in [&["--config", "proxy.toml"][..], &["check", "--config", "proxy.toml"]] {
-            let message = failure(arguments, &directory, 2);
+            let message = Program::failure(arguments, &directory, 2);
             assert_eq!(message.lines().count(), 1, "{message}");
             let place = if key.is_empty() { line.to_owned() } else { format!("{line} {key}: ") };
             assert!(message.contains(&format!("proxy.toml{place}")), "no {place:?} in {message}{text}");
@@ -266,7 +251,7 @@ fn faults_without_a_line_name_the_file() {
         [("missing.toml", ""), ("empty.toml", "[[ws_proxy]]"), ("foreign.toml", "[[ws_proxy]]")]
     {
         for arguments in [&["--config", file][..], &["check", "--config", file]] {
-            let message = failure(arguments, &directory, 2);
+            let message = Program::failure(arguments, &directory, 2);
             assert_eq!(message.lines().count(), 1, "{message}");
             assert!(message.contains(file) && message.contains(part), "{message}");
         }
@@ -291,7 +276,8 @@ fn check_says_that_a_configuration_is_good_and_opens_nothing() {
 #[test]
 fn a_taken_port_ends_it_with_a_message() {
     let (_listener, taken) = taken_port();
-    let message = failure(&["--bind", &taken.to_string(), "--backend", "127.0.0.1:1"], &Directory::new(), 1);
+    let message =
+        Program::failure(&["--bind", &taken.to_string(), "--backend", "127.0.0.1:1"], &Directory::new(), 1);
     assert!(message.contains(&taken.to_string()), "{message}");
 }
 
@@ -302,7 +288,7 @@ fn a_second_section_whose_port_is_taken_leaves_nothing_running() {
     let second = section("127.0.0.1:1").replace("127.0.0.1:0", &taken.to_string());
     directory.write("proxy.toml", &(section("127.0.0.1:1") + &second));
     // The program has ended when this returns, so nothing of the first section can be left.
-    let message = failure(&["--config", "proxy.toml"], &directory, 1);
+    let message = Program::failure(&["--config", "proxy.toml"], &directory, 1);
     assert!(message.contains(&taken.to_string()), "{message}");
     assert!(!message.contains("event=listening"), "the first section was served: {message}");
 }
@@ -389,6 +375,6 @@ fn the_demo_shows_itself_and_goes_on_until_interrupted() {
 #[test]
 fn a_demo_whose_port_is_taken_says_so() {
     let (_listener, taken) = taken_port();
-    let message = failure(&["demo", "--bind", &taken.to_string()], &Directory::new(), 1);
+    let message = Program::failure(&["demo", "--bind", &taken.to_string()], &Directory::new(), 1);
     assert!(message.contains(&taken.to_string()) && message.contains("--bind"), "{message}");
 }

@@ -9,7 +9,7 @@ mod wire;
 pub use self::peer::{Backend, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
-pub use self::sockets::{has_been_read, in_kernel, is_dialled, wait_until};
+pub use self::sockets::{has_been_read, in_kernel, is_dialled, taken_port, wait_until};
 pub use self::wire::{CLOSE, Frame, From, Knowing, PING, PONG, TEXT};
 
 use std::time::Duration;

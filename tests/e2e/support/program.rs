@@ -43,6 +43,14 @@ impl Program {
         (output.status.code().expect("it exits by itself"), text(output.stdout), text(output.stderr))
     }
 
+    /// What an unsuccessful run says, and that it says it on standard error only.
+    pub fn failure(arguments: &[&str], directory: &Directory, expected_code: i32) -> String {
+        let (code, stdout, stderr) = Self::output(arguments, Some(directory.path()));
+        assert_eq!(code, expected_code, "{arguments:?}: {stderr}");
+        assert_eq!(stdout, "", "{arguments:?}");
+        stderr
+    }
+
     pub fn command(arguments: &[&str], directory: Option<&Path>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ws-proxy"));
         command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());

@@ -1,7 +1,7 @@
 //! What the kernel knows of the sockets of others: what the other side has not read yet, or is still dialling, shows
 //! nowhere else.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use rustix::net::{
@@ -34,6 +34,13 @@ pub fn in_kernel(one: SocketAddr, other: SocketAddr) -> usize {
 /// Whether anybody is connecting to this address and has no answer yet.
 pub fn is_dialled(address: SocketAddr) -> bool {
     ask(Question::ConnectingTo(address)).is_some()
+}
+
+/// Somebody else's port.
+pub fn taken_port() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
 }
 
 /// Waits for what there is no event for.
