@@ -18,7 +18,8 @@ use ws_proxy::WsProxy;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Nothing is served yet, but the port is open: its number can be told to others before the first client comes.
-    let bound = WsProxy::new(std::env::args().skip(1)).drain_timeout_ms(2_000).listen("127.0.0.1:0")?;
+    let bound =
+        WsProxy::new(std::env::args().skip(1)).drain_timeout_ms(2_000).listen("127.0.0.1:0")?;
     println!("listening on {}", bound.local_addr());
 
     // Any future is a shutdown. This one completes when the thread that reads standard input drops its sender.

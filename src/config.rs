@@ -92,7 +92,8 @@ impl Config {
     /// cannot be used, no section, two sections on one port.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let place = Place(text);
-        let document = DeTable::parse(text).map_err(|error| place.toml_error(&error, None))?.into_inner();
+        let document =
+            DeTable::parse(text).map_err(|error| place.toml_error(&error, None))?.into_inner();
 
         let mut sections = Vec::new();
         for table in section_tables(&document, &place)? {
@@ -100,12 +101,13 @@ impl Config {
         }
         refuse_collisions(&sections, &place)?;
 
-        let number = |key: &'static str| match document.iter().find(|(name, _)| name.get_ref() == key) {
-            None => Ok(None),
-            Some((name, value)) => i64::deserialize(value.clone().into_deserializer())
-                .map(|number| Some((number, name.span().start)))
-                .map_err(|error| place.toml_error(&error, Some(key))),
-        };
+        let number =
+            |key: &'static str| match document.iter().find(|(name, _)| name.get_ref() == key) {
+                None => Ok(None),
+                Some((name, value)) => i64::deserialize(value.clone().into_deserializer())
+                    .map(|number| Some((number, name.span().start)))
+                    .map_err(|error| place.toml_error(&error, Some(key))),
+            };
         let workers = match number("workers")? {
             None => 0,
             Some((given @ 0..=MAX_WORKERS, _)) => usize::try_from(given).unwrap_or_default(),
@@ -117,7 +119,8 @@ impl Config {
         let drain = read_drain(&document, number("drain_timeout_ms")?, &place)?;
 
         let is_ours = |name: &str| name == SECTIONS || TOP_KEYS.contains(&name);
-        let ignored = document.keys().map(|name| name.get_ref().as_ref()).filter(|name| !is_ours(name));
+        let ignored =
+            document.keys().map(|name| name.get_ref().as_ref()).filter(|name| !is_ours(name));
         let ignored = ignored.map(str::to_owned).collect();
 
         let with_drain = |CheckedSection { section: Section { bind, proxy }, .. }| Section {
@@ -137,11 +140,17 @@ fn read_drain(
     let mut drain = RawDrain::default();
     if let Some((_, table)) = document.iter().find(|(name, _)| name.get_ref() == "drain") {
         let DeValue::Table(keys) = table.get_ref() else {
-            return Err(place.error(table.span().start, Some("drain"), "this is a table: write [drain]"));
+            return Err(place.error(
+                table.span().start,
+                Some("drain"),
+                "this is a table: write [drain]",
+            ));
         };
         refuse_unknown(keys, &DRAIN_KEYS, "[drain]", place)?;
         drain = deserialize(table, keys, place)?;
-        let at = |key: &str| keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start);
+        let at = |key: &str| {
+            keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start)
+        };
         drain.check().map_err(|Invalid { key, problem, .. }| {
             place.error(at(key).unwrap_or(table.span().start), Some(key), problem)
         })?;
@@ -149,7 +158,11 @@ fn read_drain(
     if let Some((given, at)) = alias {
         let key = Some("drain_timeout_ms");
         if drain.timeout_ms.is_some() {
-            return Err(place.error(at, key, "it is the same as timeout_ms of [drain], which is given too"));
+            return Err(place.error(
+                at,
+                key,
+                "it is the same as timeout_ms of [drain], which is given too",
+            ));
         }
         drain.timeout_ms = Some(given);
         drain.check().map_err(|invalid| place.error(at, key, invalid.problem))?;
@@ -183,7 +196,8 @@ fn deserialize<'i, T: Deserialize<'i>>(
         // The value that the error is about stands in one of the keys.
         let span = error.span().unwrap_or_default();
         let holds = |value: &Spanned<DeValue<'_>>| value.span().contains(&span.start);
-        let key = keys.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.get_ref().as_ref());
+        let key =
+            keys.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.get_ref().as_ref());
         place.toml_error(&error, key)
     })
 }
@@ -207,21 +221,34 @@ impl CheckedSection {
                 ));
             }
         };
-        let at = |key: &str| keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start);
+        let at = |key: &str| {
+            keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start)
+        };
         refuse_unknown(keys, &SECTION_KEYS, "a section", place)?;
         let raw: RawSection = deserialize(table, keys, place)?;
         // What the file says of the drain is checked where it stands.
-        let settings = raw.check(&Drain::default()).map_err(|Invalid { key, index, problem }| {
-            let element = index.and_then(|index| match keys.get(key)?.get_ref() {
-                DeValue::Array(elements) => elements.get(index).map(|element| element.span().start),
-                _ => None,
-            });
-            place.error(element.or_else(|| at(key)).unwrap_or(table.span().start), Some(key), problem)
-        })?;
+        let settings =
+            raw.check(&Drain::default()).map_err(|Invalid { key, index, problem }| {
+                let element = index.and_then(|index| match keys.get(key)?.get_ref() {
+                    DeValue::Array(elements) => {
+                        elements.get(index).map(|element| element.span().start)
+                    }
+                    _ => None,
+                });
+                place.error(
+                    element.or_else(|| at(key)).unwrap_or(table.span().start),
+                    Some(key),
+                    problem,
+                )
+            })?;
 
         let bind = raw.bind.clone().unwrap_or_default();
         let bind_at = at("bind").unwrap_or(table.span().start);
-        Ok(Self { section: Section { bind, proxy: WsProxy::from(raw) }, address: settings.bind, bind_at })
+        Ok(Self {
+            section: Section { bind, proxy: WsProxy::from(raw) },
+            address: settings.bind,
+            bind_at,
+        })
     }
 }
 
@@ -281,7 +308,11 @@ impl Place<'_> {
     }
 
     fn error(&self, at: usize, key: Option<&str>, problem: impl Into<String>) -> ConfigError {
-        ConfigError { line: Some(self.line(at)), key: key.map(str::to_owned), problem: problem.into() }
+        ConfigError {
+            line: Some(self.line(at)),
+            key: key.map(str::to_owned),
+            problem: problem.into(),
+        }
     }
 
     fn toml_error(&self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
@@ -351,9 +382,15 @@ mod tests {
         assert_eq!(rules.max_lifetime, Some(Duration::from_millis(8)));
         assert_eq!(rules.lifetime_close_code, 1012);
         assert_eq!((rules.max_message, rules.max_frame), (Some(9), Some(10)));
-        assert_eq!((rules.max_messages_per_second, rules.rate_action), (Some(11), crate::RateAction::Close));
+        assert_eq!(
+            (rules.max_messages_per_second, rules.rate_action),
+            (Some(11), crate::RateAction::Close)
+        );
         assert!(rules.strict_frames && rules.announce_loss);
-        assert_eq!((drain.delay, drain.spread), (Duration::from_millis(1), Duration::from_millis(2)));
+        assert_eq!(
+            (drain.delay, drain.spread),
+            (Duration::from_millis(1), Duration::from_millis(2))
+        );
         assert_eq!((drain.timeout, drain.close_code), (Duration::from_millis(50), 4000));
         assert_eq!(drain.close_grace, Duration::from_millis(3));
     }
@@ -381,9 +418,15 @@ mod tests {
                 with("socket_buffer_bytes = 4095"),
                 "4: socket_buffer_bytes: 4095 is too small: write 4096 or more",
             ),
-            (with("socket_buffer_bytes = 4294967296"), "4: socket_buffer_bytes: 4294967296 is out of range"),
+            (
+                with("socket_buffer_bytes = 4294967296"),
+                "4: socket_buffer_bytes: 4294967296 is out of range",
+            ),
             (with("\nresponse_timeout_ms = -3"), "5: response_timeout_ms: -3 is no time to wait"),
-            (with("host = \"both\""), "4: host: unknown variant `both`, expected `backend` or `preserve`"),
+            (
+                with("host = \"both\""),
+                "4: host: unknown variant `both`, expected `backend` or `preserve`",
+            ),
             (
                 with("conect_timeout_ms = 5"),
                 "4: conect_timeout_ms: there is no such key; did you mean connect_timeout_ms?",
@@ -417,8 +460,14 @@ mod tests {
                 "6: bind: 127.0.0.1:8080 is taken by the section whose bind is on line 2",
             ),
             (format!("workers = -1\n{GOOD}"), "1: workers: -1 is out of range"),
-            (format!("workers = \"x\"\n{GOOD}"), "1: workers: invalid type: string \"x\", expected i64"),
-            (format!("\ndrain_timeout_ms = 0\n{GOOD}"), "2: drain_timeout_ms: 0 is no time to wait"),
+            (
+                format!("workers = \"x\"\n{GOOD}"),
+                "1: workers: invalid type: string \"x\", expected i64",
+            ),
+            (
+                format!("\ndrain_timeout_ms = 0\n{GOOD}"),
+                "2: drain_timeout_ms: 0 is no time to wait",
+            ),
             (format!("drain = 5\n{GOOD}"), "1: drain: this is a table"),
             (
                 format!("[drain]\ntimeout = 5\n{GOOD}"),

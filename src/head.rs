@@ -74,7 +74,8 @@ pub(crate) async fn read(
             // One byte more than fits is never read: what has come in full either holds the end or is too long.
             let filled = bytes.len();
             bytes.resize(max.min(filled + STEP), 0);
-            let count = socket.read(&mut bytes[filled..]).await.map_err(|_| NoHead::Broken { begun })?;
+            let count =
+                socket.read(&mut bytes[filled..]).await.map_err(|_| NoHead::Broken { begun })?;
             bytes.truncate(filled + count);
             if count == 0 {
                 return Err(NoHead::Ended { begun });

@@ -29,8 +29,12 @@ pub fn judge(head: &[u8]) -> u16 {
 pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
     let request = UpgradeRequest::parse(head).ok()?;
     let client = std::net::Ipv4Addr::LOCALHOST.into();
-    let hop =
-        Hop { client, backend: "chat-backend:9000", host: HostHeader::Backend, forwarded: Forwarded::Append };
+    let hop = Hop {
+        client,
+        backend: "chat-backend:9000",
+        host: HostHeader::Backend,
+        forwarded: Forwarded::Append,
+    };
     Some(request_head(&request, &hop))
 }
 
@@ -86,7 +90,8 @@ pub fn gate(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
     for (index, piece) in bytes.chunks(piece.max(1)).enumerate() {
         if index == 1 {
             gate.await_pong(*b"internal");
-            passed.extend(gate.insert(control::ping(*b"internal", None), false).unwrap_or_default());
+            passed
+                .extend(gate.insert(control::ping(*b"internal", None), false).unwrap_or_default());
         }
         passed.extend_from_slice(gate.pass(piece, &rules, &mut spare).bytes);
     }

@@ -92,7 +92,8 @@ impl Outcome {
             ),
             Self::PassedOn { backend, status, fault } => {
                 let backend = of.backend_name(*backend);
-                let fault = fault.as_ref().map(|fault| format!(" fault={fault:?}")).unwrap_or_default();
+                let fault =
+                    fault.as_ref().map(|fault| format!(" fault={fault:?}")).unwrap_or_default();
                 log::info!(
                     "event=refused section={section} id={id} client={peer} backend={backend} status={status} \
                      reason=backend_status{fault}",
@@ -104,10 +105,14 @@ impl Outcome {
                     Stage::Handshake => "handshake",
                     Stage::Refusal => "refusal",
                 };
-                log::info!("event=client_gone section={section} id={id} client={peer} stage={stage}");
+                log::info!(
+                    "event=client_gone section={section} id={id} client={peer} stage={stage}"
+                );
             }
             Self::Silent { ended_by } => {
-                log::debug!("event=silent section={section} id={id} client={peer} ended_by={ended_by}");
+                log::debug!(
+                    "event=silent section={section} id={id} client={peer} ended_by={ended_by}"
+                );
             }
         }
     }

@@ -445,7 +445,11 @@ impl Bound {
         future::or(shutdown, until_closed(&closed)).await;
         let mut deadline = Timer::after(drain.timeout);
         if !drain.delay.is_zero() {
-            log::info!("event=lame_duck section={} delay_ms={}", section.name, drain.delay.as_millis());
+            log::info!(
+                "event=lame_duck section={} delay_ms={}",
+                section.name,
+                drain.delay.as_millis()
+            );
             let delay = async {
                 Timer::after(drain.delay).await;
             };
@@ -455,7 +459,11 @@ impl Bound {
         until_closed(&closed).await;
 
         // Every tunnel is closed in its turn, also those whose handshake is under way.
-        log::info!("event=draining section={} spread_ms={}", section.name, drain.spread.as_millis());
+        log::info!(
+            "event=draining section={} spread_ms={}",
+            section.name,
+            drain.spread.as_millis()
+        );
         group.workers.drain(group.id, drain.spread);
         let all_ended = async {
             until_closed(&ended).await;

@@ -111,7 +111,11 @@ pub(crate) async fn accept(
     let listener = match Listener::new(handle.reactor(), listener) {
         Ok(listener) => listener,
         Err(error) => {
-            log::error!("event=listen_failed section={} error={:?}", section.name, error.to_string());
+            log::error!(
+                "event=listen_failed section={} error={:?}",
+                section.name,
+                error.to_string()
+            );
             return;
         }
     };
@@ -140,7 +144,13 @@ pub(crate) async fn accept(
 }
 
 /// Starts the task of one client.
-fn start(handle: &Handle, client: TcpStream, peer: SocketAddr, section: &Arc<Section>, alive: Sender<()>) {
+fn start(
+    handle: &Handle,
+    client: TcpStream,
+    peer: SocketAddr,
+    section: &Arc<Section>,
+    alive: Sender<()>,
+) {
     let section = Arc::clone(section);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     match Permit::take(&section.open, section.settings.max_connections) {
@@ -165,7 +175,10 @@ fn start(handle: &Handle, client: TcpStream, peer: SocketAddr, section: &Arc<Sec
                 connection::reject(client, full).await.log(&section, id, peer);
                 drop((permit, alive));
             }),
-            None => log::debug!("event=dropped section={} id={id} client={peer} reason=full", section.name),
+            None => log::debug!(
+                "event=dropped section={} id={id} client={peer} reason=full",
+                section.name
+            ),
         },
     }
 }
@@ -181,7 +194,10 @@ fn register(
     let registered = Stream::new(handle.reactor(), client);
     if let Err(error) = &registered {
         let error = error.to_string();
-        log::error!("event=register_failed section={} id={id} client={peer} error={error:?}", section.name);
+        log::error!(
+            "event=register_failed section={} id={id} client={peer} error={error:?}",
+            section.name
+        );
     }
     registered.ok()
 }

@@ -159,7 +159,8 @@ impl RawSection {
 
         let backends = self.backends.as_deref().unwrap_or_default();
         if backends.is_empty() {
-            let mend = "there are none: name at least one, as in backends = [\"chat-backend:9000\"]";
+            let mend =
+                "there are none: name at least one, as in backends = [\"chat-backend:9000\"]";
             return Err(Invalid::new("backends", mend));
         }
         let backends = backends
@@ -183,14 +184,11 @@ impl RawSection {
         let origins = match self.origins.as_deref() {
             None => None,
             Some([]) => {
-                let mend =
-                    "the list is empty, so that nobody could connect: leave the key out, or name an origin";
+                let mend = "the list is empty, so that nobody could connect: leave the key out, or name an origin";
                 return Err(Invalid::new("origins", mend));
             }
-            Some(entries) => Some(OriginList::parse(entries).map_err(|(index, problem)| Invalid {
-                key: "origins",
-                index: Some(index),
-                problem,
+            Some(entries) => Some(OriginList::parse(entries).map_err(|(index, problem)| {
+                Invalid { key: "origins", index: Some(index), problem }
             })?),
         };
 
@@ -199,7 +197,11 @@ impl RawSection {
             name: self.name.clone(),
             bind,
             backends,
-            connect_timeout: timeout("connect_timeout_ms", self.connect_timeout_ms, CONNECT_TIMEOUT_MS)?,
+            connect_timeout: timeout(
+                "connect_timeout_ms",
+                self.connect_timeout_ms,
+                CONNECT_TIMEOUT_MS,
+            )?,
             read_timeout,
             response_timeout,
             host: self.host.unwrap_or_default(),
@@ -236,7 +238,10 @@ impl RawSection {
             lifetime_close_code: close_code("lifetime_close_code", self.lifetime_close_code)?,
             max_message: limit("max_message_bytes", self.max_message_bytes)?,
             max_frame: limit("max_frame_bytes", self.max_frame_bytes)?,
-            max_messages_per_second: limit("max_messages_per_second", self.max_messages_per_second)?,
+            max_messages_per_second: limit(
+                "max_messages_per_second",
+                self.max_messages_per_second,
+            )?,
             rate_action: self.rate_action.unwrap_or_default(),
             strict_frames: self.strict_frames.unwrap_or_default(),
             announce_loss: self.announce_loss.unwrap_or_default(),
@@ -309,7 +314,10 @@ fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
     let given = given.unwrap_or(CLOSE_CODE.into());
     match u16::try_from(given) {
         Ok(code @ (1_000..=1_003 | 1_007..=1_014 | 3_000..=4_999)) => Ok(code),
-        _ => Err(Invalid::new(key, format!("{given} is no code for a Close: 1001, 1012 and 4000 are"))),
+        _ => Err(Invalid::new(
+            key,
+            format!("{given} is no code for a Close: 1001, 1012 and 4000 are"),
+        )),
     }
 }
 
@@ -318,7 +326,11 @@ fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
 /// # Errors
 ///
 /// If it is not.
-pub(crate) fn timeout(key: &'static str, given: Option<i64>, default: i64) -> Result<Duration, Invalid> {
+pub(crate) fn timeout(
+    key: &'static str,
+    given: Option<i64>,
+    default: i64,
+) -> Result<Duration, Invalid> {
     let given = given.unwrap_or(default);
     match u64::try_from(given) {
         Ok(ms @ 1..) => Ok(Duration::from_millis(ms)),
@@ -349,7 +361,10 @@ mod tests {
     fn a_drain_fits_into_its_timeout() {
         let whole = drain();
         assert_eq!((whole.delay, whole.spread), (Duration::ZERO, Duration::from_secs(5)));
-        assert_eq!((whole.timeout, whole.close_grace), (Duration::from_secs(8), Duration::from_secs(2)));
+        assert_eq!(
+            (whole.timeout, whole.close_grace),
+            (Duration::from_secs(8), Duration::from_secs(2))
+        );
         let short = RawDrain { timeout_ms: Some(3_000), ..RawDrain::default() }.check().unwrap();
         assert_eq!(short.spread, Duration::from_secs(1));
         let tiny = RawDrain { timeout_ms: Some(100), ..RawDrain::default() }.check().unwrap();
@@ -393,7 +408,8 @@ mod tests {
     fn the_answer_may_take_as_long_as_the_head_unless_said() {
         let settings = RawSection { read_timeout_ms: Some(7), ..raw() }.check(&drain()).unwrap();
         assert_eq!(settings.response_timeout, Duration::from_millis(7));
-        let settings = RawSection { response_timeout_ms: Some(9), ..raw() }.check(&drain()).unwrap();
+        let settings =
+            RawSection { response_timeout_ms: Some(9), ..raw() }.check(&drain()).unwrap();
         assert_eq!(settings.response_timeout, Duration::from_millis(9));
         assert_eq!(settings.read_timeout, Duration::from_secs(30));
     }
@@ -414,7 +430,11 @@ mod tests {
             (RawSection { origins: strings(&["none", "x"]), ..raw() }, "origins", Some(1)),
             (RawSection { max_connections: Some(-1), ..raw() }, "max_connections", None),
             (RawSection { ping_interval_ms: Some(-1), ..raw() }, "ping_interval_ms", None),
-            (RawSection { max_messages_per_second: Some(1 << 40), ..raw() }, "max_messages_per_second", None),
+            (
+                RawSection { max_messages_per_second: Some(1 << 40), ..raw() },
+                "max_messages_per_second",
+                None,
+            ),
             (RawSection { lifetime_close_code: Some(1005), ..raw() }, "lifetime_close_code", None),
         ];
         for (raw, key, index) in cases {

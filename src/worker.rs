@@ -97,7 +97,8 @@ impl Workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        let mailboxes = (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
+        let mailboxes =
+            (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
         let ring = Arc::new(Ring { mailboxes, next: AtomicUsize::new(0) });
         // Dropped by an error, it ends the threads that have been started.
         let mut pool = Pool { ring: Arc::clone(&ring), threads: Vec::with_capacity(count) };
@@ -118,7 +119,9 @@ impl Workers {
                 }
             };
             pool.threads.push(thread::Builder::new().name(format!("worker-{place}")).spawn(run)?);
-            start.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread has panicked")))?;
+            start
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("the worker thread has panicked")))?;
         }
         Ok(Self(Arc::new(pool)))
     }
@@ -319,7 +322,8 @@ impl Group {
         let executor = Rc::new(LocalExecutor::new());
         let running = Rc::clone(&executor);
         let runner = Box::pin(async move { running.run(future::pending()).await });
-        let bell = Arc::new(GroupBell { has_rung: AtomicBool::new(true), mailbox: Arc::clone(mailbox) });
+        let bell =
+            Arc::new(GroupBell { has_rung: AtomicBool::new(true), mailbox: Arc::clone(mailbox) });
         let waker = Waker::from(Arc::clone(&bell));
         Self { id, runner, executor, bell, waker }
     }
@@ -336,7 +340,8 @@ impl Group {
 impl Worker {
     fn new(ring: Arc<Ring>, place: usize, mailbox: Arc<Mailbox>) -> io::Result<Self> {
         let reactor = Rc::new(Reactor::new(&mailbox.bell)?);
-        let local = Local { reactor, ring, place, tasks: RefCell::default(), tunnels: RefCell::default() };
+        let local =
+            Local { reactor, ring, place, tasks: RefCell::default(), tunnels: RefCell::default() };
         Ok(Self {
             carrier: Carrier::new(&local.reactor)?,
             mailbox,

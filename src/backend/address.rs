@@ -26,7 +26,9 @@ impl Address {
                 rest.strip_suffix('/').unwrap_or(rest)
             }
             Some((scheme, _)) if scheme.eq_ignore_ascii_case("wss") => {
-                return Err(format!("{text:?}: TLS to a backend is not supported, write ws://host:port"));
+                return Err(format!(
+                    "{text:?}: TLS to a backend is not supported, write ws://host:port"
+                ));
             }
             Some(_) => return Err(format!("{text:?}: write host:port or ws://host:port")),
         };
@@ -111,7 +113,9 @@ fn check_host(host: &str) -> Result<&str, &'static str> {
     }
     let label_is_good = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     // A dot at the end keeps a resolver from trying its search list.
     let name = host.strip_suffix('.').unwrap_or(host);
@@ -139,10 +143,14 @@ mod tests {
             let address = Address::backend(text).unwrap();
             (address.host, address.port, address.authority)
         };
-        let expect = |host: &str, port, authority: &str| (host.to_owned(), port, authority.to_owned());
+        let expect =
+            |host: &str, port, authority: &str| (host.to_owned(), port, authority.to_owned());
         assert_eq!(read("chat:9000"), expect("chat", 9000, "chat:9000"));
         assert_eq!(read("ws://chat:9000"), expect("chat", 9000, "chat:9000"));
-        assert_eq!(read("WS://chat_1.svc.local./"), expect("chat_1.svc.local.", 80, "chat_1.svc.local."));
+        assert_eq!(
+            read("WS://chat_1.svc.local./"),
+            expect("chat_1.svc.local.", 80, "chat_1.svc.local.")
+        );
         assert_eq!(read("10.0.0.1"), expect("10.0.0.1", 80, "10.0.0.1"));
         assert_eq!(read("[::1]:9000"), expect("::1", 9000, "[::1]:9000"));
         assert_eq!(read("ws://[::1]"), expect("::1", 80, "[::1]"));

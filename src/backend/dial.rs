@@ -50,11 +50,17 @@ pub(crate) async fn dial(
         match connect_to(reactor, backend, timeout, buffer).await {
             Ok(socket) => return Ok(Dialed { index, socket }),
             Err(error) if net::out_of_descriptors(&error) => {
-                log::error!("event=out_of_descriptors backend={backend} error={:?}", error.to_string());
+                log::error!(
+                    "event=out_of_descriptors backend={backend} error={:?}",
+                    error.to_string()
+                );
                 return Err(DialError::OutOfDescriptors);
             }
             Err(error) => {
-                log::warn!("event=backend_unreachable backend={backend} error={:?}", error.to_string());
+                log::warn!(
+                    "event=backend_unreachable backend={backend} error={:?}",
+                    error.to_string()
+                );
                 only_time_failed &= error.kind() == io::ErrorKind::TimedOut;
             }
         }
@@ -85,7 +91,11 @@ async fn connect_to(
     Err(worst.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-async fn connect(reactor: &Rc<Reactor>, address: SocketAddr, buffer: Option<usize>) -> io::Result<Stream> {
+async fn connect(
+    reactor: &Rc<Reactor>,
+    address: SocketAddr,
+    buffer: Option<usize>,
+) -> io::Result<Stream> {
     let stream = Stream::connect(reactor, address, buffer).await?;
     net::prepare(stream.socket())?;
     Ok(stream)

@@ -66,7 +66,8 @@ pub(super) async fn attempt(
     let settings = &section.settings;
     let order = section.rotation.turn(settings.backends.len());
     let dialed =
-        dial(reactor, &settings.backends, order, settings.connect_timeout, settings.socket_buffer).await;
+        dial(reactor, &settings.backends, order, settings.connect_timeout, settings.socket_buffer)
+            .await;
     let Dialed { index, socket: backend } = dialed.map_err(|error| {
         let reject = match error {
             DialError::Unreachable => Reject::unreachable(),
@@ -77,7 +78,12 @@ pub(super) async fn attempt(
     })?;
 
     let name = section.backend_name(index);
-    let hop = Hop { client: peer.ip(), backend: name, host: settings.host, forwarded: settings.forwarded };
+    let hop = Hop {
+        client: peer.ip(),
+        backend: name,
+        host: settings.host,
+        forwarded: settings.forwarded,
+    };
     let head = request_head(request, &hop);
     match converse(&backend, &head, request, settings.response_timeout).await {
         Ok(Final::Switching { head, for_client, is_extended }) => {
@@ -129,7 +135,11 @@ async fn converse(
             Answer::Switching(response) => {
                 let is_extended = response.fields.list("Sec-WebSocket-Extensions").next().is_some();
                 let for_client = head.rest().to_vec();
-                return Ok(Final::Switching { head: switching_head(&response), for_client, is_extended });
+                return Ok(Final::Switching {
+                    head: switching_head(&response),
+                    for_client,
+                    is_extended,
+                });
             }
             Answer::Refusal(response, framing) => {
                 let (status, rest) = (response.status, head.rest().to_vec());
@@ -150,7 +160,9 @@ fn bad_head(no_head: NoHead) -> Reject {
         NoHead::Ended { begun: true } => {
             Reject::bad_answer("the backend closed the connection within its answer's head")
         }
-        NoHead::TooLong { .. } => Reject::bad_answer("the head of the backend's answer is too long"),
+        NoHead::TooLong { .. } => {
+            Reject::bad_answer("the head of the backend's answer is too long")
+        }
         NoHead::Malformed(_) => Reject::bad_answer("the backend's answer is not HTTP/1.1"),
     }
 }

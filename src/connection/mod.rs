@@ -107,7 +107,8 @@ pub(crate) async fn serve(
             let handshake = reactor.now().saturating_duration_since(started);
             let (client, backend) = (client.detach(), backend.detach());
             let (for_backend, rules) = (early.into_bytes(), Arc::clone(&section.settings.rules));
-            let tunnel = Tunnel { client, backend, for_backend, head, for_client, is_extended, rules };
+            let tunnel =
+                Tunnel { client, backend, for_backend, head, for_client, is_extended, rules };
             Ok(Established { tunnel, index, started, handshake })
         }
     }

@@ -48,7 +48,9 @@ pub(super) async fn pass_on(
     future::zip(net::close_in_stages(client), net::close_in_stages(backend)).await;
     match passed {
         Some(Ok(())) => Outcome::PassedOn { backend: index, status, fault: None },
-        Some(Err(fault)) => Outcome::PassedOn { backend: index, status, fault: Some(fault.to_string()) },
+        Some(Err(fault)) => {
+            Outcome::PassedOn { backend: index, status, fault: Some(fault.to_string()) }
+        }
         None => Outcome::ClientGone { stage: Stage::Refusal },
     }
 }
@@ -84,7 +86,11 @@ async fn pass(
         let count = read.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
         bytes.truncate(count);
         if count == 0 {
-            return if body.may_end_here() { Ok(()) } else { fault("the backend's body is cut short") };
+            return if body.may_end_here() {
+                Ok(())
+            } else {
+                fault("the backend's body is cut short")
+            };
         }
     }
 }

@@ -99,7 +99,11 @@ impl Body {
                     let left = left - taken as u64;
                     (
                         taken,
-                        Some(if left == 0 { State::Size { size: 0, digits: 0 } } else { State::Data(left) }),
+                        Some(if left == 0 {
+                            State::Size { size: 0, digits: 0 }
+                        } else {
+                            State::Data(left)
+                        }),
                     )
                 }
                 State::Size { size, digits } => (1, after_size_byte(size, digits, byte)),

@@ -111,7 +111,11 @@ pub(crate) fn refusal_head(response: &Response<'_>) -> Vec<u8> {
     })
 }
 
-fn response_head(response: &Response<'_>, own: &str, passes: impl Fn(&Field<'_>) -> bool) -> Vec<u8> {
+fn response_head(
+    response: &Response<'_>,
+    own: &str,
+    passes: impl Fn(&Field<'_>) -> bool,
+) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
     extend(&mut head, &["HTTP/1.1 ", &response.status.to_string(), " ", response.reason, "\r\n"]);
     for field in response.fields.iter().filter(|field| passes(field)) {
@@ -142,7 +146,9 @@ impl<'a> Nominated<'a> {
 
 /// Whether our own fields stand for the client's.
 fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
-    let ours = ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"].iter().any(|name| field.is(name));
+    let ours = ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"]
+        .iter()
+        .any(|name| field.is(name));
     match forwarded {
         Forwarded::Append => ours,
         // The standard's own field (RFC 7239) says the same things, and is believed no more.
@@ -162,7 +168,10 @@ fn forwarded_fields(
     }
     let kept = |name: &'static str| {
         let passes = hop.forwarded == Forwarded::Append;
-        request.fields.iter().filter(move |field| passes && field.is(name) && nominated.let_pass(field))
+        request
+            .fields
+            .iter()
+            .filter(move |field| passes && field.is(name) && nominated.let_pass(field))
     };
     extend(head, &["X-Forwarded-For: "]);
     for field in kept("X-Forwarded-For").filter(|field| !field.value.is_empty()) {
@@ -196,7 +205,8 @@ mod tests {
     use crate::handshake::response::Answer;
     use crate::handshake::scan::{HeadScan, Scan};
 
-    const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+    const KEY: &str =
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
     fn forwarded(lines: &str, host: HostHeader, forwarded: Forwarded) -> String {
         let head = format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}\r\n");

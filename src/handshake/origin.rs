@@ -66,7 +66,9 @@ impl OriginList {
 impl Rule {
     fn parse(entry: &str) -> Option<Self> {
         match entry.split_once("://*.") {
-            Some((scheme, domain)) => Origin::parse(&format!("{scheme}://{domain}")).map(Self::Below),
+            Some((scheme, domain)) => {
+                Origin::parse(&format!("{scheme}://{domain}")).map(Self::Below)
+            }
             None => Origin::parse(entry).map(Self::Exact),
         }
     }

@@ -30,7 +30,10 @@ impl Reject {
 
     /// 405: a WebSocket is opened with GET only (RFC 6455, 4.1).
     pub(crate) fn method() -> Self {
-        Self { extra: "Allow: GET\r\n", ..Self::new(405, "method", "a WebSocket is opened with GET") }
+        Self {
+            extra: "Allow: GET\r\n",
+            ..Self::new(405, "method", "a WebSocket is opened with GET")
+        }
     }
 
     /// 426: another version of the protocol than 13 (RFC 6455, 4.4).

@@ -29,10 +29,13 @@ impl<'a> UpgradeRequest<'a> {
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(head) {
             Ok(httparse::Status::Complete(end)) if end == head.len() => {}
-            Ok(_) => return Err(Reject::malformed("the request head does not end where it should")),
+            Ok(_) => {
+                return Err(Reject::malformed("the request head does not end where it should"));
+            }
             Err(error) => return Err(Reject::malformed(what_is_wrong(error))),
         }
-        let (Some(method), Some(raw_target), Some(version)) = (request.method, request.path, request.version)
+        let (Some(method), Some(raw_target), Some(version)) =
+            (request.method, request.path, request.version)
         else {
             return Err(Reject::malformed("the request line is not complete"));
         };
@@ -63,7 +66,8 @@ impl<'a> UpgradeRequest<'a> {
             return Err(Reject::method());
         }
         // The version comes before the key: another version may have another kind of key.
-        let protocol_version = single_text(&fields, "Sec-WebSocket-Version", Reject::not_websocket)?;
+        let protocol_version =
+            single_text(&fields, "Sec-WebSocket-Version", Reject::not_websocket)?;
         if protocol_version != "13" {
             return Err(Reject::version());
         }
@@ -103,7 +107,11 @@ fn what_is_wrong(error: httparse::Error) -> &'static str {
 }
 
 /// The only value of a field that must be there once, as text.
-fn single_text<'a>(fields: &Fields<'a>, name: &str, reject: fn(String) -> Reject) -> Result<&'a str, Reject> {
+fn single_text<'a>(
+    fields: &Fields<'a>,
+    name: &str,
+    reject: fn(String) -> Reject,
+) -> Result<&'a str, Reject> {
     let value = fields.single(name).map_err(|number| match number {
         0 => reject(format!("the {name} field is missing")),
         _ => reject(format!("more than one {name} field")),
@@ -114,7 +122,9 @@ fn single_text<'a>(fields: &Fields<'a>, name: &str, reject: fn(String) -> Reject
 /// An upgrade has no body: its bytes would be the first of the tunnel (RFC 9110, 7.8; RFC 9112, 6.3).
 fn refuse_body(fields: &Fields<'_>) -> Result<(), Reject> {
     if fields.values("Transfer-Encoding").next().is_some() {
-        return Err(Reject::malformed("a WebSocket upgrade has no body: Transfer-Encoding is refused"));
+        return Err(Reject::malformed(
+            "a WebSocket upgrade has no body: Transfer-Encoding is refused",
+        ));
     }
     if fields.values("Content-Length").any(|length| length != b"0") {
         return Err(Reject::malformed("a WebSocket upgrade has no body: Content-Length must be 0"));
@@ -129,7 +139,9 @@ fn refuse_body(fields: &Fields<'_>) -> Result<(), Reject> {
 /// where the target ends (white space, a fragment, control bytes) or how it reads (bytes beyond ASCII) does not.
 fn split_target(target: &str) -> Result<(Cow<'_, str>, Option<&str>), Reject> {
     if target.bytes().any(|byte| !byte.is_ascii_graphic()) {
-        return Err(Reject::malformed("the request target has a byte that must be percent-encoded"));
+        return Err(Reject::malformed(
+            "the request target has a byte that must be percent-encoded",
+        ));
     }
     if target.contains('#') {
         return Err(Reject::malformed("the request target has a fragment"));
@@ -169,7 +181,8 @@ fn is_authority(text: &str) -> bool {
     };
     let port_is_good = match rest.strip_prefix(':') {
         Some(port) => {
-            port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
+            port.bytes().all(|byte| byte.is_ascii_digit())
+                && (port.is_empty() || port.parse::<u16>().is_ok())
         }
         None => rest.is_empty(),
     };

@@ -33,14 +33,19 @@ impl<'a> Answer<'a> {
     /// # Errors
     ///
     /// What is wrong with it, where it is no HTTP or a 101 that is not the answer to `request`.
-    pub(crate) fn parse(head: &'a [u8], request: &UpgradeRequest<'_>) -> Result<Self, &'static str> {
+    pub(crate) fn parse(
+        head: &'a [u8],
+        request: &UpgradeRequest<'_>,
+    ) -> Result<Self, &'static str> {
         let mut headers = room_for(head);
         let mut parsed = httparse::Response::new(&mut headers);
         match parsed.parse(head) {
             Ok(httparse::Status::Complete(end)) if end == head.len() => {}
             _ => return Err("the backend's answer is not HTTP/1.1"),
         }
-        let (Some(status), Some(reason), Some(version)) = (parsed.code, parsed.reason, parsed.version) else {
+        let (Some(status), Some(reason), Some(version)) =
+            (parsed.code, parsed.reason, parsed.version)
+        else {
             return Err("the backend's answer has no status");
         };
         let fields = Fields::new(head, parsed.headers)
@@ -118,7 +123,8 @@ fn framing(response: &Response<'_>) -> Result<Framing, &'static str> {
     if lengths.any(|length| length != first) {
         return Err("the backend's answer has several lengths");
     }
-    let digits = first.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(first).ok()).flatten();
+    let digits =
+        first.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(first).ok()).flatten();
     let length = digits.and_then(|digits| digits.parse().ok());
     length.map(Framing::Length).ok_or("the backend's answer has a bad Content-Length")
 }
@@ -175,7 +181,10 @@ mod tests {
         for lines in good {
             assert_eq!(switching(lines), Ok("switching".to_owned()), "{lines:?}");
         }
-        assert!(judge(&format!("HTTP/1.1 101\r\n{UPGRADE}\r\n{CONNECTION}\r\n{ACCEPT}\r\n\r\n")).is_ok());
+        assert!(
+            judge(&format!("HTTP/1.1 101\r\n{UPGRADE}\r\n{CONNECTION}\r\n{ACCEPT}\r\n\r\n"))
+                .is_ok()
+        );
     }
 
     #[test]
@@ -190,13 +199,22 @@ mod tests {
             &[UPGRADE, CONNECTION, ACCEPT, ACCEPT],
             &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Protocol: other"],
             &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Protocol: chat, superchat"],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: chat"],
+            &[
+                UPGRADE,
+                CONNECTION,
+                ACCEPT,
+                "Sec-WebSocket-Protocol: chat",
+                "Sec-WebSocket-Protocol: chat",
+            ],
             &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Extensions: x-unknown"],
         ];
         for lines in faulty {
             assert!(switching(lines).is_err(), "{lines:?}");
         }
-        assert!(judge(&format!("HTTP/1.0 101 S\r\n{UPGRADE}\r\n{CONNECTION}\r\n{ACCEPT}\r\n\r\n")).is_err());
+        assert!(
+            judge(&format!("HTTP/1.0 101 S\r\n{UPGRADE}\r\n{CONNECTION}\r\n{ACCEPT}\r\n\r\n"))
+                .is_err()
+        );
     }
 
     #[test]

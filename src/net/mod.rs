@@ -55,8 +55,9 @@ fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListen
     limit_buffers(&socket, buffer)?;
     if let Some(wanted) = buffer {
         // The kernel doubles what it is given, for its own needs.
-        let given =
-            sockopt::socket_recv_buffer_size(&socket)?.min(sockopt::socket_send_buffer_size(&socket)?) / 2;
+        let given = sockopt::socket_recv_buffer_size(&socket)?
+            .min(sockopt::socket_send_buffer_size(&socket)?)
+            / 2;
         if given < wanted {
             log::warn!(
                 "event=socket_buffer_capped address={address} wanted={wanted} bytes={given} hint={:?}",
@@ -142,7 +143,10 @@ pub(crate) async fn close_in_stages(socket: Stream) {
 pub(crate) fn end_sending(socket: &TcpStream) -> io::Result<()> {
     match socket.shutdown(Shutdown::Write) {
         Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::ConnectionReset) =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotConnected | io::ErrorKind::ConnectionReset
+            ) =>
         {
             Ok(())
         }
@@ -155,7 +159,11 @@ pub(crate) fn end_sending(socket: &TcpStream) -> io::Result<()> {
 /// # Errors
 ///
 /// `TimedOut` if the peer does not take it; those of the socket.
-pub(crate) async fn write_within(time: Duration, mut socket: &Stream, bytes: &[u8]) -> io::Result<()> {
+pub(crate) async fn write_within(
+    time: Duration,
+    mut socket: &Stream,
+    bytes: &[u8],
+) -> io::Result<()> {
     let reactor = Rc::clone(socket.reactor());
     within(&reactor, time, socket.write_all(bytes))
         .await

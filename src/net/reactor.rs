@@ -150,7 +150,8 @@ impl Reactor {
         let timeout = timeout.map(to_timespec);
         events.clear();
         events.reserve(EVENTS);
-        let result = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
+        let result =
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
         self.now.set(None);
         match result {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -162,7 +163,11 @@ impl Reactor {
     /// timers that are due. Whether the bell has rung.
     ///
     /// All of it happens before the first task runs: no key can be forgotten and given out again in between.
-    pub(crate) fn dispatch(&self, events: &[Event], mut labelled: impl FnMut(u64, EventFlags)) -> bool {
+    pub(crate) fn dispatch(
+        &self,
+        events: &[Event],
+        mut labelled: impl FnMut(u64, EventFlags),
+    ) -> bool {
         let mut bell = false;
         let sources = self.sources.borrow();
         for event in events {
@@ -215,7 +220,9 @@ impl Reactor {
 
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registration").field("readiness", &self.readiness.get()).finish_non_exhaustive()
+        f.debug_struct("Registration")
+            .field("readiness", &self.readiness.get())
+            .finish_non_exhaustive()
     }
 }
 

@@ -22,10 +22,12 @@ pub(crate) struct Readiness {
 
 impl Readiness {
     /// Nothing but that what is read and written must be asked for.
-    pub(crate) const UNKNOWN: Self = Self { readable: true, writable: true, ending: false, failed: false };
+    pub(crate) const UNKNOWN: Self =
+        Self { readable: true, writable: true, ending: false, failed: false };
 
     /// Nothing, until the first event.
-    pub(crate) const NONE: Self = Self { readable: false, writable: false, ending: false, failed: false };
+    pub(crate) const NONE: Self =
+        Self { readable: false, writable: false, ending: false, failed: false };
 
     /// Takes an event into account.
     pub(crate) fn note(&mut self, flags: EventFlags) {
@@ -37,7 +39,11 @@ impl Readiness {
     }
 
     /// Reads what is there: 0 is the end, `None` is nothing for now.
-    pub(crate) fn read(&mut self, mut socket: &TcpStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub(crate) fn read(
+        &mut self,
+        mut socket: &TcpStream,
+        buffer: &mut [u8],
+    ) -> io::Result<Option<usize>> {
         let read = retry(|| socket.read(buffer))?;
         match read {
             // A stream that gives less than it could has no more (epoll(7)), which saves asking it.
@@ -49,7 +55,11 @@ impl Readiness {
     }
 
     /// Writes as much as there is room for; `None` is for no room for now.
-    pub(crate) fn write(&mut self, mut socket: &TcpStream, bytes: &[u8]) -> io::Result<Option<usize>> {
+    pub(crate) fn write(
+        &mut self,
+        mut socket: &TcpStream,
+        bytes: &[u8],
+    ) -> io::Result<Option<usize>> {
         let written = retry(|| socket.write(bytes))?;
         self.writable = written == Some(bytes.len());
         Ok(written)

@@ -113,7 +113,8 @@ impl Stream {
             Err(error) => return Err(error.into()),
         }
         let socket = TcpStream::from(socket);
-        let stream = Self { registered: Registered::new(reactor, &socket, Readiness::NONE)?, socket };
+        let stream =
+            Self { registered: Registered::new(reactor, &socket, Readiness::NONE)?, socket };
         // It becomes writable when it is connected, or when that has failed.
         poll_fn(|context| {
             let connected = |_: &mut Readiness| Ok(Some(()));
@@ -153,7 +154,11 @@ impl Stream {
     /// Takes the socket out of the tasks' hands, registered as it is.
     pub(crate) fn detach(self) -> Detached {
         let Self { mut registered, socket } = self;
-        Detached { socket, readiness: registered.registration.readiness.get(), key: registered.key.take() }
+        Detached {
+            socket,
+            readiness: registered.registration.readiness.get(),
+            key: registered.key.take(),
+        }
     }
 }
 
@@ -201,7 +206,11 @@ impl AsyncRead for &Stream {
 }
 
 impl AsyncWrite for &Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let write = |known: &mut Readiness| known.write(&self.socket, bytes);
         self.registered.poll(context, |known| known.writable, |all| &all.writer, write)
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use slab::Slab;
 
@@ -149,7 +150,8 @@ impl Carrier {
     /// Ends all tunnels of a group at once.
     pub(crate) fn cut(&mut self, reactor: &Reactor, group: u64) {
         for key in self.keys_of(group) {
-            let reason = self.tunnels.get(key).map_or(Reason::Admin, |carried| carried.pair.reason_of_cut());
+            let reason =
+                self.tunnels.get(key).map_or(Reason::Admin, |carried| carried.pair.reason_of_cut());
             self.end(reactor, key, reason);
         }
     }

@@ -103,7 +103,8 @@ impl Frames {
         match self.place {
             Place::Header => self.next_of_header(bytes),
             Place::Payload => {
-                let here = usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                let here =
+                    usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 self.left -= here as u64;
                 if self.left > 0 {
                     return (here, None);
@@ -180,7 +181,9 @@ impl Frames {
         for (index, &byte) in bytes.iter().enumerate() {
             match self.have {
                 0 | 1 => self.start[usize::from(self.have)] = byte,
-                have if have < 2 + self.extended_bytes() => self.left = self.left << 8 | u64::from(byte),
+                have if have < 2 + self.extended_bytes() => {
+                    self.left = self.left << 8 | u64::from(byte)
+                }
                 have => self.mask[usize::from(have - 2 - self.extended_bytes())] = byte,
             }
             self.have += 1;
@@ -298,12 +301,17 @@ mod tests {
         let headers: Vec<(Opcode, bool, bool)> = events(&mut Frames::default(), &bytes)
             .into_iter()
             .filter_map(|(_, event)| match event {
-                Event::Header(header) => Some((header.opcode(), header.is_final(), header.is_control())),
+                Event::Header(header) => {
+                    Some((header.opcode(), header.is_final(), header.is_control()))
+                }
                 _ => None,
             })
             .collect();
-        let expected =
-            [(Opcode::Text, false, false), (Opcode::Ping, true, true), (Opcode::Continuation, true, false)];
+        let expected = [
+            (Opcode::Text, false, false),
+            (Opcode::Ping, true, true),
+            (Opcode::Continuation, true, false),
+        ];
         assert_eq!(headers, expected);
     }
 

@@ -155,7 +155,12 @@ impl Gate {
     }
 
     /// What of `chunk` passes, with what is put in. `out` is where that is made if it is not the chunk as it is.
-    pub(crate) fn pass<'a>(&mut self, chunk: &'a [u8], rules: &Rules, out: &'a mut Vec<u8>) -> Passage<'a> {
+    pub(crate) fn pass<'a>(
+        &mut self,
+        chunk: &'a [u8],
+        rules: &Rules,
+        out: &'a mut Vec<u8>,
+    ) -> Passage<'a> {
         if self.errand.is_none() && !self.is_shut {
             self.follow(chunk);
             return Passage { bytes: chunk, refusal: None };
@@ -302,7 +307,10 @@ impl Gate {
 
 impl Errand {
     fn is_done(&self) -> bool {
-        self.judge.is_none() && self.insert.is_empty() && self.awaited.is_none() && self.kept.is_none()
+        self.judge.is_none()
+            && self.insert.is_empty()
+            && self.awaited.is_none()
+            && self.kept.is_none()
     }
 }
 
@@ -332,7 +340,9 @@ impl Judge {
         let place_is_good = match header.opcode() {
             Opcode::Continuation => is_continued,
             Opcode::Text | Opcode::Binary => !is_continued,
-            Opcode::Close | Opcode::Ping | Opcode::Pong => header.is_final() && header.length <= 125,
+            Opcode::Close | Opcode::Ping | Opcode::Pong => {
+                header.is_final() && header.length <= 125
+            }
             Opcode::Other => false,
         };
         place_is_good
@@ -456,7 +466,10 @@ mod tests {
         let mut gate = Gate::new(&rules, true, false);
         let large = frame(0x82, b"12345");
         assert_eq!(passed(&mut gate, &rules, &large[..1]), (large[..1].to_vec(), None));
-        assert_eq!(passed(&mut gate, &rules, &large[1..]), (Vec::new(), Some(Refusal::MessageTooBig)));
+        assert_eq!(
+            passed(&mut gate, &rules, &large[1..]),
+            (Vec::new(), Some(Refusal::MessageTooBig))
+        );
         assert!(gate.is_shut() && !gate.is_at_boundary());
         assert_eq!(gate.insert(b"close".to_vec(), true), None);
     }
@@ -480,7 +493,8 @@ mod tests {
             let (all, refusal) = passed(&mut Gate::default(), &Rules::default(), bytes);
             assert_eq!((&*all, refusal), (bytes, None));
         }
-        let (_, refusal) = passed(&mut Gate::new(&rules, true, true), &rules, &frame(0xc1, b"compressed"));
+        let (_, refusal) =
+            passed(&mut Gate::new(&rules, true, true), &rules, &frame(0xc1, b"compressed"));
         assert_eq!(refusal, None);
     }
 

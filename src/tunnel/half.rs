@@ -67,7 +67,11 @@ pub(super) struct Tools {
 
 impl Default for Tools {
     fn default() -> Self {
-        Self { scratch: vec![0; SCRATCH].into_boxed_slice(), spare: Vec::new(), pipes: Pipes::default() }
+        Self {
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            spare: Vec::new(),
+            pipes: Pipes::default(),
+        }
     }
 }
 
@@ -114,7 +118,12 @@ pub(super) enum Stop {
 impl Half {
     /// A direction whose sink gets `head` as it is, before anything else, and then what passes of `early`, which the
     /// source has sent already. If not all of it does, the refusal is to be acted upon.
-    pub(super) fn new(head: Vec<u8>, early: &[u8], gate: Gate, rules: &Rules) -> (Self, Option<Refusal>) {
+    pub(super) fn new(
+        head: Vec<u8>,
+        early: &[u8],
+        gate: Gate,
+        rules: &Rules,
+    ) -> (Self, Option<Refusal>) {
         let mut half = Self {
             held: (!head.is_empty()).then(|| Box::new(Held::Bytes(head, 0))),
             state: State::Open,
@@ -291,7 +300,8 @@ impl Half {
         self.is_fresh = true;
         let Passage { bytes, refusal } = self.gate.pass(chunk, rules, spare);
         let goes_now = self.held.is_none() && !bytes.is_empty() && sink.is_writable();
-        let written = if goes_now { sink.write(bytes).map_err(|_| Stop::Sink)?.unwrap_or(0) } else { 0 };
+        let written =
+            if goes_now { sink.write(bytes).map_err(|_| Stop::Sink)?.unwrap_or(0) } else { 0 };
         self.carried += written as u64;
         if written < bytes.len() {
             let rest = bytes[written..].to_vec();
@@ -302,7 +312,8 @@ impl Half {
 
     /// Fills a pipe from the source.
     fn fill(&mut self, pipe: Pipe, source: &mut Socket, tools: &mut Tools) -> Result<(), Stop> {
-        let most = usize::try_from(self.gate.unseen()).map_or(PIPE_BYTES, |unseen| unseen.min(PIPE_BYTES));
+        let most =
+            usize::try_from(self.gate.unseen()).map_or(PIPE_BYTES, |unseen| unseen.min(PIPE_BYTES));
         match source.splice_into(&pipe, most) {
             Ok(Some(count @ 1..)) => {
                 self.is_fresh = true;

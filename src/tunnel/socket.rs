@@ -82,7 +82,8 @@ impl Socket {
 
     /// Whether the connection is broken. Asks the system only where an event gave reason to.
     pub(super) fn is_broken(&mut self) -> bool {
-        self.known.failed = self.known.failed && !matches!(sockopt::socket_error(&self.stream), Ok(Ok(())));
+        self.known.failed =
+            self.known.failed && !matches!(sockopt::socket_error(&self.stream), Ok(Ok(())));
         self.known.failed
     }
 

@@ -60,7 +60,9 @@ impl Tally {
         for &byte in payload.iter().take(2) {
             self.close = match self.close {
                 CloseSeen::WithoutCode => CloseSeen::Half(byte ^ mask[0]),
-                CloseSeen::Half(first) => CloseSeen::Code(u16::from_be_bytes([first, byte ^ mask[1]])),
+                CloseSeen::Half(first) => {
+                    CloseSeen::Code(u16::from_be_bytes([first, byte ^ mask[1]]))
+                }
                 done => done,
             };
         }

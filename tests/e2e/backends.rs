@@ -9,7 +9,8 @@ use rustix::process::Signal;
 use ws_proxy::{Forwarded, HostHeader, WsProxy};
 
 use crate::support::{
-    ACCEPT, Backend, KEY, Peer, Program, Proxy, noise, switching, table, upgrade, upgrade_but, value,
+    ACCEPT, Backend, KEY, Peer, Program, Proxy, noise, switching, table, upgrade, upgrade_but,
+    value,
 };
 
 /// Longest head of an answer.
@@ -43,7 +44,9 @@ fn only_good_handshakes_take_a_turn() {
     let proxy = Proxy::to(&[&backends[0], &backends[1]]).origins(["none"]);
     let proxy = Proxy::start(proxy);
     assert_eq!(turn(&proxy, &backends), 0);
-    for bad in ["\n".to_owned(), upgrade_but("GET", "POST"), upgrade("Origin: https://a.example\r\n")] {
+    for bad in
+        ["\n".to_owned(), upgrade_but("GET", "POST"), upgrade("Origin: https://a.example\r\n")]
+    {
         Peer::sending(proxy.address, bad).read_refusal();
         assert!(!backends.iter().any(Backend::has_waiting));
     }
@@ -311,8 +314,7 @@ fn a_101_may_come_byte_by_byte() {
 
 #[test]
 fn interim_answers_are_skipped() {
-    let interim =
-        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 \r\n\r\n";
+    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 \r\n\r\n";
     let plain = answered(switching("") + "frame");
     assert!(plain.starts_with("HTTP/1.1 101 ") && plain.ends_with("\r\n\r\nframe"), "{plain}");
     assert_eq!(answered(interim.to_owned() + &switching("") + "frame"), plain);
@@ -347,7 +349,8 @@ fn a_body_with_a_length_is_passed_on_whole_and_nothing_behind_it() {
 
 #[test]
 fn a_chunked_body_is_passed_on_whole_with_its_trailers() {
-    let chunks = "5;name=\"v\"\r\nhello\r\n00c\r\n, \r\nthere!\r\n\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n";
+    let chunks =
+        "5;name=\"v\"\r\nhello\r\n00c\r\n, \r\nthere!\r\n\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n";
     let head = "HTTP/1.1 500 Broken\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n";
     let got = answered(format!("{head}\r\n{chunks}HTTP/1.1 200 OK\r\n\r\n"));
     assert_eq!(got, format!("{head}Connection: close\r\n\r\n{chunks}"));
@@ -421,7 +424,9 @@ fn a_body_larger_than_all_buffers_is_passed_on_whole() {
 
 #[test]
 fn a_body_that_is_cut_short_reaches_the_client_as_far_as_it_came() {
-    for (framing, body) in [("Content-Length: 9", "hello"), ("Transfer-Encoding: chunked", "9\r\nhello")] {
+    for (framing, body) in
+        [("Content-Length: 9", "hello"), ("Transfer-Encoding: chunked", "9\r\nhello")]
+    {
         let head = format!("HTTP/1.1 500 Broken\r\n{framing}\r\n");
         let got = answered(format!("{head}\r\n{body}"));
         assert_eq!(got, format!("{head}Connection: close\r\n\r\n{body}"));
@@ -605,9 +610,12 @@ fn a_refused_origin_brings_the_hint_to_preserve_host_once_per_section() {
     let backend = Backend::start();
     let section = |name: &str, more: &str| {
         let address = backend.address;
-        format!("[[ws_proxy]]\nname = \"{name}\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{address}\"]\n{more}")
+        format!(
+            "[[ws_proxy]]\nname = \"{name}\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{address}\"]\n{more}"
+        )
     };
-    let config = section("one", "") + &section("two", "") + &section("three", "host = \"preserve\"\n");
+    let config =
+        section("one", "") + &section("two", "") + &section("three", "host = \"preserve\"\n");
     let mut program = Program::with_config(&config);
     let mut address_of = |name: &str| {
         let listening = format!("event=listening section={name} ");

@@ -7,7 +7,11 @@ use crate::support::{Backend, Directory, Knowing, Peer, Program, table, taken_po
 
 /// Runs a command of the program that succeeds, and has nothing to say.
 fn succeed(arguments: &[&str]) {
-    assert_eq!(Program::output(arguments, None), (0, String::new(), String::new()), "{arguments:?}");
+    assert_eq!(
+        Program::output(arguments, None),
+        (0, String::new(), String::new()),
+        "{arguments:?}"
+    );
 }
 
 /// What a command says that fails because of the machine.
@@ -28,7 +32,14 @@ mod probe {
     fn a_proxy_answers_and_neither_its_backend_nor_its_log_hears_of_it() {
         let backend = Backend::start();
         let mut program = Program::start(
-            &["--bind", "127.0.0.1:0", "--backend", &backend.address.to_string(), "--log-level", "debug"],
+            &[
+                "--bind",
+                "127.0.0.1:0",
+                "--backend",
+                &backend.address.to_string(),
+                "--log-level",
+                "debug",
+            ],
             None,
         );
         let address = program.address().to_string();
@@ -39,7 +50,8 @@ mod probe {
         assert!(!backend.has_waiting());
         program.signal(Signal::TERM);
         assert_eq!(program.wait().code(), Some(0));
-        let told_of_client = |line: &String| line.contains("client=") && !line.contains("level=debug");
+        let told_of_client =
+            |line: &String| line.contains("client=") && !line.contains("level=debug");
         assert_eq!(program.rest_of_log().into_iter().find(told_of_client), None);
     }
 
@@ -105,7 +117,8 @@ mod drain {
 
     #[test]
     fn what_it_begins_ends_by_itself() {
-        let mut program = Program::start(&["--bind", "127.0.0.1:0", "--backend", "127.0.0.1:1"], None);
+        let mut program =
+            Program::start(&["--bind", "127.0.0.1:0", "--backend", "127.0.0.1:1"], None);
         program.address();
         let pid = program.pid().as_raw_nonzero().to_string();
         succeed(&["drain", "--pid", &pid]);
@@ -137,8 +150,11 @@ mod echo {
     fn every_message_comes_back_until_it_is_told_to_end() {
         let mut program = Program::start(&["echo", "--bind", "127.0.0.1:0"], None);
         let address = program.address();
-        let connect =
-            || tungstenite::client(format!("ws://{address}/"), Peer::connect(address).stream).unwrap().0;
+        let connect = || {
+            tungstenite::client(format!("ws://{address}/"), Peer::connect(address).stream)
+                .unwrap()
+                .0
+        };
         let (mut one, mut two) = (connect(), connect());
         for message in [Message::text("hi"), Message::binary(vec![0; 70_000])] {
             for client in [&mut one, &mut two] {

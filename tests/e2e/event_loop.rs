@@ -14,8 +14,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use ws_proxy::Workers;
 
 use crate::support::{
-    Backend, PATIENCE, Peer, Program, Proxy, has_been_read, in_kernel, noise, switching, table, upgrade,
-    value, wait_until,
+    Backend, PATIENCE, Peer, Program, Proxy, has_been_read, in_kernel, noise, switching, table,
+    upgrade, value, wait_until,
 };
 
 /// What the proxy reads at once, and what it may hold of a direction through memory.
@@ -136,7 +136,9 @@ fn no_wake_up_is_lost_between_two_messages() {
                             from.send(piece);
                             rest = left;
                         }
-                        confirmed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("round {round} hangs"));
+                        confirmed
+                            .recv_timeout(PATIENCE)
+                            .unwrap_or_else(|_| panic!("round {round} hangs"));
                     }
                 });
                 scope.spawn(move || {
@@ -226,11 +228,18 @@ fn partial_writes_of_every_size_lose_nothing() {
                         while !got.is_empty() {
                             rest = if rest.is_empty() { block } else { rest };
                             let same = got.len().min(rest.len());
-                            assert!(got[..same] == rest[..same], "damaged, taking {take} bytes at a time");
+                            assert!(
+                                got[..same] == rest[..same],
+                                "damaged, taking {take} bytes at a time"
+                            );
                             (got, rest) = (&got[same..], &rest[same..]);
                         }
                     }
-                    assert!(rest.is_empty(), "{} bytes are left, taking {take} at a time", rest.len());
+                    assert!(
+                        rest.is_empty(),
+                        "{} bytes are left, taking {take} at a time",
+                        rest.len()
+                    );
                 });
             }
         }
@@ -359,12 +368,12 @@ fn a_reset_by_the_sink_of_held_bytes_is_noticed() {
 /// resets one side, and waits until the proxy and the other side know.
 fn reset_while_blocked(who: fn(Way) -> &'static str) {
     thread::scope(|scope| {
-        for (blocked, through_pipe, has_ended) in Way::BOTH
-            .into_iter()
-            .flat_map(|way| [(way, false, false), (way, false, true), (way, true, false), (way, true, true)])
-        {
+        for (blocked, through_pipe, has_ended) in Way::BOTH.into_iter().flat_map(|way| {
+            [(way, false, false), (way, false, true), (way, true, false), (way, true, true)]
+        }) {
             scope.spawn(move || {
-                let what = format!("{blocked:?}, pipe: {through_pipe}, source has ended: {has_ended}");
+                let what =
+                    format!("{blocked:?}, pipe: {through_pipe}, source has ended: {has_ended}");
                 let backend = blocked.backend();
                 let (mut program, address, idle) = program_that_idles(&backend);
 
@@ -373,9 +382,10 @@ fn reset_while_blocked(who: fn(Way) -> &'static str) {
                 let (mut source, sink) = blocked.ends(client, behind);
                 if through_pipe {
                     // Only a pipe can hold so much.
-                    flood_until(&mut [(Flood::new(source.again(), 0, PLENTY), sink.again())], |floods| {
-                        connections.held(floods[0].0.on_its_way()) > SCRATCH
-                    });
+                    flood_until(
+                        &mut [(Flood::new(source.again(), 0, PLENTY), sink.again())],
+                        |floods| connections.held(floods[0].0.on_its_way()) > SCRATCH,
+                    );
                     assert_eq!(program.descriptors(), idle + 4, "{what}");
                 } else {
                     block_gently(&mut source);
@@ -633,7 +643,11 @@ fn spliced_and_copied_frames_mixed_keep_their_order() {
                 scope.spawn(move || {
                     for (number, (header, payload, pause_follows)) in frames().enumerate() {
                         to.expect(header);
-                        assert_same(&to.read_exactly(payload.len()), payload, &format!("frame {number}"));
+                        assert_same(
+                            &to.read_exactly(payload.len()),
+                            payload,
+                            &format!("frame {number}"),
+                        );
                         if pause_follows {
                             arrived.send(()).unwrap();
                         }
@@ -669,7 +683,10 @@ fn what_is_held_of_a_blocked_direction_is_bounded() {
                 drop(sink);
                 held
             };
-            assert!(0 < held && held <= bound, "{held} bytes are held, {blocked:?}, in bulk: {in_bulk}");
+            assert!(
+                0 < held && held <= bound,
+                "{held} bytes are held, {blocked:?}, in bulk: {in_bulk}"
+            );
         }
     }
 }
@@ -849,7 +866,8 @@ impl Endless {
 
     /// The next bytes; fewer than asked for, where the noise begins anew.
     fn ahead(&self, most: usize) -> &'static [u8] {
-        let rest = HEADER.get(self.count..).filter(|rest| !rest.is_empty()).unwrap_or(&NOISE[self.at..]);
+        let rest =
+            HEADER.get(self.count..).filter(|rest| !rest.is_empty()).unwrap_or(&NOISE[self.at..]);
         &rest[..most.min(rest.len())]
     }
 
@@ -1016,7 +1034,8 @@ struct Random(u64);
 impl Random {
     /// From 1 to `most`.
     fn upto(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         1 + (self.0 >> 33) as usize % most
     }
 

@@ -6,7 +6,8 @@ use rustix::process::Signal;
 
 use crate::libraries::{assert_unharmed, block_on, soketto_pair};
 use crate::support::{
-    ACCEPT, Backend, CLOSE, Frame, From, Knowing, PING, PONG, Peer, Proxy, TEXT, noise, table, upgrade, value,
+    ACCEPT, Backend, CLOSE, Frame, From, Knowing, PING, PONG, Peer, Proxy, TEXT, noise, table,
+    upgrade, value,
 };
 
 use From::{Backend as B, Client as C};
@@ -19,7 +20,14 @@ fn other_of(from: From) -> From {
 
 /// Sends what passes and then a header that does not, and nothing of its payload: the sender gets a Close with this
 /// code, the other side all that passes and a Close with 1001.
-fn assert_refused(proxy: &mut Knowing, from: From, passing: &[u8], refused: &[u8], code: u16, reason: &str) {
+fn assert_refused(
+    proxy: &mut Knowing,
+    from: From,
+    passing: &[u8],
+    refused: &[u8],
+    code: u16,
+    reason: &str,
+) {
     println!("{from:?} {refused:?}");
     let (mut sender, mut other) = proxy.tunnel_from(from);
     sender.send([passing, refused].concat());
@@ -80,8 +88,22 @@ mod limits {
         let mut proxy = Knowing::start("max_message_bytes = 100", GRACE);
         for from in [C, B] {
             let start = [from.frame(0x01, [b'a'; 60]), from.frame(PING, [b'p'; 90])].concat();
-            assert_refused(&mut proxy, from, &start, &from.header(0x80, 41), 1009, "message_too_big");
-            assert_refused(&mut proxy, from, &start, &from.header(0x00, 41), 1009, "message_too_big");
+            assert_refused(
+                &mut proxy,
+                from,
+                &start,
+                &from.header(0x80, 41),
+                1009,
+                "message_too_big",
+            );
+            assert_refused(
+                &mut proxy,
+                from,
+                &start,
+                &from.header(0x00, 41),
+                1009,
+                "message_too_big",
+            );
             assert_refused(&mut proxy, from, &[], &from.header(TEXT, 101), 1009, "message_too_big");
         }
     }
@@ -181,7 +203,9 @@ mod limits {
         let start = Instant::now();
         for _ in 0..50 {
             // Control frames and fragments are no messages.
-            client.send([C.frame(0x01, "a"), C.frame(PING, ""), C.frame(0, ""), C.frame(0x80, "")].concat());
+            client.send(
+                [C.frame(0x01, "a"), C.frame(PING, ""), C.frame(0, ""), C.frame(0x80, "")].concat(),
+            );
             let frames: [Frame; 4] = std::array::from_fn(|_| behind.read_frame());
             assert_eq!(frames.map(|frame| frame.first), [0x01, PING, 0, 0x80]);
         }
@@ -190,7 +214,8 @@ mod limits {
 
     #[test]
     fn too_many_messages_end_the_tunnel_where_that_is_asked_for() {
-        let mut proxy = Knowing::start("max_messages_per_second = 3\nrate_action = \"close\"", GRACE);
+        let mut proxy =
+            Knowing::start("max_messages_per_second = 3\nrate_action = \"close\"", GRACE);
         let (mut client, mut behind) = proxy.tunnel();
         client.send(C.text("x").repeat(3));
         behind.expect(C.text("x").repeat(3));
@@ -204,7 +229,11 @@ mod limits {
         client.expect_eof();
         behind.expect_eof();
         let line = proxy.end_line();
-        assert_eq!((value(&line, "reason"), value(&line, "client_messages")), ("rate", "7"), "{line}");
+        assert_eq!(
+            (value(&line, "reason"), value(&line, "client_messages")),
+            ("rate", "7"),
+            "{line}"
+        );
     }
 }
 
@@ -232,7 +261,8 @@ mod strictness {
             alone(from.frame(PONG, noise(1, 66_000))),
         ];
         all.extend(
-            [0x3, 0x4, 0x5, 0x6, 0x7, 0xb, 0xc, 0xd, 0xe, 0xf].map(|op| alone(from.frame(0x80 | op, "x"))),
+            [0x3, 0x4, 0x5, 0x6, 0x7, 0xb, 0xc, 0xd, 0xe, 0xf]
+                .map(|op| alone(from.frame(0x80 | op, "x"))),
         );
         all.extend([0x40, 0x20, 0x10, 0x70].map(|bits| alone(from.frame(TEXT | bits, "x"))));
         all.extend([0x40, 0x20, 0x10].map(|bits| alone(from.frame(PING | bits, "x"))));
@@ -251,7 +281,8 @@ mod strictness {
 
     #[test]
     fn violations_pass_unchanged_where_they_are_not() {
-        let proxies = [Knowing::start("", GRACE), Knowing::start("max_frame_bytes = 100000", GRACE)];
+        let proxies =
+            [Knowing::start("", GRACE), Knowing::start("max_frame_bytes = 100000", GRACE)];
         for proxy in &proxies {
             for from in [C, B] {
                 for (before, wrong) in violations(from) {
@@ -317,12 +348,16 @@ mod blindness {
 
     #[test]
     fn bytes_flow_on_where_frames_cannot_be_followed() {
-        let mut proxy =
-            Knowing::start("strict_frames = true\nmax_frame_bytes = 1000\nping_interval_ms = 250", GRACE);
+        let mut proxy = Knowing::start(
+            "strict_frames = true\nmax_frame_bytes = 1000\nping_interval_ms = 250",
+            GRACE,
+        );
         for (from, idle) in [(C, B), (B, C)] {
             let (mut sender, mut other) = proxy.tunnel_from(from);
             let mut sending = sender.again();
-            let writer = std::thread::spawn(move || sending.send([from.text("seen"), beyond(from)].concat()));
+            let writer = std::thread::spawn(move || {
+                sending.send([from.text("seen"), beyond(from)].concat())
+            });
             let expected = [from.text("seen"), beyond(from)].concat();
             other.expect(&expected);
             writer.join().unwrap();
@@ -370,7 +405,8 @@ mod blindness {
 
     #[test]
     fn a_drain_just_ends_a_blind_tunnel() {
-        let mut proxy = Knowing::start("", "spread_ms = 0\ntimeout_ms = 15000\nclose_grace_ms = 300");
+        let mut proxy =
+            Knowing::start("", "spread_ms = 0\ntimeout_ms = 15000\nclose_grace_ms = 300");
         let (mut client, mut behind) = proxy.tunnel();
         client.send(beyond(C));
         behind.expect(beyond(C));
@@ -421,8 +457,9 @@ mod counts {
             client.expect_eof();
             behind.expect_eof();
             let line = proxy.end_line();
-            let got = ["client_messages", "backend_messages", "client_close", "backend_close", "blind"]
-                .map(|key| value(&line, key));
+            let got =
+                ["client_messages", "backend_messages", "client_close", "backend_close", "blind"]
+                    .map(|key| value(&line, key));
             assert_eq!(got, ["3", "1", "4321", "4322", "0"], "{line}");
             assert_eq!(
                 (value(&line, "reason"), value(&line, "ended_by")),
@@ -474,14 +511,17 @@ mod counts {
         client.end_sending();
         behind.expect_eof();
         let line = proxy.end_line();
-        let got = ["reason", "ended_by", "client_close", "backend_close"].map(|key| value(&line, key));
+        let got =
+            ["reason", "ended_by", "client_close", "backend_close"].map(|key| value(&line, key));
         assert_eq!(got, ["backend_close", "backend", "-", "-"], "{line}");
     }
 
     #[test]
     fn ends_without_a_close_are_named_by_side_and_manner() {
         let mut proxy = Knowing::start("", GRACE);
-        for (from, eof, reset) in [(C, "client_eof", "client_reset"), (B, "backend_eof", "backend_reset")] {
+        for (from, eof, reset) in
+            [(C, "client_eof", "client_reset"), (B, "backend_eof", "backend_reset")]
+        {
             let (mut ending, mut other) = proxy.tunnel_from(from);
             ending.end_sending();
             other.expect_eof();
@@ -514,7 +554,8 @@ fn compressed_messages_pass_unharmed_while_frames_are_known() {
     block_on(async {
         let (mut client, mut server) = soketto_pair(&proxy, &backend).await;
         let compressible = b"all work and no play ".repeat(50_000);
-        let messages = [b"short".to_vec(), compressible, noise(1, 1 << 20), vec![0; 65_536], noise(2, 126)];
+        let messages =
+            [b"short".to_vec(), compressible, noise(1, 1 << 20), vec![0; 65_536], noise(2, 126)];
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(1_500) {
             for bytes in &messages {
@@ -600,7 +641,11 @@ mod any_frames {
     }
 
     /// Reads up to the Close, takes the proxy's Pings out, and has them answered.
-    fn receive(peer: &mut Peer, from: From, answers: &std::sync::mpsc::Sender<Vec<u8>>) -> (Vec<u8>, usize) {
+    fn receive(
+        peer: &mut Peer,
+        from: From,
+        answers: &std::sync::mpsc::Sender<Vec<u8>>,
+    ) -> (Vec<u8>, usize) {
         let mut bytes = Vec::new();
         let mut pings = 0;
         loop {

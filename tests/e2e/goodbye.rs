@@ -87,9 +87,12 @@ mod drain {
         let mut proxy = Knowing::start("", AT_ONCE);
         let (mut client, mut behind) = proxy.tunnel();
         let payload = noise(1, 10_000_000);
-        let message =
-            [B.header(0x02, 6_000_000), payload[..6_000_000].to_vec(), B.frame(0x80, &payload[6_000_000..])]
-                .concat();
+        let message = [
+            B.header(0x02, 6_000_000),
+            payload[..6_000_000].to_vec(),
+            B.frame(0x80, &payload[6_000_000..]),
+        ]
+        .concat();
         let mut sending = behind.again();
         let expected = message.clone();
         let writer = std::thread::spawn(move || {
@@ -243,12 +246,14 @@ mod drain {
     #[test]
     fn five_hundred_clients_see_a_clean_close_each_at_its_time() {
         raise_descriptor_limit();
-        let mut proxy = Knowing::start("", "spread_ms = 1500\ntimeout_ms = 15000\nclose_code = 1012");
+        let mut proxy =
+            Knowing::start("", "spread_ms = 1500\ntimeout_ms = 15000\nclose_code = 1012");
         let url = format!("ws://{}/", proxy.address);
         let tunnels: Vec<_> = (0..500)
             .map(|_| {
                 std::thread::scope(|scope| {
-                    let server = scope.spawn(|| tungstenite::accept(proxy.backend.accept().stream).unwrap());
+                    let server =
+                        scope.spawn(|| tungstenite::accept(proxy.backend.accept().stream).unwrap());
                     let stream = Peer::connect(proxy.address).stream;
                     let (client, _) = tungstenite::client(&*url, stream).unwrap();
                     (client, server.join().unwrap())
@@ -259,26 +264,33 @@ mod drain {
             .into_iter()
             .map(|(mut client, mut server)| {
                 std::thread::spawn(move || {
-                    let Message::Close(Some(frame)) = client.read().unwrap() else { panic!("no Close") };
+                    let Message::Close(Some(frame)) = client.read().unwrap() else {
+                        panic!("no Close")
+                    };
                     let came = Instant::now();
                     assert_eq!(u16::from(frame.code), 1012);
                     assert!(!frame.reason.is_empty());
                     // Its answer goes out, and then it sees the end.
                     assert!(matches!(client.read(), Err(tungstenite::Error::ConnectionClosed)));
-                    let Message::Close(Some(frame)) = server.read().unwrap() else { panic!("no Close") };
+                    let Message::Close(Some(frame)) = server.read().unwrap() else {
+                        panic!("no Close")
+                    };
                     assert_eq!(u16::from(frame.code), 1012);
                     came
                 })
             })
             .collect();
         proxy.leave();
-        let mut came: Vec<Instant> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let mut came: Vec<Instant> =
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         came.sort();
         let spread = came[499] - came[0];
         assert!(spread >= Duration::from_millis(900), "all within {spread:?}");
         for start in 0..came.len() {
-            let burst =
-                came[start..].iter().take_while(|&&at| at - came[start] < Duration::from_millis(200)).count();
+            let burst = came[start..]
+                .iter()
+                .take_while(|&&at| at - came[start] < Duration::from_millis(200))
+                .count();
             assert!(burst < 300, "{burst} of 500 within 200 ms");
         }
         proxy.expect_exit();
@@ -321,7 +333,10 @@ mod drain {
             assert_eq!(value(&proxy.end_line(), "reason"), "drain");
             proxy.expect_exit();
             let took = start.elapsed();
-            assert!(took >= Duration::from_millis(650) && took < Duration::from_secs(6), "{took:?}");
+            assert!(
+                took >= Duration::from_millis(650) && took < Duration::from_secs(6),
+                "{took:?}"
+            );
         }
     }
 
@@ -398,7 +413,10 @@ mod grace {
             closing.expect_eof();
             other.expect_eof();
             let took = start.elapsed();
-            assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(6), "{took:?}");
+            assert!(
+                took >= Duration::from_millis(500) && took < Duration::from_secs(6),
+                "{took:?}"
+            );
             assert_eq!(value(&proxy.end_line(), "reason"), reason);
         }
     }
@@ -584,7 +602,8 @@ mod loss {
         let mut client = std::thread::scope(|scope| {
             let server = scope.spawn(|| tungstenite::accept(backend.accept().stream).unwrap());
             let stream = Peer::connect(proxy.address).stream;
-            let (client, _) = tungstenite::client(format!("ws://{}/", proxy.address), stream).unwrap();
+            let (client, _) =
+                tungstenite::client(format!("ws://{}/", proxy.address), stream).unwrap();
             drop(server.join().unwrap());
             client
         });

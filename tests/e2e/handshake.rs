@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Backend, KEY, Peer, Proxy, is_dialled, noise, switching, table, upgrade, upgrade_but, wait_until,
+    Backend, KEY, Peer, Proxy, is_dialled, noise, switching, table, upgrade, upgrade_but,
+    wait_until,
 };
 
 /// Most bytes of a head, its blank line included.
@@ -145,7 +146,10 @@ fn refusals_reach_a_client_that_goes_on_sending() {
         client.send(vec![b'x'; 75_000]);
         // An orderly end: a reset could have overtaken the answer.
         let body = client.read_text_to_end();
-        assert!(answer.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{answer}{body}");
+        assert!(
+            answer.contains(&format!("\r\nContent-Length: {}\r\n", body.len())),
+            "{answer}{body}"
+        );
     }
 }
 
@@ -353,8 +357,12 @@ fn everything_else_is_refused_before_a_backend_hears_of_it() {
 
 #[test]
 fn what_is_not_even_http_is_refused() {
-    let rows: [&[u8]; 4] =
-        table([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\r\n\r\n", b"\0", b"SSH-2.0-x\r\n\r\n"]);
+    let rows: [&[u8]; 4] = table([
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\r\n\r\n",
+        b"\0",
+        b"SSH-2.0-x\r\n\r\n",
+    ]);
     for bytes in rows {
         assert_eq!(refusal(bytes).0, 400, "{}", bytes.escape_ascii());
     }
@@ -443,7 +451,11 @@ fn a_wildcard_is_for_all_hosts_below_a_domain() {
 
 #[test]
 fn a_missing_origin_passes_if_none_is_listed() {
-    assert_origins(&["https://app.example.com", "none"], &["", "https://app.example.com"], &["none", "null"]);
+    assert_origins(
+        &["https://app.example.com", "none"],
+        &["", "https://app.example.com"],
+        &["none", "null"],
+    );
 }
 
 #[test]

@@ -159,7 +159,11 @@ fn a_frozen_client_is_found_dead() {
     behind.send(B.close(1001));
     behind.expect_eof();
     let line = proxy.end_line();
-    assert_eq!((value(&line, "reason"), value(&line, "ended_by")), ("pong_timeout", "proxy"), "{line}");
+    assert_eq!(
+        (value(&line, "reason"), value(&line, "ended_by")),
+        ("pong_timeout", "proxy"),
+        "{line}"
+    );
     drop(client);
 }
 
@@ -172,7 +176,11 @@ fn a_dead_backend_is_told_to_the_client_as_1014() {
     client.send(C.close(1014));
     client.expect_eof();
     let line = proxy.end_line();
-    assert_eq!((value(&line, "reason"), value(&line, "client_close")), ("pong_timeout", "1014"), "{line}");
+    assert_eq!(
+        (value(&line, "reason"), value(&line, "client_close")),
+        ("pong_timeout", "1014"),
+        "{line}"
+    );
     drop(behind);
 }
 
@@ -343,7 +351,11 @@ fn a_tunnel_is_not_closed_as_idle_before_its_time() {
         let start = Instant::now();
         let (mut client, _behind) = proxy.tunnel();
         client.expect_close_of_ours(C, 1001);
-        assert!(start.elapsed() >= Duration::from_millis(500), "closed after {:?}", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(500),
+            "closed after {:?}",
+            start.elapsed()
+        );
         // So that the next one begins elsewhere within a tick.
         client.expect_silence(Duration::from_millis(67));
     }
@@ -411,7 +423,11 @@ fn an_unanswered_close_does_not_keep_a_tunnel_from_being_idle() {
     behind.expect_eof();
     client.expect_eof();
     let line = proxy.end_line();
-    assert_eq!((value(&line, "reason"), value(&line, "client_close")), ("client_close", "1000"), "{line}");
+    assert_eq!(
+        (value(&line, "reason"), value(&line, "client_close")),
+        ("client_close", "1000"),
+        "{line}"
+    );
 }
 
 #[test]
@@ -430,7 +446,11 @@ fn a_tunnel_whose_time_is_up_gets_its_close_code() {
     behind.expect_eof();
     client.expect_eof();
     let line = proxy.end_line();
-    assert_eq!((value(&line, "reason"), value(&line, "client_close")), ("lifetime", "4001"), "{line}");
+    assert_eq!(
+        (value(&line, "reason"), value(&line, "client_close")),
+        ("lifetime", "4001"),
+        "{line}"
+    );
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Real WebSocket libraries on both ends: tungstenite, which blocks, and soketto, which compresses.
 
-#![expect(clippy::result_large_err, reason = "tungstenite's servers answer a handshake with such results")]
+#![expect(
+    clippy::result_large_err,
+    reason = "tungstenite's servers answer a handshake with such results"
+)]
 
 use std::future::Future;
 use std::io::Write;
@@ -43,17 +46,20 @@ fn connect_with(
     proxy: &Proxy,
     backend: &Backend,
     request: Request,
-    answer: impl FnOnce(&Request, server::Response) -> Result<server::Response, server::ErrorResponse> + Send,
+    answer: impl FnOnce(&Request, server::Response) -> Result<server::Response, server::ErrorResponse>
+    + Send,
 ) -> (Socket, Socket, Response) {
     thread::scope(|scope| {
         let server = scope.spawn(|| {
-            tungstenite::accept_hdr(backend.accept().stream, |request: &Request, plain: server::Response| {
-                answer(request, plain)
-            })
+            tungstenite::accept_hdr(
+                backend.accept().stream,
+                |request: &Request, plain: server::Response| answer(request, plain),
+            )
             .expect("the server switches")
         });
         let stream = Peer::connect(proxy.address).stream;
-        let (client, response) = tungstenite::client(request, stream).expect("the client gets its 101");
+        let (client, response) =
+            tungstenite::client(request, stream).expect("the client gets its 101");
         (client, server.join().unwrap(), response)
     })
 }
@@ -63,7 +69,11 @@ pub(crate) fn assert_carried(from: &mut Socket, to: &mut Socket, message: &Messa
     thread::scope(|scope| {
         scope.spawn(|| from.send(message.clone()).unwrap());
         let got = to.read().unwrap();
-        assert!(got == *message, "a message of {} bytes is not the one that was sent", message.len());
+        assert!(
+            got == *message,
+            "a message of {} bytes is not the one that was sent",
+            message.len()
+        );
     });
 }
 
@@ -74,7 +84,8 @@ fn messages_of_every_length_coding_pass_both_ways() {
     let (mut client, mut server) = connect(&proxy, &backend);
     // The frame's length has another form above 125 and above 65,535 (RFC 6455, 5.2).
     for len in [0, 1, 125, 126, 127, 65_535, 65_536, 1 << 20] {
-        let messages = [Message::text("ü".repeat(len / 2)), Message::binary(noise(len as u64, len))];
+        let messages =
+            [Message::text("ü".repeat(len / 2)), Message::binary(noise(len as u64, len))];
         for message in messages {
             assert_carried(&mut client, &mut server, &message);
             assert_carried(&mut server, &mut client, &message);
@@ -159,7 +170,9 @@ fn a_servers_refusal_arrives_at_the_client() {
         });
         tungstenite::client(request(&proxy), Peer::connect(proxy.address).stream).unwrap_err()
     });
-    let tungstenite::HandshakeError::Failure(Error::Http(response)) = error else { panic!("{error}") };
+    let tungstenite::HandshakeError::Failure(Error::Http(response)) = error else {
+        panic!("{error}")
+    };
     assert_eq!(response.status(), 418);
 }
 
@@ -184,7 +197,8 @@ fn assert_closes(
         message => panic!("{message:?} is no answer to a Close"),
     }
     // The server ends the connection first (RFC 6455, 7.1.1), and its client sees it.
-    let (mut server, mut client) = if is_server_closing { (closing, other) } else { (other, closing) };
+    let (mut server, mut client) =
+        if is_server_closing { (closing, other) } else { (other, closing) };
     assert!(matches!(server.read(), Err(Error::ConnectionClosed | Error::AlreadyClosed)));
     drop(server);
     assert!(matches!(client.read(), Err(Error::ConnectionClosed)));
@@ -227,7 +241,8 @@ fn a_message_glued_to_the_101_reaches_the_client() {
         let engine_io = scope.spawn(|| {
             let mut behind = backend.accept();
             let head = behind.read_head();
-            let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+            let key =
+                head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
             let accept = derive_accept_key(key.as_bytes());
             // In one write, as Engine.IO does: the 101 and a text frame.
             let answer = format!(
@@ -314,12 +329,14 @@ impl Extension for Compression {
     }
 }
 
-pub(crate) type Ends = (soketto::Sender<async_net::TcpStream>, soketto::Receiver<async_net::TcpStream>);
+pub(crate) type Ends =
+    (soketto::Sender<async_net::TcpStream>, soketto::Receiver<async_net::TcpStream>);
 
 /// A soketto client that offers a subprotocol and compression, and gets both.
 async fn soketto_client(proxy: &Proxy) -> Ends {
     let host = proxy.address.to_string();
-    let mut client = soketto::handshake::Client::new(to_async(Peer::connect(proxy.address)), &host, "/");
+    let mut client =
+        soketto::handshake::Client::new(to_async(Peer::connect(proxy.address)), &host, "/");
     client.add_protocol("chat");
     client.add_extension(Box::new(Compression(Deflate::new(Mode::Client))));
     match client.handshake().await.unwrap() {
@@ -369,7 +386,8 @@ pub(crate) async fn assert_unharmed(from: &mut Ends, to: &mut Ends, bytes: &[u8]
         from.0.flush().await.unwrap();
     };
     let mut got = Vec::new();
-    let (received, ()) = future::zip(async { to.1.receive_data(&mut got).await.unwrap() }, send).await;
+    let (received, ()) =
+        future::zip(async { to.1.receive_data(&mut got).await.unwrap() }, send).await;
     assert!(received.is_binary());
     assert!(got == bytes, "a message of {} bytes is damaged", bytes.len());
 }
@@ -381,7 +399,8 @@ fn compressed_messages_pass_unharmed() {
     block_on(async {
         let (mut client, mut server) = soketto_pair(&proxy, &backend).await;
         let compressible = b"all work and no play ".repeat(50_000);
-        let messages = [b"short".to_vec(), compressible, noise(1, 1 << 20), vec![0; 65_536], noise(2, 126)];
+        let messages =
+            [b"short".to_vec(), compressible, noise(1, 1 << 20), vec![0; 65_536], noise(2, 126)];
         for bytes in &messages {
             assert_unharmed(&mut client, &mut server, bytes).await;
             assert_unharmed(&mut server, &mut client, bytes).await;
@@ -411,10 +430,11 @@ fn a_client_that_offers_compression_works_with_a_server_that_has_none() {
     let proxy = Proxy::before(&backend);
     let mut request = request(&proxy);
     request.headers_mut().insert("Sec-WebSocket-Extensions", "permessage-deflate".parse().unwrap());
-    let (mut client, mut server, response) = connect_with(&proxy, &backend, request, |request, response| {
-        assert_eq!(request.headers()["Sec-WebSocket-Extensions"], "permessage-deflate");
-        Ok(response)
-    });
+    let (mut client, mut server, response) =
+        connect_with(&proxy, &backend, request, |request, response| {
+            assert_eq!(request.headers()["Sec-WebSocket-Extensions"], "permessage-deflate");
+            Ok(response)
+        });
     assert!(!response.headers().contains_key("Sec-WebSocket-Extensions"));
     assert_carried(&mut client, &mut server, &Message::text("plain"));
 }

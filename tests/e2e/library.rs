@@ -37,10 +37,14 @@ mod errors {
     fn a_taken_port_is_an_error_with_the_systems_reason() {
         let (_listener, taken) = taken_port();
         let address = taken.to_string();
-        for result in [WsProxy::new(["a:1"]).bind(&address), WsProxy::new(["a:1"]).listen(&address).map(drop)]
+        for result in
+            [WsProxy::new(["a:1"]).bind(&address), WsProxy::new(["a:1"]).listen(&address).map(drop)]
         {
             let error = result.unwrap_err();
-            assert!(matches!(&error, Error::Bind { address: named, .. } if *named == address), "{error:?}");
+            assert!(
+                matches!(&error, Error::Bind { address: named, .. } if *named == address),
+                "{error:?}"
+            );
             assert!(error.to_string().contains(&address), "{error}");
             let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
             assert_eq!(source.unwrap().kind(), std::io::ErrorKind::AddrInUse);
@@ -84,7 +88,10 @@ mod errors {
             let checked = proxy.check("127.0.0.1:0").unwrap_err();
             let listened = proxy.listen("127.0.0.1:0").unwrap_err();
             for error in [checked, listened] {
-                assert!(matches!(&error, Error::Setting { key, .. } if *key == expected), "{error:?}");
+                assert!(
+                    matches!(&error, Error::Setting { key, .. } if *key == expected),
+                    "{error:?}"
+                );
                 assert!(error.to_string().starts_with(&format!("{expected}: ")), "{error}");
             }
         }
@@ -242,7 +249,11 @@ mod running {
         drop(stop);
         assert_alive(&mut client, &mut behind);
         running.join().unwrap();
-        assert!(start.elapsed() >= Duration::from_millis(200), "{:?} is too early", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(200),
+            "{:?} is too early",
+            start.elapsed()
+        );
         client.expect_end();
         behind.expect_end();
     }
@@ -381,7 +392,10 @@ mod settings {
         assert_field(&head, "X-Forwarded-For", "127.0.0.1");
         let (_, head) = forwarded_head(|proxy| proxy.forwarded(Forwarded::Off));
         assert_field(&head, "X-Forwarded-For", "192.0.2.7");
-        assert!(!head.contains("X-Forwarded-Host") && !head.contains("X-Forwarded-Proto"), "{head}");
+        assert!(
+            !head.contains("X-Forwarded-Host") && !head.contains("X-Forwarded-Proto"),
+            "{head}"
+        );
     }
 
     #[test]
@@ -399,7 +413,8 @@ mod settings {
         let held = |bytes| {
             let backend = Backend::tight();
             let proxy = Proxy::start(Proxy::to(&[&backend]).socket_buffer_bytes(bytes));
-            let (mut client, _behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
+            let (mut client, _behind) =
+                Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
             client.flood()
         };
         let (limited, unlimited) = (held(16 * 1024), held(0));

@@ -9,7 +9,9 @@ use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, setrlimit, waitpid,
 };
 
-use crate::support::{Backend, PATIENCE, Peer, Program, is_dialled, switching, upgrade, value, wait_until};
+use crate::support::{
+    Backend, PATIENCE, Peer, Program, is_dialled, switching, upgrade, value, wait_until,
+};
 
 /// What "at once" means on a machine that is busy with other tests.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -78,7 +80,9 @@ mod signals {
     /// Waits until nobody listens there.
     fn expect_refused(address: SocketAddr) {
         let is_refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
-        wait_until("new clients are refused", || TcpStream::connect(address).is_err_and(is_refused));
+        wait_until("new clients are refused", || {
+            TcpStream::connect(address).is_err_and(is_refused)
+        });
     }
 
     #[test]
@@ -110,7 +114,8 @@ mod signals {
     fn clients_that_have_not_asked_for_anything_do_not_hold_it_up() {
         let backend = Backend::start();
         let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
-        let (silent, stalled) = (Peer::connect(address), Peer::sending(address, "GET / HTTP/1.1\r\n"));
+        let (silent, stalled) =
+            (Peer::connect(address), Peer::sending(address, "GET / HTTP/1.1\r\n"));
         assert_serves_at_once(address, &backend);
         program.signal(Signal::TERM);
         assert!(program.wait().success());
@@ -153,7 +158,11 @@ mod signals {
         program.wait_for("event=draining");
         assert_alive(&mut client, &mut behind);
         assert_eq!(program.wait().code(), Some(0));
-        assert!(start.elapsed() >= Duration::from_millis(300), "{:?} is too early", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(300),
+            "{:?} is too early",
+            start.elapsed()
+        );
         client.expect_end();
         behind.expect_end();
     }
@@ -200,7 +209,8 @@ mod signals {
         let config = format!("drain_timeout_ms = 60000\n{}{}", section(&one), section(&two));
         let mut program = Program::with_config(&config);
         let mut addresses = listening(&mut program, 2);
-        let mut address = |backend: &Backend| addresses.remove(&format!("to-{}", backend.address)).unwrap();
+        let mut address =
+            |backend: &Backend| addresses.remove(&format!("to-{}", backend.address)).unwrap();
         let (address_one, address_two) = (address(&one), address(&two));
         let tunnel_one = Peer::tunnel(address_one, &one);
         let mut tunnel_two = Peer::tunnel(address_two, &two);
@@ -220,7 +230,8 @@ fn listening(program: &mut Program, count: usize) -> HashMap<String, SocketAddr>
     let mut addresses = HashMap::new();
     while addresses.len() < count {
         let line = program.wait_for("event=listening");
-        addresses.insert(value(&line, "section").to_owned(), value(&line, "address").parse().unwrap());
+        addresses
+            .insert(value(&line, "section").to_owned(), value(&line, "address").parse().unwrap());
     }
     addresses
 }
@@ -466,7 +477,8 @@ impl Sections {
                 format!("[[ws_proxy]]\nname = \"{name}\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{backend}\"]\n{more}\n")
             })
             .collect();
-        let mut program = Program::with_config(&format!("drain_timeout_ms = 60000\n{}", config.concat()));
+        let mut program =
+            Program::with_config(&format!("drain_timeout_ms = 60000\n{}", config.concat()));
         let addresses = listening(&mut program, sections.len());
         Self { program, backend, addresses, stuck, _dead: dead }
     }
@@ -561,7 +573,10 @@ fn no_way_of_ending_leaves_anything_behind() {
             assert!(it.answer("hasty", "GET / HT").starts_with("HTTP/1.1 408 "));
         }),
         ("the request is refused", |it| {
-            assert!(it.answer("plain", "GET / HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 400 "));
+            assert!(
+                it.answer("plain", "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                    .starts_with("HTTP/1.1 400 ")
+            );
         }),
         ("the backend cannot be dialled", |it| {
             assert!(it.answer("dead", upgrade("")).starts_with("HTTP/1.1 502 "));
@@ -655,7 +670,10 @@ fn a_reset_frees_both_connections_whatever_the_other_side_does() {
         std::thread::scope(|scope| {
             for ((state, prepare), (one, other)) in states.iter().zip(&mut tunnels) {
                 let prepare = || prepare(one, other, &much);
-                std::thread::Builder::new().name((*state).to_owned()).spawn_scoped(scope, prepare).unwrap();
+                std::thread::Builder::new()
+                    .name((*state).to_owned())
+                    .spawn_scoped(scope, prepare)
+                    .unwrap();
             }
         });
         for (one, other) in tunnels {
@@ -727,7 +745,10 @@ mod log {
             assert_eq!(value(&line, "client"), address.to_string());
             assert_eq!(value(&line, "backend"), it.backend.address.to_string());
             assert_eq!(value(&line, "status"), "101");
-            assert_eq!((value(&line, "bytes_to_backend"), value(&line, "bytes_to_client")), ("5", "7"));
+            assert_eq!(
+                (value(&line, "bytes_to_backend"), value(&line, "bytes_to_client")),
+                ("5", "7")
+            );
             assert_eq!((value(&line, "ended_by"), value(&line, "reason")), (by, reason), "{line}");
             let number = |key| value(&line, key).parse::<f64>().unwrap();
             assert!(number("handshake_ms") <= number("lifetime_ms") + 1.0, "{line}");
@@ -800,7 +821,12 @@ mod log {
         assert_eq!(value(&line, "backend"), it.backend.address.to_string());
     }
 
-    fn assert_refusal_line(program: &mut Program, client: &Peer, section: &str, status: u16) -> String {
+    fn assert_refusal_line(
+        program: &mut Program,
+        client: &Peer,
+        section: &str,
+        status: u16,
+    ) -> String {
         // The line is written when the connection has ended.
         client.again().end_sending();
         let line = program.wait_for("event=refused");
@@ -820,7 +846,8 @@ mod log {
         directory.write("ws-proxy.toml", config);
         let flag = |level| Program::output(&["--log-level", level], Some(directory.path())).2;
         let environment = |level| {
-            let output = Program::command(&[], Some(directory.path())).env("RUST_LOG", level).output();
+            let output =
+                Program::command(&[], Some(directory.path())).env("RUST_LOG", level).output();
             String::from_utf8(output.unwrap().stderr).unwrap()
         };
         let logs = [

@@ -85,7 +85,8 @@ fn an_ipv6_address_is_listened_on() {
         return;
     }
     let backend = Backend::start();
-    let mut program = Program::start(&["--bind", "[::1]:0", "--backend", &backend.address.to_string()], None);
+    let mut program =
+        Program::start(&["--bind", "[::1]:0", "--backend", &backend.address.to_string()], None);
     let address = program.address();
     assert!(address.is_ipv6(), "{address}");
     assert_leads_to(address, &backend);
@@ -145,8 +146,14 @@ fn version_and_help_are_printed() {
         assert!(stdout.contains("Usage: ws-proxy"), "{stdout}");
     }
     let (_, help, _) = Program::output(&["--help"], None);
-    let flags =
-        ["--config", "--bind", "--backend", "--connect-timeout-ms", "--read-timeout-ms", "--log-level"];
+    let flags = [
+        "--config",
+        "--bind",
+        "--backend",
+        "--connect-timeout-ms",
+        "--read-timeout-ms",
+        "--log-level",
+    ];
     for part in flags.into_iter().chain(commands) {
         assert!(help.contains(part), "no {part} in {help}");
     }
@@ -176,8 +183,14 @@ fn a_wrong_command_line_is_named() {
         (&["--backend", "a:1"], "--bind"),
         (&["--bind", "127.0.0.1:0", "--backend", "a:b"], "--backend"),
         (&["--bind", "127.0.0.1", "--backend", "a:1"], "--bind"),
-        (&["--bind", "127.0.0.1:0", "--backend", "a:1", "--read-timeout-ms", "0"], "--read-timeout-ms"),
-        (&["--bind", "127.0.0.1:0", "--backend", "a:1", "--connect-timeout-ms", "0"], "--connect-timeout-ms"),
+        (
+            &["--bind", "127.0.0.1:0", "--backend", "a:1", "--read-timeout-ms", "0"],
+            "--read-timeout-ms",
+        ),
+        (
+            &["--bind", "127.0.0.1:0", "--backend", "a:1", "--connect-timeout-ms", "0"],
+            "--connect-timeout-ms",
+        ),
         (&["--bind", "127.0.0.1:0", "--backend", "a:1", "--connect-timeout-ms", "-5"], "-5"),
         (&["--log-level", "loud", "check"], "--log-level"),
         (&["check", "--config"], "--config"),
@@ -225,7 +238,12 @@ fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
         (good.replace("\"a:1\"", "\"a:1\",\n\"a:b\""), ":4:", "backends", "a:b"),
         (good.replace("a:1", "wss://a:1"), ":3:", "backends", "wss"),
         (good.replace("a:1", "http://a:1"), ":3:", "backends", "http://a:1"),
-        (with(&good.replace("0.1:0", "0.1:1")).replace("0.1:0", "0.1:1"), ":5:", "bind", "127.0.0.1:1"),
+        (
+            with(&good.replace("0.1:0", "0.1:1")).replace("0.1:0", "0.1:1"),
+            ":5:",
+            "bind",
+            "127.0.0.1:1",
+        ),
         ("[ws_proxy]\nbind = \"127.0.0.1:0\"\n".to_owned(), ":1:", "ws_proxy", "[[ws_proxy]]"),
     ];
     assert!(!cases.is_empty());
@@ -236,7 +254,10 @@ fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
             let message = Program::failure(arguments, &directory, 2);
             assert_eq!(message.lines().count(), 1, "{message}");
             let place = if key.is_empty() { line.to_owned() } else { format!("{line} {key}: ") };
-            assert!(message.contains(&format!("proxy.toml{place}")), "no {place:?} in {message}{text}");
+            assert!(
+                message.contains(&format!("proxy.toml{place}")),
+                "no {place:?} in {message}{text}"
+            );
             assert!(message.contains(part), "no {part:?} in {message}{text}");
         }
     }
@@ -262,11 +283,15 @@ fn faults_without_a_line_name_the_file() {
 fn check_says_that_a_configuration_is_good_and_opens_nothing() {
     let (_listener, taken) = taken_port();
     let directory = Directory::new();
-    directory
-        .write("ws-proxy.toml", &section("nowhere.invalid:1").replace("127.0.0.1:0", &taken.to_string()));
-    for arguments in
-        [&["check"][..], &["check", "--config", "ws-proxy.toml"], &["--config", "ws-proxy.toml", "check"]]
-    {
+    directory.write(
+        "ws-proxy.toml",
+        &section("nowhere.invalid:1").replace("127.0.0.1:0", &taken.to_string()),
+    );
+    for arguments in [
+        &["check"][..],
+        &["check", "--config", "ws-proxy.toml"],
+        &["--config", "ws-proxy.toml", "check"],
+    ] {
         let (code, stdout, stderr) = Program::output(arguments, Some(directory.path()));
         assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
         assert!(stdout.contains("ws-proxy.toml") && stdout.contains("good"), "{stdout}");
@@ -276,8 +301,11 @@ fn check_says_that_a_configuration_is_good_and_opens_nothing() {
 #[test]
 fn a_taken_port_ends_it_with_a_message() {
     let (_listener, taken) = taken_port();
-    let message =
-        Program::failure(&["--bind", &taken.to_string(), "--backend", "127.0.0.1:1"], &Directory::new(), 1);
+    let message = Program::failure(
+        &["--bind", &taken.to_string(), "--backend", "127.0.0.1:1"],
+        &Directory::new(),
+        1,
+    );
     assert!(message.contains(&taken.to_string()), "{message}");
 }
 

@@ -337,7 +337,10 @@ fn a_blocked_direction_blocks_no_other() {
 #[test]
 fn no_timeout_of_the_handshake_survives_into_the_tunnel() {
     let backend = Backend::start();
-    let proxy = Proxy::to(&[&backend]).connect_timeout_ms(200).read_timeout_ms(200).response_timeout_ms(200);
+    let proxy = Proxy::to(&[&backend])
+        .connect_timeout_ms(200)
+        .read_timeout_ms(200)
+        .response_timeout_ms(200);
     let proxy = Proxy::start(proxy);
     let mut whole = Peer::tunnel(proxy.address, &backend);
     let mut half = Peer::tunnel(proxy.address, &backend);
@@ -450,7 +453,10 @@ fn a_small_message_does_not_wait_for_the_one_before_it() {
             .collect();
         times.sort();
         let median = times[times.len() / 2];
-        assert!(median < Duration::from_millis(20), "half of the messages took {median:?} or longer");
+        assert!(
+            median < Duration::from_millis(20),
+            "half of the messages took {median:?} or longer"
+        );
     });
 }
 

@@ -44,7 +44,11 @@ fn a_head_that_two_parsers_could_read_differently_gets_400() {
         ("Content-Length as a list", HOST, "Host: example.com\r\nContent-Length: 0, 49\r\n"),
         ("two lengths", HOST, "Host: example.com\r\nContent-Length: 0\r\ncontent-length: 49\r\n"),
         ("Transfer-Encoding: chunked", HOST, "Host: example.com\r\nTransfer-Encoding: chunked\r\n"),
-        ("Transfer-Encoding: identity", HOST, "Host: example.com\r\ntransfer-encoding: identity\r\n"),
+        (
+            "Transfer-Encoding: identity",
+            HOST,
+            "Host: example.com\r\ntransfer-encoding: identity\r\n",
+        ),
         ("an empty Transfer-Encoding", HOST, "Host: example.com\r\nTransfer-Encoding:\r\n"),
         ("both", HOST, "Host: example.com\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n"),
         ("a second request line", HOST, "GET /other HTTP/1.1\r\nHost: example.com\r\n"),
@@ -75,7 +79,8 @@ fn one_faulty_request_gets_one_answer_however_many_follow() {
 /// The head that a backend gets of this handshake.
 fn forwarded(handshake: impl AsRef<[u8]>) -> String {
     let backend = Backend::start();
-    let proxy = Proxy::start(Proxy::to(&[&backend]).host(HostHeader::Preserve).forwarded(Forwarded::Off));
+    let proxy =
+        Proxy::start(Proxy::to(&[&backend]).host(HostHeader::Preserve).forwarded(Forwarded::Off));
     Peer::tunnel_by(proxy.address, &backend, handshake).2
 }
 
@@ -87,15 +92,17 @@ fn count(head: &str, name: &str) -> usize {
 
 #[test]
 fn fields_that_connection_names_stay_behind() {
-    let lines =
-        "Connection: x-secret ,COOKIE,,\r\nX-Secret: 1\r\nx-SECRET: 2\r\nCookie: a=b\r\nX-Secrets: 3\r\n";
+    let lines = "Connection: x-secret ,COOKIE,,\r\nX-Secret: 1\r\nx-SECRET: 2\r\nCookie: a=b\r\nX-Secrets: 3\r\n";
     let head = forwarded(upgrade(lines));
     assert_eq!(
         (count(&head, "X-Secret"), count(&head, "Cookie"), count(&head, "X-Secrets")),
         (0, 0, 1),
         "{head}"
     );
-    assert!(head.contains("\r\nConnection: Upgrade\r\n") && count(&head, "Connection") == 1, "{head}");
+    assert!(
+        head.contains("\r\nConnection: Upgrade\r\n") && count(&head, "Connection") == 1,
+        "{head}"
+    );
 }
 
 #[test]
@@ -124,15 +131,20 @@ fn connection_cannot_strip_what_the_proxy_says_of_the_client() {
     let lines = "Connection: X-Forwarded-For, X-Forwarded-Host, X-Forwarded-Proto\r\n\
                  X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: forged.example\r\nX-Forwarded-Proto: https\r\n";
     let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(lines));
-    let own =
-        "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n";
+    let own = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n";
     assert!(head.ends_with(own) && head.matches("X-Forwarded-").count() == 3, "{head}");
 }
 
 #[test]
 fn hop_by_hop_fields_stay_behind() {
-    let names =
-        table(["Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "TE", "Trailer", "Content-Length"]);
+    let names = table([
+        "Keep-Alive",
+        "Proxy-Connection",
+        "Proxy-Authorization",
+        "TE",
+        "Trailer",
+        "Content-Length",
+    ]);
     for name in names {
         let head = forwarded(upgrade(&format!("{name}: 0\r\nX-Mine: 1\r\n")));
         assert_eq!((count(&head, name), count(&head, "X-Mine")), (0, 1), "{head}");
@@ -141,8 +153,7 @@ fn hop_by_hop_fields_stay_behind() {
 
 #[test]
 fn an_upgrade_to_h2c_is_not_passed_on() {
-    let h2c =
-        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c, websocket\r\nHTTP2-Settings: AAMAAABk\r\n";
+    let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c, websocket\r\nHTTP2-Settings: AAMAAABk\r\n";
     let head = forwarded(upgrade_but("Connection: Upgrade\r\nUpgrade: websocket\r\n", h2c));
     assert!(head.contains("\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"), "{head}");
     assert_eq!((count(&head, "Upgrade"), count(&head, "HTTP2-Settings")), (1, 0), "{head}");
@@ -168,7 +179,10 @@ fn an_absolute_target_becomes_a_path_and_its_authority_wins_over_host() {
     ]);
     for (target, path, host) in rows {
         let head = forwarded(upgrade_but("/chat", target));
-        assert!(head.starts_with(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n")), "{target}: {head}");
+        assert!(
+            head.starts_with(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n")),
+            "{target}: {head}"
+        );
         assert_eq!(count(&head, "Host"), 1, "{head}");
     }
 }
@@ -179,7 +193,10 @@ fn the_authority_of_an_absolute_target_is_the_forwarded_host() {
     let proxy = Proxy::before(&backend);
     let handshake = upgrade_but("/chat", "http://other.example/chat");
     let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, handshake);
-    assert!(head.starts_with(&format!("GET /chat HTTP/1.1\r\nHost: {}\r\n", backend.address)), "{head}");
+    assert!(
+        head.starts_with(&format!("GET /chat HTTP/1.1\r\nHost: {}\r\n", backend.address)),
+        "{head}"
+    );
     assert!(head.contains("\r\nX-Forwarded-Host: other.example\r\n"), "{head}");
 }
 
@@ -217,7 +234,8 @@ fn switching_but(part: &str, by: &str) -> String {
 fn answered(answer: &str) -> (String, Vec<u8>) {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let offer = "Sec-WebSocket-Protocol: chat, v2\r\nSec-WebSocket-Extensions: permessage-deflate; x=1\r\n";
+    let offer =
+        "Sec-WebSocket-Protocol: chat, v2\r\nSec-WebSocket-Extensions: permessage-deflate; x=1\r\n";
     let mut client = Peer::sending(proxy.address, upgrade(offer) + SMUGGLED);
     let mut behind = backend.accept();
     behind.read_head();
@@ -235,7 +253,10 @@ fn a_101_that_is_not_the_answer_gets_502_and_no_early_byte_out() {
         ("no Upgrade", switching_but("Upgrade: websocket\r\n", "")),
         ("another Upgrade", switching_but("Upgrade: websocket\r\n", "Upgrade: h2c\r\n")),
         ("no Connection", switching_but("Connection: Upgrade\r\n", "")),
-        ("another Connection", switching_but("Connection: Upgrade\r\n", "Connection: keep-alive\r\n")),
+        (
+            "another Connection",
+            switching_but("Connection: Upgrade\r\n", "Connection: keep-alive\r\n"),
+        ),
         ("no accept", switching_but(&accept, "")),
         ("an empty accept", switching_but(ACCEPT, "")),
         ("the accept of another key", switching_but(ACCEPT, "HSmrc0sMlYUkAGmm5OPpG2HaGWk=")),
@@ -292,7 +313,8 @@ fn another_status_is_no_tunnel_whatever_its_fields_say() {
     let rows = table([200, 204, 301, 304, 401, 403, 404, 426, 500, 503]);
     for status in rows {
         // What follows is the body, or comes too late.
-        let (to_client, to_backend) = answered(&format!("HTTP/1.1 {status} Some\r\n{fields}ok and more"));
+        let (to_client, to_backend) =
+            answered(&format!("HTTP/1.1 {status} Some\r\n{fields}ok and more"));
         assert!(to_client.starts_with(&format!("HTTP/1.1 {status} Some\r\n")), "{to_client}");
         assert!(to_client.contains("\r\nConnection: close\r\n"), "{to_client}");
         assert_eq!(count(&to_client, "Connection"), 1, "{to_client}");
@@ -304,7 +326,8 @@ fn another_status_is_no_tunnel_whatever_its_fields_say() {
 #[test]
 fn interim_answers_release_no_early_bytes() {
     for status in [100, 102, 103, 199] {
-        let interim = format!("HTTP/1.1 {status} Some\r\n{}", switching("").split_once("\r\n").unwrap().1);
+        let interim =
+            format!("HTTP/1.1 {status} Some\r\n{}", switching("").split_once("\r\n").unwrap().1);
         let (to_client, to_backend) =
             answered(&format!("{interim}HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"));
         assert!(to_client.starts_with("HTTP/1.1 403 No\r\n"), "{to_client}");
@@ -314,8 +337,7 @@ fn interim_answers_release_no_early_bytes() {
 
 #[test]
 fn a_refusal_framed_in_two_ways_goes_on_with_one() {
-    let both =
-        "HTTP/1.1 403 No\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n";
+    let both = "HTTP/1.1 403 No\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n";
     let (to_client, _) = answered(both);
     assert_eq!(
         (count(&to_client, "Content-Length"), count(&to_client, "Transfer-Encoding")),

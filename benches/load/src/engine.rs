@@ -116,7 +116,8 @@ impl Engine {
         deadline: Instant,
         rules: Rules,
     ) -> Result<Self, Failure> {
-        let listener = TcpListener::bind(backend).map_err(while_doing(&format!("listening on {backend}")))?;
+        let listener =
+            TcpListener::bind(backend).map_err(while_doing(&format!("listening on {backend}")))?;
         listener.set_nonblocking(true)?;
         let poll = Poll::new()?;
         poll.add(&listener, LISTENER, EventFlags::IN)?;
@@ -239,7 +240,9 @@ impl Engine {
         let patience = Instant::now() + PATIENCE;
         while self.backends > 0 {
             if Instant::now() >= patience {
-                return Err(format!("the proxy left {} tunnels open behind it", self.backends).into());
+                return Err(
+                    format!("the proxy left {} tunnels open behind it", self.backends).into()
+                );
             }
             self.turn(patience)?;
         }
@@ -278,7 +281,10 @@ impl Engine {
         let now = Instant::now();
         if now >= self.deadline {
             let (clients, answers) = (self.clients, self.on_the_way);
-            return Err(format!("out of time with {clients} clients and {answers} answers missing").into());
+            return Err(format!(
+                "out of time with {clients} clients and {answers} answers missing"
+            )
+            .into());
         }
         self.poll.wait(Some(until.min(self.deadline).saturating_duration_since(now)))?;
         let mut next = 0;
@@ -308,8 +314,10 @@ impl Engine {
     fn connect(&mut self) -> Result<(), Failure> {
         // Waiting for the connect is waiting for nobody: the kernel answers for the proxy's listener.
         let failed = format!("connecting to {}", self.proxy);
-        let stream = TcpStream::connect_timeout(&self.proxy, PATIENCE).map_err(while_doing(&failed))?;
-        let sent = (&stream).write(&self.request).map_err(while_doing("sending the upgrade request"))?;
+        let stream =
+            TcpStream::connect_timeout(&self.proxy, PATIENCE).map_err(while_doing(&failed))?;
+        let sent =
+            (&stream).write(&self.request).map_err(while_doing("sending the upgrade request"))?;
         if sent < self.request.len() {
             return Err("the upgrade request does not fit into an empty socket".into());
         }
@@ -335,8 +343,16 @@ impl Engine {
         });
         self.poll.add(&stream, place as u64, EventFlags::IN)?;
         let (head, asked) = (Some(Vec::new()), Instant::now());
-        self.sockets[place] =
-            Some(Socket { stream, role, head, to_send: 0, sent: 0, got: 0, wants_write: false, asked });
+        self.sockets[place] = Some(Socket {
+            stream,
+            role,
+            head,
+            to_send: 0,
+            sent: 0,
+            got: 0,
+            wants_write: false,
+            asked,
+        });
         *self.number_of(role) += 1;
         Ok(())
     }
@@ -362,7 +378,11 @@ impl Engine {
             Ok(0) => self.ended(place, "closed"),
             Ok(length) if socket.head.is_some() => self.head_bytes(place, &scratch[..length]),
             Ok(length) => self.frame_bytes(place, &scratch[..length]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(()),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(())
+            }
             Err(error) => self.ended(place, &error.to_string()),
         };
         self.scratch = scratch;
@@ -381,7 +401,9 @@ impl Engine {
     }
 
     fn head_bytes(&mut self, place: usize, bytes: &[u8]) -> Result<(), Failure> {
-        let Some(Socket { stream, role, head, .. }) = &mut self.sockets[place] else { return Ok(()) };
+        let Some(Socket { stream, role, head, .. }) = &mut self.sockets[place] else {
+            return Ok(());
+        };
         let Some(got) = head else { return Ok(()) };
         got.extend(bytes);
         if !got.ends_with(b"\r\n\r\n") {
@@ -396,8 +418,12 @@ impl Engine {
         match *role {
             Role::Backend => {
                 // The accept value of the answer is right for one key only.
-                if !text.starts_with("GET /chat HTTP/1.1\r\n") || !text.contains("dGhlIHNhbXBsZSBub25jZQ==") {
-                    return Err(format!("the backend was asked for something else: {text:?}").into());
+                if !text.starts_with("GET /chat HTTP/1.1\r\n")
+                    || !text.contains("dGhlIHNhbXBsZSBub25jZQ==")
+                {
+                    return Err(
+                        format!("the backend was asked for something else: {text:?}").into()
+                    );
                 }
                 if stream.write(ANSWER).map_err(while_doing("sending the 101"))? < ANSWER.len() {
                     return Err("the 101 does not fit into an empty socket".into());
@@ -477,7 +503,11 @@ impl Engine {
             };
             socket.sent += match socket.stream.write(&frame[socket.sent..]) {
                 Ok(sent) => sent,
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+                {
+                    0
+                }
                 Err(error) => return self.ended(place, &error.to_string()),
             };
             if socket.sent == frame.len() {

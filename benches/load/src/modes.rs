@@ -54,7 +54,10 @@ pub fn busy(setting: &Setting, tunnels: usize, size: usize, time: Duration) -> R
     counts.round_trips.sort_unstable();
     let quantile = |percent: usize| {
         let last = counts.round_trips.len().saturating_sub(1);
-        counts.round_trips.get(last * percent / 100).map_or(0.0, |nanoseconds| *nanoseconds as f64 / 1e3)
+        counts
+            .round_trips
+            .get(last * percent / 100)
+            .map_or(0.0, |nanoseconds| *nanoseconds as f64 / 1e3)
     };
     let report = format!(
         "\"seconds\":{:.6},\"messages\":{},\"round_trips\":{},\"p50_us\":{:.1},\"p99_us\":{:.1}",
@@ -130,7 +133,8 @@ pub fn bulk(
 /// If a handshake fails, or the proxy keeps a backend's connection open.
 pub fn handshakes(setting: &Setting, parallel: usize, count: usize) -> Result<(), Failure> {
     // A connection can still be closing behind the proxy when the next has begun.
-    let mut engine = setting.engine(2 * parallel, 0, Rules { hang_up: true, ..Rules::default() })?;
+    let mut engine =
+        setting.engine(2 * parallel, 0, Rules { hang_up: true, ..Rules::default() })?;
     let mut stretch = |count| {
         let start = Instant::now();
         engine.open(count, parallel)?;
@@ -143,5 +147,9 @@ pub fn handshakes(setting: &Setting, parallel: usize, count: usize) -> Result<()
     stretch(count / 10)?;
     pass("begin", "", setting.gate)?;
     let took = stretch(count)?;
-    pass("end", &format!("\"seconds\":{:.6},\"handshakes\":{count}", took.as_secs_f64()), setting.gate)
+    pass(
+        "end",
+        &format!("\"seconds\":{:.6},\"handshakes\":{count}", took.as_secs_f64()),
+        setting.gate,
+    )
 }

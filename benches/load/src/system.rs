@@ -23,7 +23,10 @@ pub fn raise_open_files(needed: u64) -> Result<(), Failure> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Some(most) = limit.maximum.filter(|most| *most < needed) {
-        return Err(format!("{needed} open files are needed and {most} allowed: raise `ulimit -Hn`").into());
+        return Err(format!(
+            "{needed} open files are needed and {most} allowed: raise `ulimit -Hn`"
+        )
+        .into());
     }
     setrlimit(Resource::Nofile, limit)
         .map_err(|error| format!("raising the limit of open files: {error}").into())
@@ -68,7 +71,8 @@ impl Poll {
     ///
     /// Those of `epoll_wait`, but for a signal.
     pub fn wait(&mut self, at_most: Option<Duration>) -> io::Result<()> {
-        let at_most = at_most.map(|time| Timespec::try_from(time).map_err(io::Error::other)).transpose()?;
+        let at_most =
+            at_most.map(|time| Timespec::try_from(time).map_err(io::Error::other)).transpose()?;
         self.events.clear();
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), at_most.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

@@ -41,8 +41,8 @@ impl Frames {
     pub fn new(size: usize) -> Self {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
         // Every byte tells a little of where it belongs, so that a lost or doubled one shows.
-        let payload =
-            (0..size).map(|at| at.to_le_bytes().iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+        let payload = (0..size)
+            .map(|at| at.to_le_bytes().iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
 
         let mut from_backend = header(size, false);
         from_backend.extend(payload.clone());

@@ -21,9 +21,13 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let backend = echo::start("127.0.0.1:0")
         .map_err(|error| Failure::Machine(format!("cannot start the echo backend: {error}")))?;
     let proxy =
-        WsProxy::new([backend.to_string()]).name("demo").listen(&demo.bind).map_err(|error| match error {
-            ws_proxy::Error::Setting { problem, .. } => Failure::Usage(format!("--bind: {problem}")),
-            other => Failure::Machine(format!("{other}; choose another one with --bind")),
+        WsProxy::new([backend.to_string()]).name("demo").listen(&demo.bind).map_err(|error| {
+            match error {
+                ws_proxy::Error::Setting { problem, .. } => {
+                    Failure::Usage(format!("--bind: {problem}"))
+                }
+                other => Failure::Machine(format!("{other}; choose another one with --bind")),
+            }
         })?;
     let address = reachable(proxy.local_addr());
 
@@ -31,7 +35,9 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let (failed, failure) = bounded(1);
     thread::spawn(move || {
         let told = send_one(address)
-            .map_err(|error| Failure::Machine(format!("the demo's message did not come back: {error}")))
+            .map_err(|error| {
+                Failure::Machine(format!("the demo's message did not come back: {error}"))
+            })
             .and_then(|answer| crate::print(&story(backend, address, &answer)));
         if let Err(failure) = told {
             // Nobody listens any more if a signal came first.
@@ -83,7 +89,8 @@ fn reachable(local: SocketAddr) -> SocketAddr {
 
 /// Opens a WebSocket through the proxy, sends the greeting and gives what comes back.
 fn send_one(proxy: SocketAddr) -> Result<String, Box<dyn Error + Send + Sync>> {
-    let (mut socket, _) = tungstenite::client(format!("ws://{proxy}/"), TcpStream::connect(proxy)?)?;
+    let (mut socket, _) =
+        tungstenite::client(format!("ws://{proxy}/"), TcpStream::connect(proxy)?)?;
     socket.send(Message::text(GREETING))?;
     let answer = socket.read()?.into_text()?.to_string();
     socket.close(None)?;

@@ -12,11 +12,14 @@ use crate::cli::Drain;
 pub(crate) fn run(drain: &Drain) -> Result<(), Failure> {
     let number = drain.pid;
     let pid = (number > 0).then(|| Pid::from_raw(number)).flatten();
-    let pid = pid.ok_or_else(|| Failure::Usage(format!("--pid: {number} is no number of a process")))?;
-    let failed =
-        |error: io::Error| Failure::Machine(format!("cannot ask process {number} to drain: {error}"));
+    let pid =
+        pid.ok_or_else(|| Failure::Usage(format!("--pid: {number} is no number of a process")))?;
+    let failed = |error: io::Error| {
+        Failure::Machine(format!("cannot ask process {number} to drain: {error}"))
+    };
     // Outside of a container process 1 is the system's own, which is not to be sent anything.
-    let (its_name, name) = (name_of(&number.to_string()).map_err(failed)?, name_of("self").map_err(failed)?);
+    let (its_name, name) =
+        (name_of(&number.to_string()).map_err(failed)?, name_of("self").map_err(failed)?);
     if its_name != name {
         return Err(Failure::Machine(format!(
             "process {number} is {its_name:?}, not a {name}: name one with --pid"

@@ -11,7 +11,8 @@ use crate::{Failure, process};
 pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
     let mut signals = process::watch_signals()?;
     let address = start(&echo.bind).map_err(|error| {
-        let message = format!("cannot listen on {}: {error}; choose another one with --bind", echo.bind);
+        let message =
+            format!("cannot listen on {}: {error}; choose another one with --bind", echo.bind);
         match error.kind() {
             io::ErrorKind::InvalidInput => Failure::Usage(message),
             _ => Failure::Machine(message),

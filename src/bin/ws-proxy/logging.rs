@@ -27,7 +27,12 @@ pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
     }
     logger.format(|line, record| {
         let time = humantime::format_rfc3339_millis(SystemTime::now());
-        writeln!(line, "time={time} level={} {}", record.level().as_str().to_ascii_lowercase(), record.args())
+        writeln!(
+            line,
+            "time={time} level={} {}",
+            record.level().as_str().to_ascii_lowercase(),
+            record.args()
+        )
     });
     logger.init();
     Ok(())

@@ -59,7 +59,11 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
     });
     match end {
         // A proxy that is fuller still does not even say so.
-        Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) => Ok(()),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) =>
+        {
+            Ok(())
+        }
         end => end,
     }
 }

@@ -37,8 +37,10 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 pub(crate) async fn run(bounds: Vec<Bound>, signals: Signals) {
     let (stop, stopped) = bounded::<()>(1);
     let executor = Executor::new();
-    let sections: Vec<_> =
-        bounds.into_iter().map(|bound| executor.spawn(bound.run(closed(stopped.clone())))).collect();
+    let sections: Vec<_> = bounds
+        .into_iter()
+        .map(|bound| executor.spawn(bound.run(closed(stopped.clone()))))
+        .collect();
     let all_drained = async {
         for section in sections {
             section.await;

@@ -41,9 +41,9 @@ impl Source {
         let given_flag = given_flag(arguments);
         if let Some(file) = config.or(arguments.config.as_deref()) {
             return match given_flag {
-                Some(flag) => {
-                    Err(Failure::Usage(format!("{flag} and --config exclude each other: put it in the file")))
-                }
+                Some(flag) => Err(Failure::Usage(format!(
+                    "{flag} and --config exclude each other: put it in the file"
+                ))),
                 None => Self::from_file(file, false),
             };
         }
@@ -52,7 +52,8 @@ impl Source {
         }
         for file in DEFAULT_FILES.map(Path::new) {
             // A file that is there and cannot be read is not passed over: `from_file` says why.
-            if !matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            if !matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound)
+            {
                 return Self::from_file(file, true);
             }
         }
@@ -61,8 +62,9 @@ impl Source {
 
     fn from_file(file: &Path, found: bool) -> Result<Self, Failure> {
         let name = file.display();
-        let text = fs::read_to_string(file)
-            .map_err(|error| Failure::Usage(format!("{name}: cannot read the configuration: {error}")))?;
+        let text = fs::read_to_string(file).map_err(|error| {
+            Failure::Usage(format!("{name}: cannot read the configuration: {error}"))
+        })?;
         let config = Config::parse(&text).map_err(|error| {
             // `file:line: key: problem`, as compilers have it; without a line there is one more blank.
             let gap = if error.line.is_some() { "" } else { " " };
@@ -90,7 +92,9 @@ impl Source {
             proxy = proxy.read_timeout_ms(ms);
         }
         proxy.check(&bind).map_err(|error| match error {
-            Error::Setting { key: "backends", problem } => Failure::Usage(format!("--backend: {problem}")),
+            Error::Setting { key: "backends", problem } => {
+                Failure::Usage(format!("--backend: {problem}"))
+            }
             Error::Setting { key, problem } => {
                 Failure::Usage(format!("--{}: {problem}", key.replace('_', "-")))
             }
@@ -107,8 +111,10 @@ impl Source {
 
     /// What `check` says of good settings.
     pub(crate) fn report(&self) -> String {
-        let place =
-            self.file.as_ref().map_or("the command line".to_owned(), |file| file.display().to_string());
+        let place = self
+            .file
+            .as_ref()
+            .map_or("the command line".to_owned(), |file| file.display().to_string());
         let count = match self.sections.len() {
             1 => "1 section".to_owned(),
             many => format!("{many} sections"),

@@ -50,7 +50,12 @@ pub(super) enum Progress {
 
 impl Pair {
     /// A tunnel whose sides' events come under these labels.
-    pub(super) fn new(tunnel: Tunnel, reactor: &Reactor, label: impl Fn(Side) -> u64, clock: &Clock) -> Self {
+    pub(super) fn new(
+        tunnel: Tunnel,
+        reactor: &Reactor,
+        label: impl Fn(Side) -> u64,
+        clock: &Clock,
+    ) -> Self {
         let Tunnel { client, backend, for_backend, head, for_client, is_extended, rules } = tunnel;
         let watch = rules.watch_time().then(|| Box::new(Watch::by(&rules, clock.now())));
         // A head has at most 64 KiB.
@@ -92,8 +97,12 @@ impl Pair {
         let mut more = false;
         for side in [Side::Client, Side::Backend] {
             let (half, source, sink, last) = match side {
-                Side::Client => (&mut self.up, &mut self.client, &mut self.backend, self.down.is_done()),
-                Side::Backend => (&mut self.down, &mut self.backend, &mut self.client, self.up.is_done()),
+                Side::Client => {
+                    (&mut self.up, &mut self.client, &mut self.backend, self.down.is_done())
+                }
+                Side::Backend => {
+                    (&mut self.down, &mut self.backend, &mut self.client, self.up.is_done())
+                }
             };
             let manners = Manners { rules: &self.rules, from: side };
             match half.advance(source, sink, last, manners, tools) {
@@ -144,7 +153,12 @@ impl Pair {
     }
 
     /// Closes both connections.
-    pub(super) fn close(mut self, reactor: &Reactor, reason: Reason, tools: &mut Tools) -> TunnelEnd {
+    pub(super) fn close(
+        mut self,
+        reactor: &Reactor,
+        reason: Reason,
+        tools: &mut Tools,
+    ) -> TunnelEnd {
         let end = TunnelEnd {
             to_backend: self.up.carried(),
             to_client: self.down.carried().saturating_sub(u64::from(self.head_len)),
@@ -208,7 +222,9 @@ impl Pair {
     /// Ends a tunnel because of a frame of this side.
     fn refuse(&mut self, side: Side, refusal: Refusal, now: Tick) {
         let (reason, close_code, text) = match refusal {
-            Refusal::MessageTooBig => (Reason::MessageTooBig, code::MESSAGE_TOO_BIG, "message too big"),
+            Refusal::MessageTooBig => {
+                (Reason::MessageTooBig, code::MESSAGE_TOO_BIG, "message too big")
+            }
             Refusal::Protocol => (Reason::Protocol, code::PROTOCOL_ERROR, "protocol error"),
         };
         let (to_sender, to_other) = (Some((close_code, text)), Some((code::GOING_AWAY, text)));
@@ -252,13 +268,14 @@ impl Pair {
         let (client_closed, backend_closed) =
             (self.up.gate().tally().has_close(), self.down.gate().tally().has_close());
         if self.ending.is_none() {
-            self.ending = match (client_closed, backend_closed, self.up.is_done(), self.down.is_done()) {
-                (true, ..) => Some(Reason::Close(Side::Client)),
-                (_, true, ..) => Some(Reason::Close(Side::Backend)),
-                (_, _, true, _) => Some(Reason::Eof(Side::Client)),
-                (_, _, _, true) => Some(Reason::Eof(Side::Backend)),
-                _ => None,
-            };
+            self.ending =
+                match (client_closed, backend_closed, self.up.is_done(), self.down.is_done()) {
+                    (true, ..) => Some(Reason::Close(Side::Client)),
+                    (_, true, ..) => Some(Reason::Close(Side::Backend)),
+                    (_, _, true, _) => Some(Reason::Eof(Side::Client)),
+                    (_, _, _, true) => Some(Reason::Eof(Side::Backend)),
+                    _ => None,
+                };
         }
         let reason = self.ending?;
         if self.up.is_done() && self.down.is_done() {
@@ -274,10 +291,12 @@ impl Pair {
             Reason::Close(_) | Reason::Eof(_) | Reason::Reset(_) => {}
             // A goodbye of ours is over when everyone who was told has answered, and what was said has been written.
             _ => {
-                let all_told =
-                    self.up.is_flushed() && self.down.is_flushed() && !self.down.gate().has_errand();
+                let all_told = self.up.is_flushed()
+                    && self.down.is_flushed()
+                    && !self.down.gate().has_errand();
                 let has_answered = |half: &Half| {
-                    half.is_done() || half.gate().tally().has_close() && half.gate().is_between_frames()
+                    half.is_done()
+                        || half.gate().tally().has_close() && half.gate().is_between_frames()
                 };
                 let client_is_done = !self.told_client || has_answered(&self.up);
                 let backend_is_done = !self.told_backend || has_answered(&self.down);

@@ -53,12 +53,14 @@ struct RateWatch {
 impl Watch {
     /// What the rules of a section have watched from now on.
     pub(super) fn by(rules: &Rules, now: Tick) -> Self {
-        let lifetime_ends = rules.max_lifetime.map(|lifetime| now.saturating_add(ticks(jittered(lifetime))));
+        let lifetime_ends =
+            rules.max_lifetime.map(|lifetime| now.saturating_add(ticks(jittered(lifetime))));
         Self { lifetime_ends, ..Self::new(now) }
     }
 
     fn new(now: Tick) -> Self {
-        let alive = |payload: u64| SideWatch { seen: now, ping: None, payload: payload.to_ne_bytes() };
+        let alive =
+            |payload: u64| SideWatch { seen: now, ping: None, payload: payload.to_ne_bytes() };
         Self {
             client: alive(fastrand::u64(..)),
             backend: alive(fastrand::u64(..)),
@@ -89,7 +91,8 @@ impl Pair {
             return None;
         }
         let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
-        let idle_ends = self.rules.idle_timeout.map(|idle| watch.data_seen.saturating_add(ticks(idle)));
+        let idle_ends =
+            self.rules.idle_timeout.map(|idle| watch.data_seen.saturating_add(ticks(idle)));
         // A Close that nobody answers gets no second one, but no more time than it would have otherwise.
         if matches!(self.ending, Some(Reason::Close(_))) {
             if [watch.drain_begins, watch.lifetime_ends, idle_ends].into_iter().any(is_due) {
@@ -104,7 +107,12 @@ impl Pair {
         }
         if is_due(watch.lifetime_ends) {
             let lifetime_code = self.rules.lifetime_close_code;
-            self.say_goodbye(Reason::Lifetime, Some((lifetime_code, "maximum lifetime reached")), None, now);
+            self.say_goodbye(
+                Reason::Lifetime,
+                Some((lifetime_code, "maximum lifetime reached")),
+                None,
+                now,
+            );
             return None;
         }
         if is_due(idle_ends) {
@@ -171,7 +179,8 @@ impl Pair {
         let Some(most) = self.rules.max_messages_per_second else { return };
         if now.saturating_sub(watch.rate.since) >= TICKS_PER_SECOND {
             self.roll_rate(now);
-        } else if self.messages_in_window() > most && !self.up.is_paused() && self.ending.is_none() {
+        } else if self.messages_in_window() > most && !self.up.is_paused() && self.ending.is_none()
+        {
             match self.rules.rate_action {
                 RateAction::Pause => self.up.pause(true),
                 RateAction::Close => {
@@ -250,7 +259,8 @@ impl Pair {
             Side::Client => (&self.down, &self.up),
             Side::Backend => (&self.up, &self.down),
         };
-        let is_open = |half: &Half| !half.is_done() && !half.gate().is_blind() && !half.gate().is_shut();
+        let is_open =
+            |half: &Half| !half.is_done() && !half.gate().is_blind() && !half.gate().is_shut();
         self.ending.is_none() && is_open(to) && is_open(from)
     }
 

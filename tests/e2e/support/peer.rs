@@ -28,7 +28,8 @@ impl Backend {
     pub fn refusing() -> Self {
         let ip = AddressFamily::INET;
         // Programs that other tests start at this moment must not get a copy.
-        let socket = rustix::net::socket_with(ip, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let socket =
+            rustix::net::socket_with(ip, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let listener = TcpListener::from(socket);
         let address = listener.local_addr().unwrap();
@@ -61,7 +62,8 @@ impl Backend {
     pub fn try_accept(&self, time: Duration) -> Option<Peer> {
         let end = Instant::now() + time;
         let mut fds = [rustix::event::PollFd::new(&self.listener, rustix::event::PollFlags::IN)];
-        let left = rustix::time::Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap();
+        let left = rustix::time::Timespec::try_from(end.saturating_duration_since(Instant::now()))
+            .unwrap();
         (rustix::event::poll(&mut fds, Some(&left)).unwrap() > 0)
             .then(|| Peer::new(self.listener.accept().unwrap().0))
     }
@@ -69,7 +71,9 @@ impl Backend {
     /// Whether a connection is waiting to be accepted right now.
     pub fn has_waiting(&self) -> bool {
         let mut fds = [rustix::event::PollFd::new(&self.listener, rustix::event::PollFlags::IN)];
-        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))
+            .unwrap()
+            > 0
     }
 
     /// Waits until one of these has a connection waiting, and says which.
@@ -197,8 +201,9 @@ impl Peer {
     /// An answer of the proxy's own, up to its orderly end: its status, and all of it.
     pub fn read_refusal(&mut self) -> (u16, String) {
         let answer = self.read_text_to_end();
-        let (head, body) =
-            answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no complete head in {answer:?}"));
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .unwrap_or_else(|| panic!("no complete head in {answer:?}"));
         assert!(head.starts_with("HTTP/1.1 "), "{head}");
         let has = |line: &str| head.split("\r\n").filter(|&one| one == line).count() == 1;
         assert!(has("Connection: close"), "{head}");
@@ -286,7 +291,9 @@ impl Peer {
     /// Whether there is neither a byte nor an end to be read right now.
     pub fn is_silent(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 0
+        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))
+            .unwrap()
+            == 0
     }
 
     /// Writes as much of `bytes` as the other side takes, until it takes no more for a moment; gives how much.

@@ -40,7 +40,11 @@ impl Program {
     pub fn output(arguments: &[&str], directory: Option<&Path>) -> (i32, String, String) {
         let output = Self::command(arguments, directory).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code().expect("it exits by itself"), text(output.stdout), text(output.stderr))
+        (
+            output.status.code().expect("it exits by itself"),
+            text(output.stdout),
+            text(output.stderr),
+        )
     }
 
     /// What an unsuccessful run says, and that it says it on standard error only.
@@ -77,7 +81,8 @@ impl Program {
         let end = Instant::now() + PATIENCE;
         loop {
             let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
-            let line = line.unwrap_or_else(|_| panic!("no line with {part:?} after {:#?}", self.seen));
+            let line =
+                line.unwrap_or_else(|_| panic!("no line with {part:?} after {:#?}", self.seen));
             self.seen.push(line.clone());
             if line.contains(part) {
                 return line;
@@ -175,7 +180,11 @@ impl Program {
     /// Starts it from a shell that has run `setup` before, such as `ulimit -n 40`.
     pub fn after(setup: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("{setup}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_ws-proxy")]);
+        command.args([
+            "-c",
+            &format!("{setup}; exec \"$0\" \"$@\""),
+            env!("CARGO_BIN_EXE_ws-proxy"),
+        ]);
         command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
         Self::spawn(&mut command)
     }
@@ -205,8 +214,9 @@ impl Drop for Program {
 
 /// The value of a key in a line of the log.
 pub fn value<'a>(line: &'a str, key: &str) -> &'a str {
-    let start =
-        line.find(&format!(" {key}=")).unwrap_or_else(|| panic!("no {key} in {line}")) + key.len() + 2;
+    let start = line.find(&format!(" {key}=")).unwrap_or_else(|| panic!("no {key} in {line}"))
+        + key.len()
+        + 2;
     line[start..].split(' ').next().unwrap()
 }
 

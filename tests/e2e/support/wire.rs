@@ -90,7 +90,8 @@ impl Peer {
             127 => u64::from_be_bytes(self.read_exactly(8).try_into().unwrap()),
             len => len.into(),
         };
-        let mask: Option<[u8; 4]> = (start[1] & 0x80 != 0).then(|| self.read_exactly(4).try_into().unwrap());
+        let mask: Option<[u8; 4]> =
+            (start[1] & 0x80 != 0).then(|| self.read_exactly(4).try_into().unwrap());
         let mut payload = self.read_exactly(len as usize);
         let key = mask.unwrap_or_default();
         payload.iter_mut().enumerate().for_each(|(at, byte)| *byte ^= key[at % 4]);
@@ -119,13 +120,20 @@ impl Peer {
         let frame = self.read_frame_of_other();
         assert_eq!(frame.close_code(), Some(code), "{frame:?}");
         assert_eq!(frame.mask.is_some(), to == From::Backend, "{frame:?}");
-        assert!(std::str::from_utf8(&frame.payload[2..]).is_ok_and(|reason| !reason.is_empty()), "{frame:?}");
+        assert!(
+            std::str::from_utf8(&frame.payload[2..]).is_ok_and(|reason| !reason.is_empty()),
+            "{frame:?}"
+        );
     }
 
     /// The next frame, but for Pings, is this text.
     pub fn expect_text(&mut self, text: &str) {
         let frame = self.read_frame_of_other();
-        assert_eq!((frame.first, &*frame.payload.escape_ascii().to_string()), (TEXT, text), "{frame:?}");
+        assert_eq!(
+            (frame.first, &*frame.payload.escape_ascii().to_string()),
+            (TEXT, text),
+            "{frame:?}"
+        );
     }
 
     /// Answers the proxy's Pings until something else comes.

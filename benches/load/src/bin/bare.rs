@@ -133,7 +133,11 @@ impl Relay {
 
             // What came in on a side goes on to the other; its new room is for what the other has sent.
             let over = self.pump(place, side).is_err() || self.pump(place, 1 - side).is_err();
-            if over || self.tunnels[place].as_ref().is_none_or(|sides| sides.iter().all(|side| side.ended)) {
+            if over
+                || self.tunnels[place]
+                    .as_ref()
+                    .is_none_or(|sides| sides.iter().all(|side| side.ended))
+            {
                 self.tunnels[place] = None;
                 self.freed.push(place);
             }
@@ -276,7 +280,14 @@ impl Side {
 
     /// As [`Side::read`], into a pipe. Less than asked for tells nothing here.
     fn fill(&mut self, pipe: &Pipe) -> Result<Option<usize>, Errno> {
-        match splice(&self.stream, None, &pipe.1, None, PIPE, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+        match splice(
+            &self.stream,
+            None,
+            &pipe.1,
+            None,
+            PIPE,
+            SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+        ) {
             Ok(length) => Ok(Some(length)),
             Err(Errno::AGAIN | Errno::INTR) => {
                 self.readable = false;
@@ -288,7 +299,14 @@ impl Side {
 
     /// As [`Side::write`], out of a pipe.
     fn drain(&mut self, pipe: &Pipe, length: usize) -> Result<usize, Errno> {
-        match splice(&pipe.0, None, &self.stream, None, length, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+        match splice(
+            &pipe.0,
+            None,
+            &self.stream,
+            None,
+            length,
+            SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+        ) {
             Ok(sent) => Ok(sent),
             Err(Errno::AGAIN | Errno::INTR) => {
                 self.writable = false;

@@ -116,8 +116,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let seconds =
-        |given: f64| Duration::try_from_secs_f64(given).map_err(|error| format!("{given} seconds: {error}"));
+    let seconds = |given: f64| {
+        Duration::try_from_secs_f64(given).map_err(|error| format!("{given} seconds: {error}"))
+    };
     let setting = Setting {
         proxy: arguments.proxy,
         backend: arguments.backend_listen,
@@ -129,15 +130,27 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         given => Ok(given),
     };
     match &arguments.mode {
-        Mode::Busy(mode) => {
-            busy(&setting, at_least_one(mode.tunnels, "tunnels")?, mode.size, seconds(mode.seconds)?)
+        Mode::Busy(mode) => busy(
+            &setting,
+            at_least_one(mode.tunnels, "tunnels")?,
+            mode.size,
+            seconds(mode.seconds)?,
+        ),
+        Mode::Idle(mode) => idle(
+            &setting,
+            at_least_one(mode.tunnels, "tunnels")?,
+            mode.size,
+            seconds(mode.seconds)?,
+        ),
+        Mode::Bulk(mode) => bulk(
+            &setting,
+            at_least_one(mode.tunnels, "tunnels")?,
+            mode.write,
+            mode.direction,
+            mode.megabytes,
+        ),
+        Mode::Handshakes(mode) => {
+            handshakes(&setting, at_least_one(mode.parallel, "parallel")?, mode.count)
         }
-        Mode::Idle(mode) => {
-            idle(&setting, at_least_one(mode.tunnels, "tunnels")?, mode.size, seconds(mode.seconds)?)
-        }
-        Mode::Bulk(mode) => {
-            bulk(&setting, at_least_one(mode.tunnels, "tunnels")?, mode.write, mode.direction, mode.megabytes)
-        }
-        Mode::Handshakes(mode) => handshakes(&setting, at_least_one(mode.parallel, "parallel")?, mode.count),
     }
 }
