@@ -7,13 +7,13 @@ use serde::de::IntoDeserializer;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::proxy::WsProxy;
+use crate::builder::WsProxy;
 use crate::settings::{DRAIN_KEYS, Drain, Invalid, RawDrain, RawSection, SECTION_KEYS};
 
 /// The table of sections.
 const SECTIONS: &str = "ws_proxy";
 /// What may stand beside the sections and is ours.
-const TOP_KEYS: [&str; 3] = ["workers", "drain", "drain_timeout_ms"];
+const TOP_KEYS: [&str; 2] = ["workers", "drain"];
 /// More event loops than any machine has a use for.
 const MAX_WORKERS: i64 = 1_024;
 
@@ -116,7 +116,7 @@ impl Config {
                 return Err(place.error(at, Some("workers"), problem));
             }
         };
-        let drain = read_drain(&document, number("drain_timeout_ms")?, &place)?;
+        let drain = read_drain(&document, &place)?;
 
         let is_ours = |name: &str| name == SECTIONS || TOP_KEYS.contains(&name);
         let ignored =
@@ -131,12 +131,8 @@ impl Config {
     }
 }
 
-/// The `[drain]` table, with its alias at the top: what it says, and where.
-fn read_drain(
-    document: &DeTable<'_>,
-    alias: Option<(i64, usize)>,
-    place: &Place<'_>,
-) -> Result<RawDrain, ConfigError> {
+/// The `[drain]` table, checked.
+fn read_drain(document: &DeTable<'_>, place: &Place<'_>) -> Result<RawDrain, ConfigError> {
     let mut drain = RawDrain::default();
     if let Some((_, table)) = document.iter().find(|(name, _)| name.get_ref() == "drain") {
         let DeValue::Table(keys) = table.get_ref() else {
@@ -154,18 +150,6 @@ fn read_drain(
         drain.check().map_err(|Invalid { key, problem, .. }| {
             place.error(at(key).unwrap_or(table.span().start), Some(key), problem)
         })?;
-    }
-    if let Some((given, at)) = alias {
-        let key = Some("drain_timeout_ms");
-        if drain.timeout_ms.is_some() {
-            return Err(place.error(
-                at,
-                key,
-                "it is the same as timeout_ms of [drain], which is given too",
-            ));
-        }
-        drain.timeout_ms = Some(given);
-        drain.check().map_err(|invalid| place.error(at, key, invalid.problem))?;
     }
     Ok(drain)
 }
@@ -205,7 +189,7 @@ fn deserialize<'i, T: Deserialize<'i>>(
 /// A section together with where its address stands in the text.
 struct CheckedSection {
     section: Section,
-    address: crate::backend::address::Address,
+    address: crate::net::address::Address,
     bind_at: usize,
 }
 
@@ -359,7 +343,7 @@ mod tests {
             origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\nsocket_buffer_bytes = 4096\n\
             ping_interval_ms = 5\npong_timeout_ms = 6\nidle_timeout_ms = 7\nmax_lifetime_ms = 8\nlifetime_close_code = 1012\n\
             max_message_bytes = 9\nmax_frame_bytes = 10\nmax_messages_per_second = 11\nrate_action = \"close\"\n\
-            strict_frames = true\nannounce_loss = true\n";
+            strict_frames = true\nbackend_lost_code = 1014\nclient_lost_code = 1001\n";
         for key in SECTION_KEYS.into_iter().chain(DRAIN_KEYS) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
         }
@@ -386,7 +370,8 @@ mod tests {
             (rules.max_messages_per_second, rules.rate_action),
             (Some(11), crate::RateAction::Close)
         );
-        assert!(rules.strict_frames && rules.announce_loss);
+        assert!(rules.strict_frames);
+        assert_eq!((rules.backend_lost_code, rules.client_lost_code), (Some(1014), Some(1001)));
         assert_eq!(
             (drain.delay, drain.spread),
             (Duration::from_millis(1), Duration::from_millis(2))
@@ -464,10 +449,7 @@ mod tests {
                 format!("workers = \"x\"\n{GOOD}"),
                 "1: workers: invalid type: string \"x\", expected i64",
             ),
-            (
-                format!("\ndrain_timeout_ms = 0\n{GOOD}"),
-                "2: drain_timeout_ms: 0 is no time to wait",
-            ),
+            (format!("\n[drain]\ntimeout_ms = 0\n{GOOD}"), "3: timeout_ms: 0 is no time to wait"),
             (format!("drain = 5\n{GOOD}"), "1: drain: this is a table"),
             (
                 format!("[drain]\ntimeout = 5\n{GOOD}"),
@@ -477,10 +459,6 @@ mod tests {
             (
                 format!("[drain]\nclose_code = \"x\"\n{GOOD}"),
                 "2: close_code: invalid type: string \"x\", expected i64",
-            ),
-            (
-                format!("drain_timeout_ms = 5\n[drain]\ntimeout_ms = 5\n{GOOD}"),
-                "1: drain_timeout_ms: it is the same as",
             ),
         ];
         for (text, expected) in cases {

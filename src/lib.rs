@@ -13,7 +13,7 @@
 //! ```
 //!
 //! [`WsProxy::bind`] blocks the calling thread. To know the port, to stop again, or to run on an executor of your own,
-//! use [`WsProxy::listen`] and [`Bound::run`]. [`Config`] reads the same settings from TOML.
+//! use [`WsProxy::listen`] and [`BoundProxy::run`]. [`Config`] reads the same settings from TOML.
 //!
 //! # The life of a connection, and the files that it meets
 //!
@@ -38,6 +38,7 @@
 struct Readme;
 
 mod backend;
+mod builder;
 mod config;
 mod connection;
 mod early;
@@ -46,16 +47,18 @@ mod head;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
+mod listener;
 mod net;
 mod outcome;
 mod proxy;
-mod server;
+mod section;
 mod settings;
 mod tunnel;
 mod worker;
 
+pub use builder::WsProxy;
 pub use config::{Config, ConfigError, Section};
 pub use handshake::forward::{Forwarded, HostHeader};
-pub use proxy::{Bound, Error, WsProxy};
+pub use proxy::{BoundProxy, Error};
 pub use tunnel::rules::RateAction;
 pub use worker::Workers;

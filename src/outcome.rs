@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::handshake::reject::Reject;
-use crate::server::Section;
+use crate::section::Section;
 use crate::tunnel::TunnelEnd;
 
 /// How far a connection had come when its client went away.

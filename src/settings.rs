@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::backend::address::Address;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
+use crate::net::address::Address;
 use crate::tunnel::rules::{RateAction, Rules};
 
 /// Milliseconds that a connect may take where nothing else is said.
@@ -45,7 +45,8 @@ pub(crate) struct RawSection {
     pub(crate) max_messages_per_second: Option<i64>,
     pub(crate) rate_action: Option<RateAction>,
     pub(crate) strict_frames: Option<bool>,
-    pub(crate) announce_loss: Option<bool>,
+    pub(crate) backend_lost_code: Option<i64>,
+    pub(crate) client_lost_code: Option<i64>,
 }
 
 /// How the proxy leaves, as given; nothing is checked yet.
@@ -77,7 +78,7 @@ pub(crate) struct Drain {
 }
 
 /// Every key of a section, as the fields above.
-pub(crate) const SECTION_KEYS: [&str; 22] = [
+pub(crate) const SECTION_KEYS: [&str; 23] = [
     "name",
     "bind",
     "backends",
@@ -99,7 +100,8 @@ pub(crate) const SECTION_KEYS: [&str; 22] = [
     "max_messages_per_second",
     "rate_action",
     "strict_frames",
-    "announce_loss",
+    "backend_lost_code",
+    "client_lost_code",
 ];
 
 /// A section whose settings are good.
@@ -244,7 +246,8 @@ impl RawSection {
             )?,
             rate_action: self.rate_action.unwrap_or_default(),
             strict_frames: self.strict_frames.unwrap_or_default(),
-            announce_loss: self.announce_loss.unwrap_or_default(),
+            backend_lost_code: lost_code("backend_lost_code", self.backend_lost_code)?,
+            client_lost_code: lost_code("client_lost_code", self.client_lost_code)?,
             close_grace: drain.close_grace,
             drain_close_code: drain.close_code,
         })
@@ -318,6 +321,14 @@ fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
             key,
             format!("{given} is no code for a Close: 1001, 1012 and 4000 are"),
         )),
+    }
+}
+
+/// A [close code](close_code), or `None` for zero.
+fn lost_code(key: &'static str, given: Option<i64>) -> Result<Option<u16>, Invalid> {
+    match given.unwrap_or(0) {
+        0 => Ok(None),
+        _ => close_code(key, given).map(Some),
     }
 }
 
@@ -436,6 +447,8 @@ mod tests {
                 None,
             ),
             (RawSection { lifetime_close_code: Some(1005), ..raw() }, "lifetime_close_code", None),
+            (RawSection { backend_lost_code: Some(1006), ..raw() }, "backend_lost_code", None),
+            (RawSection { client_lost_code: Some(-1), ..raw() }, "client_lost_code", None),
         ];
         for (raw, key, index) in cases {
             let invalid = raw.check(&drain()).unwrap_err();

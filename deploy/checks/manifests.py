@@ -349,8 +349,8 @@ def setting_faults(pod, config, drain):
     for section in config["ws_proxy"]:
         if not section.get("max_connections"):
             yield pod.fault(pod.proxy.path, "max_connections: without it, no memory limit holds")
-        if not section.get("announce_loss"):
-            yield pod.fault(pod.proxy.path, "announce_loss is not on")
+        if not section.get("backend_lost_code"):
+            yield pod.fault(pod.proxy.path, "backend_lost_code is not set")
         if not 0 < section.get("socket_buffer_bytes", 0) <= BUFFER_BYTES:
             yield pod.fault(pod.proxy.path, f"socket_buffer_bytes is not within 1 to {BUFFER_BYTES}")
         if not 0 < section.get("ping_interval_ms", 0) <= PING_MS:
@@ -469,7 +469,7 @@ def broken_variants(form):
     yield "a faulty configuration", of_config("ping_interval_ms", "ping_intervall_ms"), "ping_intervall_ms"
     yield "a configuration that is not mounted", of_proxy(lambda spec: spec.pop("volumeMounts")), "--config"
     yield "no hash", lambda d: of_kind(d, "ConfigMap")[0]["metadata"].update(name="ws-proxy"), "no hash"
-    yield "losses not announced", of_config("announce_loss = true", "announce_loss = false"), "announce_loss"
+    yield "losses not announced", of_config("backend_lost_code = 1014", "backend_lost_code = 0"), "backend_lost_code"
     yield "buffers without a bound", of_config("socket_buffer_bytes", "# socket_buffer_bytes"), "socket_buffer_bytes"
     yield "no connection limit", of_config("max_connections", "# max_connections"), "max_connections"
     yield "rare pings", of_config("ping_interval_ms = 25000", "ping_interval_ms = 60000"), "ping_interval_ms"

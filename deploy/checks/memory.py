@@ -22,7 +22,7 @@ ANSWER = (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection
 CLIENT, BACKEND = 0, 1
 # From the backend unmasked, from the client masked with zeros: 16 KiB, as a chunk that is sent over and over.
 FRAME = {BACKEND: b"\x82\x7e\x40\x00" + bytes(16384), CLIENT: b"\x82\xfe\x40\x00\0\0\0\0" + bytes(16384)}
-TIMED = "ping_interval_ms = 3600000\nidle_timeout_ms = 3600000\nannounce_loss = true\n"
+TIMED = "ping_interval_ms = 3600000\nidle_timeout_ms = 3600000\nbackend_lost_code = 1014\nclient_lost_code = 1001\n"
 BOUND = "socket_buffer_bytes = 131072\n"
 RESET = b"\1\0\0\0\0\0\0\0"
 

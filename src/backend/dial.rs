@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::address::Address;
 use crate::net;
+use crate::net::address::Address;
 use crate::net::reactor::Reactor;
 use crate::net::stream::Stream;
 use crate::net::timer::within;

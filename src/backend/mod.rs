@@ -1,5 +1,4 @@
-//! Backends: where they are ([`address`]), whose turn it is ([`rotation`]), and how one is reached ([`dial`]).
+//! Backends: whose turn it is ([`rotation`]), and how one is reached ([`dial`]).
 
-pub(crate) mod address;
 pub(crate) mod dial;
 pub(crate) mod rotation;

@@ -17,7 +17,7 @@ use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::stream::Stream;
 use crate::net::timer::Timer;
-use crate::server::Section;
+use crate::section::Section;
 
 /// Longest head of an answer, with the interim answers before it.
 const RESPONSE_HEAD_MAX: usize = 64 * 1024;

@@ -20,7 +20,7 @@ use crate::net;
 use crate::net::stream::Stream;
 use crate::net::timer::Timer;
 use crate::outcome::{Outcome, Stage};
-use crate::server::Section;
+use crate::section::Section;
 use crate::tunnel::Tunnel;
 
 /// Longest head of a request, its blank line included.

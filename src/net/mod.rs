@@ -1,5 +1,6 @@
 //! Sockets and the event loop that they wait in. Nothing in here knows what the bytes mean.
 
+pub(crate) mod address;
 pub(crate) mod reactor;
 pub(crate) mod readiness;
 pub(crate) mod stream;
@@ -16,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use self::stream::Stream;
 use self::timer::within;
-use crate::backend::address::Address;
+use crate::net::address::Address;
 
 /// Connections that may wait for their accept. The kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4_096;

@@ -1,7 +1,7 @@
 //! One direction of a tunnel.
 
 use super::Side;
-use super::control::{self, code};
+use super::control;
 use super::gate::{Gate, Passage, Refusal};
 use super::pipes::{PIPE_BYTES, Pipe, Pipes};
 use super::rules::Rules;
@@ -84,12 +84,16 @@ pub(super) struct Manners<'a> {
 }
 
 impl Manners<'_> {
-    /// What the sink is told of a source that is lost.
-    pub(super) fn loss(&self) -> Vec<u8> {
+    /// Close frame for the sink of a source that is lost, if the policy has one.
+    pub(super) fn loss(&self) -> Option<Vec<u8>> {
         match self.from {
-            Side::Backend => control::close(code::BAD_GATEWAY, "the backend is lost", None),
+            Side::Backend => {
+                let code = self.rules.backend_lost_code?;
+                Some(control::close(code, "the backend is lost", None))
+            }
             Side::Client => {
-                control::close(code::GOING_AWAY, "the client is lost", Some(control::fresh_mask()))
+                let code = self.rules.client_lost_code?;
+                Some(control::close(code, "the client is lost", Some(control::fresh_mask())))
             }
         }
     }
@@ -340,9 +344,9 @@ impl Half {
         if let Some(kept) = self.gate.finish() {
             self.append(kept);
         }
-        if manners.rules.announce_loss
-            && !self.gate.is_shut()
-            && let Some(frame) = self.gate.insert(manners.loss(), true)
+        if !self.gate.is_shut()
+            && let Some(loss) = manners.loss()
+            && let Some(frame) = self.gate.insert(loss, true)
         {
             self.append(frame);
         }

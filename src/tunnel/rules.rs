@@ -33,8 +33,10 @@ pub(crate) struct Rules {
     pub(crate) rate_action: RateAction,
     /// What violates RFC 6455 ends the tunnel.
     pub(crate) strict_frames: bool,
-    /// A side that is lost without a Close is announced to the other by one.
-    pub(crate) announce_loss: bool,
+    /// Close code for the client whose backend was lost without a Close.
+    pub(crate) backend_lost_code: Option<u16>,
+    /// Close code for the backend whose client was lost without a Close.
+    pub(crate) client_lost_code: Option<u16>,
     /// How long a tunnel that has been closed may take to end.
     pub(crate) close_grace: Duration,
     /// What clients are told when the proxy leaves.
@@ -72,7 +74,8 @@ impl Default for Rules {
             max_messages_per_second: None,
             rate_action: RateAction::Pause,
             strict_frames: false,
-            announce_loss: false,
+            backend_lost_code: None,
+            client_lost_code: None,
             close_grace: Duration::from_secs(2),
             drain_close_code: 1001,
         }

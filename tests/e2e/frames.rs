@@ -549,7 +549,8 @@ fn compressed_messages_pass_unharmed_while_frames_are_known() {
             .max_message_bytes(2 << 20)
             .max_frame_bytes(2 << 20)
             .strict_frames(true)
-            .announce_loss(true),
+            .backend_lost_code(1014)
+            .client_lost_code(1001),
     );
     block_on(async {
         let (mut client, mut server) = soketto_pair(&proxy, &backend).await;

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
-use ws_proxy::{Bound, Error, Forwarded, HostHeader, WsProxy};
+use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, WsProxy};
 
 use crate::support::{Backend, PATIENCE, Peer, Proxy, taken_port, upgrade, value, wait_until};
 
 /// A proxy before this backend, that has its port and does not serve yet. Its address is one whose ports no other test
 /// takes as soon as they are free.
-fn listen(backend: &Backend) -> Bound {
+fn listen(backend: &Backend) -> BoundProxy {
     Proxy::to(&[backend]).drain_timeout_ms(60_000).listen("127.0.0.2:0").unwrap()
 }
 
@@ -110,7 +110,7 @@ mod running {
     }
 
     /// Runs a proxy in this manner: it serves until it is told to stop, and then until its last tunnel has ended.
-    fn assert_runs(run: impl FnOnce(Bound, Receiver<()>) + Send) {
+    fn assert_runs(run: impl FnOnce(BoundProxy, Receiver<()>) + Send) {
         let backend = Backend::start();
         let bound = listen(&backend);
         let address = bound.local_addr();

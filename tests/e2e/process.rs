@@ -30,7 +30,7 @@ fn flags(backend: &str) -> [&str; 4] {
 /// The same, with such a time for draining.
 fn start_with_drain_timeout(backend: &Backend, ms: u64) -> (Program, SocketAddr) {
     let mut program = Program::with_config(&format!(
-        "drain_timeout_ms = {ms}\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
+        "[drain]\ntimeout_ms = {ms}\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
         backend.address
     ));
     let address = program.address();
@@ -206,7 +206,7 @@ mod signals {
                 backend.address
             )
         };
-        let config = format!("drain_timeout_ms = 60000\n{}{}", section(&one), section(&two));
+        let config = format!("[drain]\ntimeout_ms = 60000\n{}{}", section(&one), section(&two));
         let mut program = Program::with_config(&config);
         let mut addresses = listening(&mut program, 2);
         let mut address =
@@ -478,7 +478,7 @@ impl Sections {
             })
             .collect();
         let mut program =
-            Program::with_config(&format!("drain_timeout_ms = 60000\n{}", config.concat()));
+            Program::with_config(&format!("[drain]\ntimeout_ms = 60000\n{}", config.concat()));
         let addresses = listening(&mut program, sections.len());
         Self { program, backend, addresses, stuck, _dead: dead }
     }

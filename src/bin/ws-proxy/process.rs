@@ -7,7 +7,7 @@ use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
 use smol::channel::{Receiver, Sender, bounded};
-use ws_proxy::{Bound, Section, Workers};
+use ws_proxy::{BoundProxy, Section, Workers};
 
 use crate::Failure;
 
@@ -34,7 +34,7 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 }
 
 /// Serves until the first SIGTERM, SIGINT or SIGUSR1, and then until every section has drained, or it is told to end again.
-pub(crate) async fn run(bounds: Vec<Bound>, signals: Signals) {
+pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
     let (stop, stopped) = bounded::<()>(1);
     let executor = Executor::new();
     let sections: Vec<_> = bounds

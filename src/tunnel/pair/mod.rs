@@ -208,8 +208,9 @@ impl Pair {
     /// Why a tunnel is over whose connection to this side broke. The other side is told if it is to be.
     fn reset(&mut self, side: Side) -> Reason {
         // Where a Close has passed, the gate lets none of ours pass any more.
-        if self.rules.announce_loss && !self.half_from(side).gate().is_shut() {
-            let frame = Manners { rules: &self.rules, from: side }.loss();
+        if !self.half_from(side).gate().is_shut()
+            && let Some(frame) = (Manners { rules: &self.rules, from: side }).loss()
+        {
             self.half_to(side.other()).insert(frame, true);
         }
         match self.ending {
@@ -281,13 +282,13 @@ impl Pair {
         if self.up.is_done() && self.down.is_done() {
             return Some(reason);
         }
-        let is_lost = self.up.is_done() && !client_closed || self.down.is_done() && !backend_closed;
+        let is_told_lost =
+            self.rules.client_lost_code.is_some() && self.up.is_done() && !client_closed
+                || self.rules.backend_lost_code.is_some() && self.down.is_done() && !backend_closed;
         match reason {
             Reason::Close(_) if client_closed && backend_closed => self.bound_end(clock.now()),
             // The side that is left has been told, and is not waited for.
-            Reason::Close(_) | Reason::Eof(_) if self.rules.announce_loss && is_lost => {
-                self.bound_end(clock.now())
-            }
+            Reason::Close(_) | Reason::Eof(_) if is_told_lost => self.bound_end(clock.now()),
             Reason::Close(_) | Reason::Eof(_) | Reason::Reset(_) => {}
             // A goodbye of ours is over when everyone who was told has answered, and what was said has been written.
             _ => {
