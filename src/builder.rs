@@ -7,7 +7,7 @@ use crate::net;
 use crate::proxy::{BoundProxy, Error};
 use crate::section::Section;
 use crate::settings::{Drain, Invalid, RawDrain, RawSection, Settings};
-use crate::tunnel::rules::RateAction;
+use crate::tunnel::policy::RateAction;
 use crate::worker::Workers;
 
 /// A WebSocket reverse proxy on one port, while its settings may still be changed.
@@ -294,7 +294,8 @@ impl WsProxy {
     pub fn listen(self, address: &str) -> Result<BoundProxy, Error> {
         let (settings, drain) = self.settings(address)?;
         let failed = |source| Error::Bind { address: address.to_owned(), source };
-        let listener = net::listen(&settings.bind, settings.socket_buffer).map_err(failed)?;
+        let listener =
+            net::listen::listen(&settings.bind, settings.socket_buffer).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
         let workers = match self.workers {
             Some(workers) => workers,

@@ -359,19 +359,19 @@ mod tests {
         assert_eq!(settings.forwarded, crate::Forwarded::Off);
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
         assert_eq!((settings.max_connections, settings.socket_buffer), (Some(4), Some(4096)));
-        let rules = &settings.rules;
-        assert_eq!(rules.ping_interval, Some(Duration::from_millis(5)));
-        assert_eq!(rules.pong_timeout, Duration::from_millis(6));
-        assert_eq!(rules.idle_timeout, Some(Duration::from_millis(7)));
-        assert_eq!(rules.max_lifetime, Some(Duration::from_millis(8)));
-        assert_eq!(rules.lifetime_close_code, 1012);
-        assert_eq!((rules.max_message, rules.max_frame), (Some(9), Some(10)));
+        let policy = &settings.policy;
+        assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
+        assert_eq!(policy.pong_timeout, Duration::from_millis(6));
+        assert_eq!(policy.idle_timeout, Some(Duration::from_millis(7)));
+        assert_eq!(policy.max_lifetime, Some(Duration::from_millis(8)));
+        assert_eq!(policy.lifetime_close_code, 1012);
+        assert_eq!((policy.max_message, policy.max_frame), (Some(9), Some(10)));
         assert_eq!(
-            (rules.max_messages_per_second, rules.rate_action),
+            (policy.max_messages_per_second, policy.rate_action),
             (Some(11), crate::RateAction::Close)
         );
-        assert!(rules.strict_frames);
-        assert_eq!((rules.backend_lost_code, rules.client_lost_code), (Some(1014), Some(1001)));
+        assert!(policy.strict_frames);
+        assert_eq!((policy.backend_lost_code, policy.client_lost_code), (Some(1014), Some(1001)));
         assert_eq!(
             (drain.delay, drain.spread),
             (Duration::from_millis(1), Duration::from_millis(2))

@@ -7,7 +7,7 @@ use std::task::{Poll, ready};
 
 use futures_lite::AsyncRead;
 
-use crate::net::stream::Stream;
+use crate::net::socket::Socket;
 
 /// Most that is kept; a client that sends more is just not read for the moment.
 const MAX: usize = 64 * 1024;
@@ -32,7 +32,7 @@ impl Early {
     /// Keeps what the client sends, until its connection breaks; it returns only then.
     ///
     /// It may be dropped at any time, and loses nothing then.
-    pub(crate) async fn watch(&mut self, mut client: &Stream) -> io::Error {
+    pub(crate) async fn watch(&mut self, mut client: &Socket) -> io::Error {
         while !self.ended && self.bytes.len() < MAX {
             let read = poll_fn(|context| {
                 // On the stack, so that a handshake that waits holds no room for it.

@@ -8,9 +8,9 @@ use crate::handshake::request::UpgradeRequest;
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan};
 use crate::tunnel::control;
-use crate::tunnel::frames::{Event, Frames};
-use crate::tunnel::gate::Gate;
-use crate::tunnel::rules::Rules;
+use crate::tunnel::filter::FrameFilter;
+use crate::tunnel::frames::{FrameEvent, Frames};
+use crate::tunnel::policy::Policy;
 
 /// Where the head ends, if it does.
 pub fn scan(bytes: &[u8]) -> Option<usize> {
@@ -71,8 +71,8 @@ pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
             let (taken, event) = frames.next(rest);
             rest = &rest[taken..];
             match event {
-                Some(Event::Header(header)) => lengths.push(header.length),
-                Some(Event::End | Event::Blind) => {}
+                Some(FrameEvent::Header(header)) => lengths.push(header.length),
+                Some(FrameEvent::End | FrameEvent::Opaque) => {}
                 None => break,
             }
         }
@@ -80,21 +80,21 @@ pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
     (lengths, frames.is_at_boundary())
 }
 
-/// What passes of a client's frames, read in pieces of this size, with a Ping put in between them and its Pong awaited.
-/// With a limit, no message may be larger.
-pub fn gate(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
-    let rules = Rules { max_message: limit, ..Rules::default() };
-    let mut gate = Gate::new(&rules, true, false);
+/// Returns what passes of a client's frames, read in pieces of this size, with a Ping inserted between them and its Pong
+/// awaited. With a limit, no message may be larger.
+pub fn filter(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
+    let policy = Policy { max_message: limit, ..Policy::default() };
+    let mut filter = FrameFilter::new(&policy, true, false);
     let mut passed = Vec::new();
-    let mut spare = Vec::new();
+    let mut filtered = Vec::new();
     for (index, piece) in bytes.chunks(piece.max(1)).enumerate() {
         if index == 1 {
-            gate.await_pong(*b"internal");
-            passed
-                .extend(gate.insert(control::ping(*b"internal", None), false).unwrap_or_default());
+            filter.await_pong(*b"internal");
+            let ping = control::ping(*b"internal", None);
+            passed.extend(filter.insert(ping, false).unwrap_or_default());
         }
-        passed.extend_from_slice(gate.pass(piece, &rules, &mut spare).bytes);
+        passed.extend_from_slice(filter.filter(piece, &policy, &mut filtered).bytes);
     }
-    passed.extend(gate.finish().unwrap_or_default());
+    passed.extend(filter.finish().unwrap_or_default());
     passed
 }

@@ -60,5 +60,5 @@ pub use builder::WsProxy;
 pub use config::{Config, ConfigError, Section};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{BoundProxy, Error};
-pub use tunnel::rules::RateAction;
+pub use tunnel::policy::RateAction;
 pub use worker::Workers;

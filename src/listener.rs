@@ -14,7 +14,7 @@ use crate::connection::{self, Established};
 use crate::handshake::reject::Reject;
 use crate::net;
 use crate::net::reactor::Reactor;
-use crate::net::stream::{Listener, Stream};
+use crate::net::socket::{Listener, Socket};
 use crate::net::timer::Timer;
 use crate::outcome::Outcome;
 use crate::section::{Permit, Section};
@@ -124,8 +124,8 @@ fn register(
     peer: SocketAddr,
     id: u64,
     section: &Section,
-) -> Option<Stream> {
-    let registered = Stream::new(handle.reactor(), client);
+) -> Option<Socket> {
+    let registered = Socket::new(handle.reactor(), client);
     if let Err(error) = &registered {
         let error = error.to_string();
         log::error!(
@@ -151,7 +151,7 @@ fn carry(
         Outcome::Tunnel { backend, handshake, lifetime, end }.log(&section, id, peer);
         drop(guards);
     });
-    handle.carry(tunnel, on_end);
+    handle.open_tunnel(tunnel, on_end);
 }
 
 /// Consecutive failures to accept.

@@ -48,23 +48,23 @@ impl Outcome {
         match self {
             Self::Tunnel { backend, handshake, lifetime, end } => {
                 let backend = of.backend_name(*backend);
-                let (up, down) = (&end.up, &end.down);
+                let (up, down) = (&end.sent_by.client, &end.sent_by.backend);
                 let code = |code: Option<u16>| code.map_or("-".to_owned(), |code| code.to_string());
                 log::info!(
                     "event=tunnel_end section={section} id={id} client={peer} backend={backend} status=101 \
                      handshake_ms={:.1} lifetime_ms={} bytes_to_backend={} bytes_to_client={} ended_by={} reason={} \
-                     client_close={} backend_close={} client_messages={} backend_messages={} blind={}",
+                     client_close={} backend_close={} client_messages={} backend_messages={} opaque={}",
                     handshake.as_secs_f64() * 1_000.0,
                     lifetime.as_millis(),
-                    end.to_backend,
-                    end.to_client,
+                    end.written_to.backend,
+                    end.written_to.client,
                     end.reason.ended_by(),
                     end.reason.name(),
                     code(up.close_code()),
                     code(down.close_code()),
                     up.messages(),
                     down.messages(),
-                    end.blind,
+                    end.opaque,
                 );
                 log::debug!(
                     "event=tunnel_frames section={section} id={id} client_text={} client_binary={} client_pings={} \

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_lite::future;
 use smol::Timer;
@@ -122,9 +121,9 @@ impl BoundProxy {
         let (alive, ended) = bounded(1);
         let (listening, closed) = bounded(1);
         let (stop, stopped) = bounded(1);
-        let group = Group { id: NEXT_GROUP.fetch_add(1, Ordering::Relaxed), workers };
+        let group = workers.group();
         let accepting = Arc::clone(&section);
-        group.workers.start_task(group.id, move |handle| {
+        group.start_task(move |handle| {
             listener::accept(handle, listener, accepting, alive, listening, stopped)
         });
 
@@ -151,7 +150,7 @@ impl BoundProxy {
             section.name,
             drain.spread.as_millis()
         );
-        group.workers.drain(group.id, drain.spread);
+        group.drain(drain.spread);
         let all_ended = async {
             until_closed(&ended).await;
             true
@@ -165,21 +164,6 @@ impl BoundProxy {
         drop(group);
         until_closed(&ended).await;
         log::info!("event=stopped section={} all_ended={in_time}", section.name);
-    }
-}
-
-/// Numbers the groups of the process.
-static NEXT_GROUP: AtomicU64 = AtomicU64::new(1);
-
-/// The tasks and tunnels of one section. Dropping this cuts them.
-struct Group {
-    id: u64,
-    workers: Workers,
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.workers.cut(self.id);
     }
 }
 

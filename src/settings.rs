@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
 use crate::net::address::Address;
-use crate::tunnel::rules::{RateAction, Rules};
+use crate::tunnel::policy::{Policy, RateAction};
 
 /// Milliseconds that a connect may take where nothing else is said.
 pub(crate) const CONNECT_TIMEOUT_MS: i64 = 5_000;
@@ -127,7 +127,7 @@ pub(crate) struct Settings {
     /// `None`: as the system has it.
     pub(crate) socket_buffer: Option<usize>,
     /// What is asked of its tunnels.
-    pub(crate) rules: Arc<Rules>,
+    pub(crate) policy: Arc<Policy>,
 }
 
 /// A setting that cannot be used.
@@ -211,7 +211,7 @@ impl RawSection {
             origins,
             max_connections,
             socket_buffer: self.socket_buffer()?,
-            rules: Arc::new(self.rules(drain)?),
+            policy: Arc::new(self.policy(drain)?),
         })
     }
 
@@ -228,11 +228,11 @@ impl RawSection {
         }
     }
 
-    fn rules(&self, drain: &Drain) -> Result<Rules, Invalid> {
+    fn policy(&self, drain: &Drain) -> Result<Policy, Invalid> {
         let time = |key, given| Ok(limit(key, given)?.map(Duration::from_millis));
         let ping_interval = time("ping_interval_ms", self.ping_interval_ms)?;
         let pong_timeout = time("pong_timeout_ms", self.pong_timeout_ms)?;
-        Ok(Rules {
+        Ok(Policy {
             ping_interval,
             pong_timeout: pong_timeout.or(ping_interval).unwrap_or_default(),
             idle_timeout: time("idle_timeout_ms", self.idle_timeout_ms)?,

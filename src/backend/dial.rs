@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::net;
 use crate::net::address::Address;
 use crate::net::reactor::Reactor;
-use crate::net::stream::Stream;
+use crate::net::socket::Socket;
 use crate::net::timer::within;
 
 /// A connection to a backend that nothing has been sent on yet.
@@ -16,7 +16,7 @@ use crate::net::timer::within;
 pub(crate) struct Dialed {
     /// Which of the backends it is.
     pub(crate) index: usize,
-    pub(crate) socket: Stream,
+    pub(crate) socket: Socket,
 }
 
 /// Why no backend was connected to.
@@ -32,7 +32,7 @@ pub(crate) enum DialError {
 
 /// Tries backends in the given order, and of each all its addresses, until one accepts.
 ///
-/// Each look-up of a name and each attempt to connect has `timeout`; `buffer` [limits](net::limit_buffers) the
+/// Each look-up of a name and each attempt to connect has `timeout`; `buffer` [limits](net::listen::limit_buffers) the
 /// socket's buffers. Failures are logged where they happen.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ async fn connect_to(
     backend: &Address,
     timeout: Duration,
     buffer: Option<usize>,
-) -> io::Result<Stream> {
+) -> io::Result<Socket> {
     let addresses = or_timed_out(within(reactor, timeout, net::resolve(backend)).await)?;
     let mut worst: Option<io::Error> = None;
     for address in addresses {
@@ -95,9 +95,9 @@ async fn connect(
     reactor: &Rc<Reactor>,
     address: SocketAddr,
     buffer: Option<usize>,
-) -> io::Result<Stream> {
-    let stream = Stream::connect(reactor, address, buffer).await?;
-    net::prepare(stream.socket())?;
+) -> io::Result<Socket> {
+    let stream = Socket::connect(reactor, address, buffer).await?;
+    net::listen::prepare(&stream)?;
     Ok(stream)
 }
 

@@ -15,7 +15,7 @@ use crate::handshake::response::Answer;
 use crate::head::{self, NoHead};
 use crate::net;
 use crate::net::reactor::Reactor;
-use crate::net::stream::Stream;
+use crate::net::socket::Socket;
 use crate::net::timer::Timer;
 use crate::section::Section;
 
@@ -28,7 +28,7 @@ const INTERIM_MAX: usize = 16;
 pub(super) enum Answered {
     /// A verified 101.
     Switched {
-        backend: Stream,
+        backend: Socket,
         /// Which of the section's backends it is.
         index: usize,
         /// The 101 for the client.
@@ -47,7 +47,7 @@ pub(super) struct Failed {
     /// What the client is told.
     pub(super) reject: Reject,
     /// The backend that is at fault, if one was reached. It is to be closed in order.
-    pub(super) backend: Option<Stream>,
+    pub(super) backend: Option<Socket>,
 }
 
 /// Dials the backends in turn, gives the handshake to the one that accepts, and judges its answer.
@@ -112,7 +112,7 @@ enum Final {
 /// Sends the head and reads the backend's answers up to the final one: each under one deadline, and one bound on
 /// the bytes of all answers.
 async fn converse(
-    mut backend: &Stream,
+    mut backend: &Socket,
     head: &[u8],
     request: &UpgradeRequest<'_>,
     timeout: Duration,

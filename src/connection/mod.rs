@@ -17,11 +17,11 @@ use crate::handshake::reject::Reject;
 use crate::handshake::request::UpgradeRequest;
 use crate::head::{self, Head, NoHead};
 use crate::net;
-use crate::net::stream::Stream;
+use crate::net::socket::Socket;
 use crate::net::timer::Timer;
 use crate::outcome::{Outcome, Stage};
 use crate::section::Section;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{NewTunnel, PerSide};
 
 /// Longest head of a request, its blank line included.
 const REQUEST_HEAD_MAX: usize = 8_192;
@@ -31,7 +31,7 @@ const REJECT_TIME: Duration = Duration::from_secs(5);
 /// A tunnel that is ready to be carried, and what the handshake leaves to be told at its end.
 #[derive(Debug)]
 pub(crate) struct Established {
-    pub(crate) tunnel: Tunnel,
+    pub(crate) tunnel: NewTunnel,
     /// Which of the section's backends it is.
     pub(crate) index: usize,
     /// When the client was accepted.
@@ -45,7 +45,7 @@ pub(crate) struct Established {
 /// # Errors
 ///
 /// See [`NoHead`], which is for [`serve`] as well.
-pub(crate) async fn read_head(mut client: &Stream, section: &Section) -> Result<Head, NoHead> {
+pub(crate) async fn read_head(mut client: &Socket, section: &Section) -> Result<Head, NoHead> {
     let deadline = Timer::after(client.reactor(), section.settings.read_timeout);
     head::read(&mut client, Vec::new(), REQUEST_HEAD_MAX, deadline).await
 }
@@ -56,7 +56,7 @@ pub(crate) async fn read_head(mut client: &Stream, section: &Section) -> Result<
 ///
 /// How the connection ended, if it came to no tunnel.
 pub(crate) async fn serve(
-    client: Stream,
+    client: Socket,
     started: Instant,
     request_head: Result<Head, NoHead>,
     peer: SocketAddr,
@@ -88,7 +88,7 @@ pub(crate) async fn serve(
             // A backend at fault is not reset either: it may be in the middle of writing.
             let close = async {
                 if let Some(backend) = backend {
-                    net::close_in_stages(backend).await;
+                    net::close::linger(backend).await;
                 }
             };
             let (outcome, ()) = future::zip(reject(client, rejected), close).await;
@@ -105,10 +105,13 @@ pub(crate) async fn serve(
         // The client gets the backend's own 101 as the first bytes of the tunnel.
         Answered::Switched { backend, index, head, for_client, is_extended } => {
             let handshake = reactor.now().saturating_duration_since(started);
-            let (client, backend) = (client.detach(), backend.detach());
-            let (for_backend, rules) = (early.into_bytes(), Arc::clone(&section.settings.rules));
-            let tunnel =
-                Tunnel { client, backend, for_backend, head, for_client, is_extended, rules };
+            let tunnel = NewTunnel {
+                sockets: PerSide { client, backend },
+                head,
+                early: PerSide { client: early.into_bytes(), backend: for_client },
+                is_extended,
+                policy: Arc::clone(&section.settings.policy),
+            };
             Ok(Established { tunnel, index, started, handshake })
         }
     }
@@ -128,7 +131,7 @@ fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, Re
 }
 
 /// Answers a client whose head did not come.
-async fn without_head(client: Stream, no_head: NoHead) -> Outcome {
+async fn without_head(client: Socket, no_head: NoHead) -> Outcome {
     let rejected = match no_head {
         // Probes that only connect, which some end by a reset, and clients that opened a connection in advance, are
         // owed no answer.
@@ -147,9 +150,9 @@ async fn without_head(client: Stream, no_head: NoHead) -> Outcome {
 }
 
 /// Gives the client an answer of ours, and sees to it that it can arrive.
-pub(crate) async fn reject(client: Stream, rejected: Reject) -> Outcome {
+pub(crate) async fn reject(client: Socket, rejected: Reject) -> Outcome {
     match net::write_within(REJECT_TIME, &client, &rejected.response()).await {
-        Ok(()) => net::close_in_stages(client).await,
+        Ok(()) => net::close::linger(client).await,
         Err(error) => log::debug!("event=answer_failed error={:?}", error.to_string()),
     }
     Outcome::Rejected(rejected)

@@ -8,7 +8,7 @@ use futures_lite::{AsyncReadExt, future};
 use crate::early::Early;
 use crate::handshake::body::{Body, Framing, Progress};
 use crate::net;
-use crate::net::stream::Stream;
+use crate::net::socket::Socket;
 use crate::net::timer::within;
 use crate::outcome::{Outcome, Stage};
 
@@ -17,7 +17,7 @@ const STEP: usize = 16 * 1024;
 
 /// An answer of the backend that is no switch.
 pub(super) struct Refusal {
-    pub(super) backend: Stream,
+    pub(super) backend: Socket,
     /// Which of the section's backends it is.
     pub(super) index: usize,
     pub(super) status: u16,
@@ -31,7 +31,7 @@ pub(super) struct Refusal {
 /// Passes head and body on, then ends both connections, in order. Each wait for the backend, and for the client to
 /// take what it gets, has `timeout`.
 pub(super) async fn pass_on(
-    client: Stream,
+    client: Socket,
     mut early: Early,
     refusal: Refusal,
     timeout: Duration,
@@ -45,7 +45,7 @@ pub(super) async fn pass_on(
     let passed = future::or(passed, client_is_gone).await;
 
     // A backend that is still writing is read on for a while and not reset: some die of that.
-    future::zip(net::close_in_stages(client), net::close_in_stages(backend)).await;
+    future::zip(net::close::linger(client), net::close::linger(backend)).await;
     match passed {
         Some(Ok(())) => Outcome::PassedOn { backend: index, status, fault: None },
         Some(Err(fault)) => {
@@ -57,8 +57,8 @@ pub(super) async fn pass_on(
 
 /// Passes everything on up to the end of the body.
 async fn pass(
-    client: &Stream,
-    mut backend: &Stream,
+    client: &Socket,
+    mut backend: &Socket,
     head: Vec<u8>,
     mut bytes: Vec<u8>,
     framing: Framing,

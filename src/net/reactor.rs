@@ -2,200 +2,211 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::{AsFd, AsRawFd};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::{self, Event, EventData, EventFlags};
-use rustix::time::Timespec;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use super::readiness::Readiness;
 
-/// Events that one wait takes at most.
+/// Events taken in one wait.
 const EVENTS: usize = 512;
-/// What is to be told of a socket: all that can change what may be done with it, each change once.
-const INTEREST: EventFlags = EventFlags::IN
-    .union(EventFlags::OUT)
-    .union(EventFlags::PRI)
-    .union(EventFlags::RDHUP)
-    .union(EventFlags::ET);
-/// What the bell's events are known by.
-const BELL: u64 = u64::MAX;
+/// Token of the waker, whose events only end a wait.
+const WAKE: Token = Token(usize::MAX);
+/// Every change of a socket's state, reported once: mio registers edge-triggered.
+const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 
 /// The sockets and timers of one thread.
 ///
-/// Each socket is registered once, for reading and writing, edge-triggered: waiting costs no system call but the one
-/// wait of the whole loop.
+/// Each socket is registered once, for reading and writing, so waiting costs no system call but the one wait of the
+/// whole loop.
 #[derive(Debug)]
 pub(crate) struct Reactor {
-    epoll: OwnedFd,
+    poll: RefCell<Poll>,
+    events: RefCell<Events>,
     sources: RefCell<Slab<Source>>,
-    /// Who is to be woken at which time; the number keeps equal times apart.
+    /// Wakers by the time at which they are woken; the number keeps equal times apart.
     timers: RefCell<BTreeMap<(Instant, u64), Waker>>,
     next_timer: Cell<u64>,
-    /// The time as read since the last wait.
+    /// Time as read since the last wait.
     now: Cell<Option<Instant>>,
 }
 
-/// Whose socket it is.
+/// A registered file descriptor.
 #[derive(Debug)]
-enum Source {
-    /// That of a task, which is woken.
-    Task(Rc<Registration>),
-    /// That of somebody who gets the event itself, under this label.
-    Labelled(u64),
+struct Source {
+    readiness: Readiness,
+    owner: Owner,
 }
 
-/// A registered socket of a task: what is known of it, and who waits for more.
-pub(crate) struct Registration {
-    pub(crate) readiness: Cell<Readiness>,
-    pub(crate) reader: Cell<Option<Waker>>,
-    pub(crate) writer: Cell<Option<Waker>>,
-    /// Waits for the connection to break.
-    pub(crate) watcher: Cell<Option<Waker>>,
+/// Receiver of a source's events.
+#[derive(Debug)]
+enum Owner {
+    /// Tasks, which are woken. On the heap, since an idle tunnel has none.
+    Tasks(Box<Waiters>),
+    /// Whoever gets this token from [`Reactor::dispatch`].
+    Token(usize),
 }
 
-/// The number of a registered socket. It is valid until [`Reactor::forget`].
+/// Tasks that wait for a source, at most one for each kind of event.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    pub(super) readable: Option<Waker>,
+    pub(super) writable: Option<Waker>,
+    pub(super) failed: Option<Waker>,
+}
+
+/// Number of a registered source, valid until [`Reactor::deregister`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key(u32);
+pub(super) struct Key(u32);
 
-impl Reactor {
-    /// An event loop that also wakes up when `bell` becomes readable.
+/// Wakes a reactor's thread from other threads.
+#[derive(Debug)]
+pub(crate) struct ReactorWaker(mio::Waker);
+
+impl ReactorWaker {
+    /// Ends the wait under way, or the next one at once.
     ///
     /// # Errors
     ///
-    /// Those of the system, as when there are no descriptors left.
-    pub(crate) fn new(bell: impl AsFd) -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
-        Ok(Self {
-            epoll,
+    /// Those of write(2) on an eventfd.
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        self.0.wake()
+    }
+}
+
+impl Reactor {
+    /// Creates an event loop and its waker.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, such as no descriptors left.
+    pub(crate) fn new() -> io::Result<(Self, ReactorWaker)> {
+        let poll = Poll::new()?;
+        let waker = ReactorWaker(mio::Waker::new(poll.registry(), WAKE)?);
+        let reactor = Self {
+            poll: RefCell::new(poll),
+            events: RefCell::new(Events::with_capacity(EVENTS)),
             sources: RefCell::default(),
             timers: RefCell::default(),
             next_timer: Cell::default(),
             now: Cell::default(),
-        })
+        };
+        Ok((reactor, waker))
     }
 
-    /// Registers a task's socket. It must be closed or forgotten with the key.
+    /// Registers a task's socket. It must be closed right after its key is deregistered.
     ///
     /// # Errors
     ///
     /// Those of epoll.
-    pub(crate) fn register(
-        &self,
-        socket: impl AsFd,
-        readiness: Readiness,
-    ) -> io::Result<(Key, Rc<Registration>)> {
-        let registration = Rc::new(Registration {
-            readiness: Cell::new(readiness),
-            reader: Cell::default(),
-            writer: Cell::default(),
-            watcher: Cell::default(),
-        });
-        let mut sources = self.sources.borrow_mut();
-        let entry = sources.vacant_entry();
-        // There are fewer sockets than descriptors, whose numbers are of 31 bits.
-        let key = Key(entry.key() as u32);
-        epoll::add(&self.epoll, socket, EventData::new_u64(key.0.into()), INTEREST)?;
-        entry.insert(Source::Task(Rc::clone(&registration)));
-        Ok((key, registration))
+    pub(super) fn register(&self, socket: impl AsFd, readiness: Readiness) -> io::Result<Key> {
+        let owner = Owner::Tasks(Box::default());
+        self.insert(socket, INTEREST, Source { readiness, owner })
     }
 
-    /// Registers what stays as long as this event loop, and whose events come back under this label.
+    /// Registers a descriptor that lives as long as this event loop; `token` reports that it is readable.
     ///
     /// # Errors
     ///
     /// Those of epoll.
-    pub(crate) fn register_labelled(&self, source: impl AsFd, label: u64) -> io::Result<()> {
-        let mut sources = self.sources.borrow_mut();
-        let entry = sources.vacant_entry();
-        let data = EventData::new_u64(entry.key() as u64);
-        epoll::add(&self.epoll, source, data, EventFlags::IN | EventFlags::ET)?;
-        entry.insert(Source::Labelled(label));
+    pub(crate) fn register_readable(&self, source: impl AsFd, token: usize) -> io::Result<()> {
+        let owner = Owner::Token(token);
+        self.insert(source, Interest::READABLE, Source { readiness: Readiness::NONE, owner })?;
         Ok(())
     }
 
-    /// From now on, [`wait`](Reactor::wait) gives the socket's events back under this label.
-    pub(crate) fn label(&self, key: Key, label: u64) {
+    fn insert(&self, fd: impl AsFd, interest: Interest, source: Source) -> io::Result<Key> {
+        let mut sources = self.sources.borrow_mut();
+        let entry = sources.vacant_entry();
+        let key = entry.key();
+        let fd = fd.as_fd().as_raw_fd();
+        self.poll.borrow().registry().register(&mut SourceFd(&fd), Token(key), interest)?;
+        entry.insert(source);
+        // There are fewer sources than descriptors, whose numbers have 31 bits.
+        Ok(Key(key as u32))
+    }
+
+    /// Has the socket's events reported under this token from now on, and forgets the tasks that waited.
+    pub(super) fn set_token(&self, key: Key, token: usize) {
         if let Some(source) = self.sources.borrow_mut().get_mut(key.0 as usize) {
-            *source = Source::Labelled(label);
+            source.owner = Owner::Token(token);
         }
     }
 
-    /// Forgets a socket that is closed before the next wait. Closing it takes it out of epoll.
-    pub(crate) fn forget(&self, key: Key) {
+    /// Forgets a socket. Closing it, which must follow before the next wait, takes it out of epoll.
+    pub(super) fn deregister(&self, key: Key) {
         self.sources.borrow_mut().try_remove(key.0 as usize);
     }
 
-    /// The time, read at most once between two waits: it can be a real system call.
+    /// Gives access to the readiness of a socket.
+    pub(super) fn with_readiness<T>(&self, key: Key, f: impl FnOnce(&mut Readiness) -> T) -> T {
+        f(&mut self.sources.borrow_mut()[key.0 as usize].readiness)
+    }
+
+    /// Has a task wait for a socket. A socket with a token has no tasks.
+    pub(super) fn wait_for(&self, key: Key, set: impl FnOnce(&mut Waiters)) {
+        if let Owner::Tasks(waiters) = &mut self.sources.borrow_mut()[key.0 as usize].owner {
+            set(waiters);
+        }
+    }
+
+    /// Returns the time, read at most once between two waits: it can be a real system call.
     pub(crate) fn now(&self) -> Instant {
         let now = self.now.get().unwrap_or_else(Instant::now);
         self.now.set(Some(now));
         now
     }
 
-    /// Waits for events, for a timer, or for the bell; not at all if `busy`. What has come is for
-    /// [`dispatch`](Reactor::dispatch).
+    /// Waits for events, a timer or the waker; returns at once if `busy`. [`dispatch`](Reactor::dispatch) takes what
+    /// has come.
     ///
     /// # Errors
     ///
     /// Those of epoll.
-    pub(crate) fn wait(&self, busy: bool, events: &mut Vec<Event>) -> io::Result<()> {
+    pub(crate) fn wait(&self, busy: bool) -> io::Result<()> {
         let timeout = if busy { Some(Duration::ZERO) } else { self.until_next_timer() };
-        let timeout = timeout.map(to_timespec);
-        events.clear();
-        events.reserve(EVENTS);
-        let result =
-            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timeout.as_ref());
+        let result = self.poll.borrow_mut().poll(&mut self.events.borrow_mut(), timeout);
         self.now.set(None);
         match result {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
         }
     }
 
-    /// Wakes the tasks that waited for these events, gives those of labelled sockets to `labelled`, and fires the
-    /// timers that are due. Whether the bell has rung.
+    /// Records the events of the last wait, wakes tasks, reports tokens to `on_token`, and fires the timers that are
+    /// due.
     ///
-    /// All of it happens before the first task runs: no key can be forgotten and given out again in between.
-    pub(crate) fn dispatch(
-        &self,
-        events: &[Event],
-        mut labelled: impl FnMut(u64, EventFlags),
-    ) -> bool {
-        let mut bell = false;
-        let sources = self.sources.borrow();
-        for event in events {
-            match event.data.u64() {
-                BELL => bell = true,
-                // It was made of a usize.
-                key => match sources.get(key as usize) {
-                    Some(Source::Labelled(label)) => labelled(*label, event.flags),
-                    Some(Source::Task(registration)) => registration.note(event.flags),
-                    None => {}
-                },
+    /// All events are recorded before the first task runs or tunnel moves: no key can be given out anew in between.
+    pub(crate) fn dispatch(&self, mut on_token: impl FnMut(usize)) {
+        let mut sources = self.sources.borrow_mut();
+        for event in &*self.events.borrow() {
+            // The waker has no source.
+            let Some(source) = sources.get_mut(event.token().0) else { continue };
+            source.readiness.record(event);
+            match &mut source.owner {
+                Owner::Token(token) => on_token(*token),
+                Owner::Tasks(waiters) => waiters.wake(source.readiness),
             }
         }
         drop(sources);
         self.fire_timers();
-        bell
     }
 
-    /// Sets a timer: wakes `waker` at `deadline`. The number is for [`cancel`](Reactor::cancel).
-    pub(crate) fn at(&self, deadline: Instant, waker: Waker) -> u64 {
+    /// Sets a timer that wakes `waker` at `deadline`. The number is for [`clear_timer`](Reactor::clear_timer).
+    pub(super) fn set_timer(&self, deadline: Instant, waker: Waker) -> u64 {
         let number = self.next_timer.get();
         self.next_timer.set(number + 1);
         self.timers.borrow_mut().insert((deadline, number), waker);
         number
     }
 
-    /// Takes a timer back.
-    pub(crate) fn cancel(&self, deadline: Instant, number: u64) {
+    /// Clears a timer. One that has fired already is no error.
+    pub(super) fn clear_timer(&self, deadline: Instant, number: u64) {
         self.timers.borrow_mut().remove(&(deadline, number));
     }
 
@@ -218,34 +229,111 @@ impl Reactor {
     }
 }
 
-impl fmt::Debug for Registration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registration")
-            .field("readiness", &self.readiness.get())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Registration {
-    /// Takes an event into account, and wakes who waited for it.
-    fn note(&self, flags: EventFlags) {
-        let mut readiness = self.readiness.get();
-        readiness.note(flags);
-        self.readiness.set(readiness);
-        for (is_due, waiting) in [
-            (readiness.readable, &self.reader),
-            (readiness.writable, &self.writer),
-            (readiness.failed, &self.watcher),
+impl Waiters {
+    fn wake(&mut self, readiness: Readiness) {
+        for (is_ready, waiting) in [
+            (readiness.readable, &mut self.readable),
+            (readiness.writable, &mut self.writable),
+            (readiness.failed, &mut self.failed),
         ] {
-            if is_due && let Some(waker) = waiting.take() {
+            if is_ready && let Some(waker) = waiting.take() {
                 waker.wake();
             }
         }
     }
 }
 
-/// In whole milliseconds, rounded up: a wait that ends before its timer would only have to begin again.
-fn to_timespec(time: Duration) -> Timespec {
-    let ms = time.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i64;
-    Timespec { tv_sec: ms / 1_000, tv_nsec: ms % 1_000 * 1_000_000 }
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Count {
+        fn get(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    fn waker() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count::default());
+        (Arc::clone(&count), count.into())
+    }
+
+    fn turn(reactor: &Reactor, busy: bool) -> Vec<usize> {
+        let mut tokens = Vec::new();
+        reactor.wait(busy).unwrap();
+        reactor.dispatch(|token| tokens.push(token));
+        tokens
+    }
+
+    #[test]
+    fn timers_fire_in_the_order_of_their_times_and_not_before() {
+        let (reactor, _waker) = Reactor::new().unwrap();
+        let now = reactor.now();
+        let (late, late_waker) = waker();
+        let (early, early_waker) = waker();
+        let (cleared, cleared_waker) = waker();
+        reactor.set_timer(now + Duration::from_secs(3_600), late_waker);
+        reactor.set_timer(now + Duration::from_millis(2), early_waker);
+        let number = reactor.set_timer(now + Duration::from_millis(1), cleared_waker);
+        reactor.clear_timer(now + Duration::from_millis(1), number);
+        turn(&reactor, true);
+        // The wait ends by the earliest timer that is left.
+        while early.get() == 0 {
+            turn(&reactor, false);
+        }
+        assert!(reactor.now() >= now + Duration::from_millis(2));
+        assert_eq!((early.get(), late.get(), cleared.get()), (1, 0, 0));
+    }
+
+    #[test]
+    fn the_waker_ends_a_wait_and_reports_no_token() {
+        let (reactor, waker) = Reactor::new().unwrap();
+        for _ in 0..2 {
+            waker.wake().unwrap();
+            assert_eq!(turn(&reactor, false), []);
+        }
+    }
+
+    #[test]
+    fn a_token_takes_the_place_of_the_tasks() {
+        let (reactor, _waker) = Reactor::new().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let key = reactor.register(&socket, Readiness::NONE).unwrap();
+        let (count, waker) = waker();
+        reactor.wait_for(key, |waiters| waiters.readable = Some(waker));
+
+        peer.write_all(b"x").unwrap();
+        while count.get() == 0 {
+            assert_eq!(turn(&reactor, false), []);
+        }
+        assert!(reactor.with_readiness(key, |readiness| readiness.readable));
+
+        reactor.set_token(key, 7);
+        peer.write_all(b"y").unwrap();
+        assert_eq!(turn(&reactor, false), [7]);
+        assert_eq!(count.get(), 1);
+
+        // Events of a descriptor that is still open find nobody after it was deregistered.
+        reactor.deregister(key);
+        peer.write_all(b"z").unwrap();
+        assert_eq!(turn(&reactor, false), []);
+    }
 }

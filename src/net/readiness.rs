@@ -1,73 +1,63 @@
-//! What an edge-triggered epoll has told of a socket.
+//! Readiness of one socket, as an edge-triggered epoll reports it.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind};
 
-use rustix::event::epoll::EventFlags;
+use mio::event::Event;
 
-/// What is believed of a socket. It holds until a system call has shown the contrary, since epoll will not say it
-/// again.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Readiness {
+/// What is believed of a socket.
+///
+/// Edge-triggered epoll reports each change once (epoll(7)), so a flag stays set until a system call has
+/// shown the contrary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Readiness {
     /// There may be something to read.
-    pub(crate) readable: bool,
+    pub(super) readable: bool,
     /// There may be room to write.
-    pub(crate) writable: bool,
-    /// Behind the data there is more, for which there will be no further event: the peer's end, or what follows urgent
-    /// data (RFC 9293, 3.8.5), at which a read stops short.
-    pub(crate) ending: bool,
+    pub(super) writable: bool,
+    /// More follows the data without a further event: the peer's end, or the bytes after urgent data
+    /// (RFC 9293, 3.8.5), at which a read stops short.
+    pub(super) ending: bool,
     /// The connection may be broken.
-    pub(crate) failed: bool,
+    pub(super) failed: bool,
 }
 
 impl Readiness {
-    /// Nothing but that what is read and written must be asked for.
-    pub(crate) const UNKNOWN: Self =
+    /// An established socket before its first event: reading and writing are tried.
+    pub(super) const UNKNOWN: Self =
         Self { readable: true, writable: true, ending: false, failed: false };
 
-    /// Nothing, until the first event.
-    pub(crate) const NONE: Self =
+    /// A connecting socket before its first event: nothing is tried.
+    pub(super) const NONE: Self =
         Self { readable: false, writable: false, ending: false, failed: false };
 
-    /// Takes an event into account.
-    pub(crate) fn note(&mut self, flags: EventFlags) {
-        let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        self.ending |= ended || flags.contains(EventFlags::PRI);
-        self.readable |= ended || flags.contains(EventFlags::IN);
-        self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
-        self.failed |= flags.contains(EventFlags::ERR);
+    /// Records an epoll event. The only place that does.
+    pub(super) fn record(&mut self, event: &Event) {
+        let ended = event.is_read_closed() || event.is_error();
+        self.ending |= ended || event.is_priority();
+        self.readable |= ended || event.is_readable();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.failed |= event.is_error();
     }
 
-    /// Reads what is there: 0 is the end, `None` is nothing for now.
-    pub(crate) fn read(
-        &mut self,
-        mut socket: &TcpStream,
-        buffer: &mut [u8],
-    ) -> io::Result<Option<usize>> {
-        let read = retry(|| socket.read(buffer))?;
-        match read {
-            // A stream that gives less than it could has no more (epoll(7)), which saves asking it.
-            Some(count) if count < buffer.len() => self.readable = self.ending,
-            Some(_) => {}
-            None => self.readable = false,
-        }
-        Ok(read)
+    /// Records the result of a read into a buffer of `room` bytes; `None` is a read that would block.
+    pub(super) fn after_read(&mut self, count: Option<usize>, room: usize) {
+        self.readable = match count {
+            // A stream that gives less than there is room for has no more (epoll(7)), which saves the
+            // read that would only show it.
+            Some(count) if count < room => self.ending,
+            Some(_) => true,
+            None => false,
+        };
     }
 
-    /// Writes as much as there is room for; `None` is for no room for now.
-    pub(crate) fn write(
-        &mut self,
-        mut socket: &TcpStream,
-        bytes: &[u8],
-    ) -> io::Result<Option<usize>> {
-        let written = retry(|| socket.write(bytes))?;
-        self.writable = written == Some(bytes.len());
-        Ok(written)
+    /// Records the result of a write of `len` bytes; `None` is a write that would block.
+    pub(super) fn after_write(&mut self, count: Option<usize>, len: usize) {
+        self.writable = count == Some(len);
     }
 }
 
-/// Makes a call again if a signal came in between; `None` if it would have to wait.
-pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<Option<T>> {
+/// Makes a call again if a signal interrupted it; `None` if it would block.
+pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<Option<T>> {
     loop {
         match call() {
             Ok(done) => return Ok(Some(done)),
@@ -75,5 +65,45 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<Op
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_read_ends_reading_unless_the_end_follows() {
+        for (ending, count, room, readable) in [
+            (false, Some(5), 10, false),
+            (true, Some(5), 10, true),
+            (false, Some(10), 10, true),
+            (true, Some(0), 10, true),
+            (false, None, 10, false),
+            (true, None, 10, false),
+        ] {
+            let mut readiness = Readiness { ending, ..Readiness::UNKNOWN };
+            readiness.after_read(count, room);
+            assert_eq!(readiness.readable, readable, "{ending} {count:?} of {room}");
+        }
+    }
+
+    #[test]
+    fn a_short_write_ends_writing() {
+        for (count, writable) in [(Some(10), true), (Some(9), false), (None, false)] {
+            let mut readiness = Readiness::UNKNOWN;
+            readiness.after_write(count, 10);
+            assert_eq!(readiness.writable, writable, "{count:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_is_made_again_after_a_signal_only() {
+        let mut results = [ErrorKind::Interrupted, ErrorKind::WouldBlock].into_iter();
+        let would_block = retry(|| Err::<(), _>(results.next().unwrap().into()));
+        assert!(matches!(would_block, Ok(None)));
+        assert!(results.next().is_none());
+        let failed = retry(|| Err::<(), _>(ErrorKind::ConnectionReset.into()));
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 }

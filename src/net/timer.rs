@@ -8,25 +8,26 @@ use std::time::{Duration, Instant};
 
 use super::reactor::Reactor;
 
-/// Completes when its time has come. It can be waited for several times.
+/// Future that completes when its time has come. It may be awaited several times.
 #[derive(Debug)]
 pub(crate) struct Timer {
     reactor: Rc<Reactor>,
-    /// `None`: beyond all times.
+    /// `None` lies beyond all times.
     deadline: Option<Instant>,
-    /// The number of the timer that is set.
+    /// Number of the reactor's timer, while one is set.
     set: Option<u64>,
 }
 
 impl Timer {
-    /// A timer for so long from now on.
+    /// Creates a timer that completes after `time`.
     pub(crate) fn after(reactor: &Rc<Reactor>, time: Duration) -> Self {
-        Self { reactor: Rc::clone(reactor), deadline: reactor.now().checked_add(time), set: None }
+        let deadline = reactor.now().checked_add(time);
+        Self { reactor: Rc::clone(reactor), deadline, set: None }
     }
 
-    fn cancel(&mut self) {
+    fn clear(&mut self) {
         if let (Some(deadline), Some(number)) = (self.deadline, self.set.take()) {
-            self.reactor.cancel(deadline, number);
+            self.reactor.clear_timer(deadline, number);
         }
     }
 }
@@ -36,25 +37,25 @@ impl Future for Timer {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
-        // The waker may be another one than at the last poll.
-        self.cancel();
+        // The waker may differ from that of the last poll.
+        self.clear();
         if self.reactor.now() >= deadline {
             return Poll::Ready(());
         }
-        self.set = Some(self.reactor.at(deadline, context.waker().clone()));
+        self.set = Some(self.reactor.set_timer(deadline, context.waker().clone()));
         Poll::Pending
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        self.cancel();
+        self.clear();
     }
 }
 
-/// The future's output, or `None` if it takes longer than `time`.
+/// Returns the future's output, or `None` if it takes longer than `time`.
 ///
-/// The timer is set only if the work does not complete at once.
+/// The timer is set only if the future does not complete at its first poll.
 pub(crate) async fn within<T>(
     reactor: &Rc<Reactor>,
     time: Duration,
@@ -67,4 +68,77 @@ pub(crate) async fn within<T>(
         Poll::Pending => Pin::new(&mut timer).poll(context).map(|()| None),
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use smol::LocalExecutor;
+
+    use super::*;
+
+    /// Runs a future on a reactor to its end.
+    fn run<T: 'static>(reactor: &Rc<Reactor>, work: impl Future<Output = T> + 'static) -> T {
+        let executor = LocalExecutor::new();
+        let task = executor.spawn(work);
+        while !task.is_finished() {
+            if !executor.try_tick() {
+                reactor.wait(false).unwrap();
+                reactor.dispatch(|_| {});
+            }
+        }
+        futures_lite::future::block_on(task)
+    }
+
+    fn reactor() -> Rc<Reactor> {
+        Rc::new(Reactor::new().unwrap().0)
+    }
+
+    #[test]
+    fn a_timer_completes_after_its_time_and_stays_complete() {
+        let reactor = reactor();
+        let start = reactor.now();
+        let mut timer = Timer::after(&reactor, Duration::from_millis(5));
+        let end = run(&reactor, {
+            let reactor = Rc::clone(&reactor);
+            async move {
+                (&mut timer).await;
+                (&mut timer).await;
+                reactor.now()
+            }
+        });
+        assert!(end >= start + Duration::from_millis(5));
+    }
+
+    #[test]
+    fn work_that_is_late_is_dropped_and_work_in_time_is_not() {
+        let reactor = reactor();
+        let time = Duration::from_millis(5);
+        let with = Rc::clone(&reactor);
+        let late = async move { within(&with, time, future::pending::<()>()).await };
+        assert_eq!(run(&reactor, late), None);
+        let with = Rc::clone(&reactor);
+        let at_once = async move { within(&with, Duration::ZERO, async { 7 }).await };
+        assert_eq!(run(&reactor, at_once), Some(7));
+    }
+
+    #[test]
+    fn a_time_beyond_all_times_is_never() {
+        let reactor = reactor();
+        let forever = Timer::after(&reactor, Duration::MAX);
+        let first = run(&reactor, async move {
+            let soon = Timer::after(&forever.reactor, Duration::from_millis(5));
+            futures_lite::future::or(
+                async {
+                    soon.await;
+                    "soon"
+                },
+                async {
+                    forever.await;
+                    "forever"
+                },
+            )
+            .await
+        });
+        assert_eq!(first, "soon");
+    }
 }

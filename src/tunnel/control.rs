@@ -1,31 +1,31 @@
-//! Control frames of our own (RFC 6455, 5.5).
+//! Control frames of the proxy's own (RFC 6455, 5.5).
 
-/// Close codes that are put on the wire here (RFC 6455, 7.4.1, and IANA's registry).
+/// Close codes that the proxy sends by itself (RFC 6455, 7.4.1, and IANA's registry).
 pub(crate) mod code {
-    /// The endpoint, or the proxy, goes away.
+    /// An endpoint, or the proxy, goes away.
     pub(crate) const GOING_AWAY: u16 = 1001;
-    /// The frames are against RFC 6455.
+    /// Frames violate RFC 6455.
     pub(crate) const PROTOCOL_ERROR: u16 = 1002;
-    /// More messages than are allowed.
+    /// More messages than allowed.
     pub(crate) const POLICY_VIOLATION: u16 = 1008;
-    /// A message larger than is allowed.
+    /// A message larger than allowed.
     pub(crate) const MESSAGE_TOO_BIG: u16 = 1009;
     /// The backend is lost.
     pub(crate) const BAD_GATEWAY: u16 = 1014;
 }
 
-/// Payload of a Ping of ours. Its length is part of what a Pong to it is known by.
+/// Payload of the proxy's Pings. The filter knows a Pong to them by length and content.
 pub(crate) type PingPayload = [u8; 8];
 
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
-/// A control frame has at most this much payload (RFC 6455, 5.5).
+/// Most payload bytes of a control frame (RFC 6455, 5.5).
 const MAX_PAYLOAD: usize = 125;
 
-/// A Close frame, with a key for a backend and without for a client (RFC 6455, 5.3).
+/// Builds a Close frame. A frame to a backend has a masking key, one to a client has none (RFC 6455, 5.3).
 pub(crate) fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut payload = code.to_be_bytes().to_vec();
-    // Reasons of ours are short; one that is not ends between two characters (RFC 6455, 5.5.1: it is UTF-8).
+    // A reason that is too long ends between two characters: it is UTF-8 (RFC 6455, 5.5.1).
     let room = MAX_PAYLOAD - payload.len();
     let end = reason
         .char_indices()
@@ -36,18 +36,18 @@ pub(crate) fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     frame(CLOSE, &payload, mask)
 }
 
-/// A Ping frame, with a key for a backend and without for a client.
+/// Builds a Ping frame, masked as a Close is.
 pub(crate) fn ping(payload: PingPayload, mask: Option<[u8; 4]>) -> Vec<u8> {
     frame(PING, &payload, mask)
 }
 
-/// A masking key for a frame of ours. RFC 6455, 10.3 wants keys that a script in a browser cannot foresee; these go to
-/// a backend only, over content of ours.
+/// Returns a new masking key. RFC 6455, 10.3 wants keys that a script in a browser cannot predict; these
+/// mask only the proxy's own content, so a fast generator is enough.
 pub(crate) fn fresh_mask() -> [u8; 4] {
     fastrand::u32(..).to_ne_bytes()
 }
 
-/// Applies a masking key to payload whose first byte is the `at`th of its frame; twice is as not at all.
+/// Applies a masking key to payload that begins at offset `at` of its frame; twice restores it (RFC 6455, 5.3).
 pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], at: usize) {
     for (index, byte) in payload.iter_mut().enumerate() {
         *byte ^= mask[(at + index) % 4];
@@ -55,7 +55,7 @@ pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], at: usize) {
 }
 
 fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
-    // It is at most 125.
+    // At most 125.
     let length = payload.len() as u8;
     let mut bytes = vec![first, length | if mask.is_some() { 0x80 } else { 0 }];
     let start = bytes.len();

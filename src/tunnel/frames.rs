@@ -1,54 +1,54 @@
-//! Follows the frames of one direction (RFC 6455, 5.2): where each begins and ends, and what its header says.
+//! Frame boundaries and headers of one direction (RFC 6455, 5.2).
 
-/// Lengths above this have their top bit set, which no frame may have.
+/// Longest payload: the top bit of a 64-bit length must be 0 (RFC 6455, 5.2).
 const MAX_LENGTH: u64 = i64::MAX as u64;
 
-/// The state of one direction: a few bytes, whatever passes.
+/// Parser of one direction's frames: 16 bytes of state, whatever passes.
 ///
-/// It looks at headers only, steps over payload, and never fails: what it cannot follow makes it blind.
+/// It reads headers only, steps over payload, and never fails: a header that it cannot follow makes it opaque.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frames {
-    /// Within a header: the extended length so far. Within a payload: how much of it is still to come.
+    /// Within a header: the extended length so far. Within a payload: its bytes still to come.
     left: u64,
-    /// The masking key, as far as it has come.
+    /// Masking key, as far as it has come.
     mask: [u8; 4],
-    /// The first two bytes of the header.
+    /// First two bytes of the header.
     start: [u8; 2],
-    /// How many bytes of the header have come.
+    /// Bytes of the header that have come.
     have: u8,
-    place: Place,
+    position: Position,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Position {
     Header,
     Payload,
-    Blind,
+    Opaque,
 }
 
-/// What has been come to in the stream.
+/// FrameEvent in the stream of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum FrameEvent {
     /// The last byte of a header.
     Header(Header),
     /// The last byte of a frame.
     End,
-    /// A header that cannot be followed: there will be no further event.
-    Blind,
+    /// A header that cannot be followed. No further event comes.
+    Opaque,
 }
 
-/// What the header of a frame says.
+/// Header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     /// FIN, the reserved bits, and the opcode.
     first: u8,
-    /// The masking key of a masked frame.
+    /// Masking key of a masked frame.
     pub(crate) mask: Option<[u8; 4]>,
     /// Length of the payload in bytes.
     pub(crate) length: u64,
 }
 
-/// Kinds of frames (RFC 6455, 5.2 and 11.8).
+/// Kind of a frame (RFC 6455, 5.2 and 11.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opcode {
     Continuation,
@@ -57,26 +57,28 @@ pub(crate) enum Opcode {
     Close,
     Ping,
     Pong,
-    /// One that is reserved.
+    /// A reserved opcode.
     Other,
 }
 
 impl Header {
-    /// Whether this is the last frame of its message.
+    /// Returns whether this is the last frame of its message.
     pub(crate) fn is_final(&self) -> bool {
         self.first & 0x80 != 0
     }
 
-    /// Whether this is a control frame, a reserved one included: those may stand between the frames of a message.
+    /// Returns whether this is a control frame, reserved ones included: it may stand between the fragments of a
+    /// message (RFC 6455, 5.4).
     pub(crate) fn is_control(&self) -> bool {
         self.first & 0x08 != 0
     }
 
-    /// Whether one of the three bits is set that have a meaning only by an extension.
+    /// Returns whether one of the three bits is set that only an extension gives a meaning.
     pub(crate) fn has_reserved_bits(&self) -> bool {
         self.first & 0x70 != 0
     }
 
+    /// Returns the kind of the frame.
     pub(crate) fn opcode(&self) -> Opcode {
         match self.first & 0x0f {
             0x0 => Opcode::Continuation,
@@ -92,17 +94,17 @@ impl Header {
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { left: 0, mask: [0; 4], start: [0; 2], have: 0, place: Place::Header }
+        Self { left: 0, mask: [0; 4], start: [0; 2], have: 0, position: Position::Header }
     }
 }
 
 impl Frames {
-    /// Takes bytes into account up to the next event: gives how many, and the event. All bytes and no event mean that
-    /// more are needed.
-    pub(crate) fn next(&mut self, bytes: &[u8]) -> (usize, Option<Event>) {
-        match self.place {
-            Place::Header => self.next_of_header(bytes),
-            Place::Payload => {
+    /// Consumes bytes up to the next event: returns their number and the event. All bytes and no event mean
+    /// that more are needed.
+    pub(crate) fn next(&mut self, bytes: &[u8]) -> (usize, Option<FrameEvent>) {
+        match self.position {
+            Position::Header => self.next_of_header(bytes),
+            Position::Payload => {
                 let here =
                     usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
                 self.left -= here as u64;
@@ -110,57 +112,59 @@ impl Frames {
                     return (here, None);
                 }
                 *self = Self::default();
-                (here, Some(Event::End))
+                (here, Some(FrameEvent::End))
             }
-            Place::Blind => (bytes.len(), None),
+            Position::Opaque => (bytes.len(), None),
         }
     }
 
-    /// How many bytes may pass unseen: they are payload of the current frame, all but its last byte.
+    /// Returns how many of the next bytes may pass unseen: payload of the current frame, all but its last
+    /// byte.
     pub(crate) fn unseen(&self) -> u64 {
-        match self.place {
-            Place::Header => 0,
-            Place::Payload => self.left.saturating_sub(1),
-            Place::Blind => u64::MAX,
+        match self.position {
+            Position::Header => 0,
+            Position::Payload => self.left.saturating_sub(1),
+            Position::Opaque => u64::MAX,
         }
     }
 
-    /// Takes bytes into account that have passed unseen.
+    /// Consumes bytes that have passed unseen.
     pub(crate) fn skip(&mut self, count: u64) {
-        if self.place == Place::Payload {
+        if self.position == Position::Payload {
             self.left = self.left.saturating_sub(count);
         }
     }
 
-    /// Whether a frame may be put in here.
+    /// Returns whether a frame may be inserted here.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        self.place == Place::Header && self.have == 0
+        self.position == Position::Header && self.have == 0
     }
 
-    /// The masking key of the Close whose payload comes next, all zero if it has none; `None` if anything else comes next.
+    /// Returns the masking key of the Close whose payload comes next, zero if it is unmasked; `None` if anything
+    /// else comes next.
     pub(crate) fn close_mask(&self) -> Option<[u8; 4]> {
         const CLOSE: u8 = 0x8;
-        let is_close = self.place == Place::Payload && self.start[0] & 0x0f == CLOSE;
-        // Without a key the place of it has never been written to.
+        let is_close = self.position == Position::Payload && self.start[0] & 0x0f == CLOSE;
+        // An unmasked frame leaves the key at its initial zero.
         is_close.then_some(self.mask)
     }
 
-    /// Whether what comes next is payload of a data frame, or may be.
+    /// Returns whether payload of a data frame comes next, or may come.
     pub(crate) fn is_in_data(&self) -> bool {
-        match self.place {
-            Place::Header => false,
-            Place::Payload => self.start[0] & 0x08 == 0,
-            Place::Blind => true,
+        match self.position {
+            Position::Header => false,
+            Position::Payload => self.start[0] & 0x08 == 0,
+            Position::Opaque => true,
         }
     }
 
-    /// Whether it cannot follow any more.
-    pub(crate) fn is_blind(&self) -> bool {
-        self.place == Place::Blind
+    /// Returns whether the frames cannot be followed any more.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.position == Position::Opaque
     }
 
-    fn next_of_header(&mut self, bytes: &[u8]) -> (usize, Option<Event>) {
-        // A header that is there as a whole, as nearly all are, is read as a whole.
+    fn next_of_header(&mut self, bytes: &[u8]) -> (usize, Option<FrameEvent>) {
+        // Nearly all headers are there as a whole, and are read at once.
         if self.have == 0
             && let Some((start, rest)) = bytes.split_first_chunk::<2>()
         {
@@ -194,7 +198,7 @@ impl Frames {
         (bytes.len(), None)
     }
 
-    /// Length of the whole header; right as soon as its second byte is there.
+    /// Returns the length of the whole header, known from its second byte on.
     fn header_bytes(&self) -> u8 {
         if self.have < 2 {
             return 2;
@@ -214,17 +218,17 @@ impl Frames {
         self.start[1] & 0x80 != 0
     }
 
-    fn end_header(&mut self) -> Event {
+    fn end_header(&mut self) -> FrameEvent {
         if self.extended_bytes() == 0 {
             self.left = u64::from(self.start[1] & 0x7f);
         }
         if self.left > MAX_LENGTH {
-            self.place = Place::Blind;
-            return Event::Blind;
+            self.position = Position::Opaque;
+            return FrameEvent::Opaque;
         }
-        self.place = Place::Payload;
+        self.position = Position::Payload;
         let mask = self.is_masked().then_some(self.mask);
-        Event::Header(Header { first: self.start[0], mask, length: self.left })
+        FrameEvent::Header(Header { first: self.start[0], mask, length: self.left })
     }
 }
 
@@ -234,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    /// A frame as bytes.
+    /// Returns a frame as bytes.
     fn frame(first: u8, mask: Option<[u8; 4]>, length: usize) -> Vec<u8> {
         let mask_bit = if mask.is_some() { 0x80 } else { 0 };
         let mut bytes = vec![first];
@@ -254,8 +258,8 @@ mod tests {
         bytes
     }
 
-    /// All events in these bytes, each with the offset behind its last byte.
-    fn events(frames: &mut Frames, bytes: &[u8]) -> Vec<(usize, Event)> {
+    /// Returns all events in these bytes, each with the offset after its last byte.
+    fn events(frames: &mut Frames, bytes: &[u8]) -> Vec<(usize, FrameEvent)> {
         let mut found = Vec::new();
         let mut at = 0;
         loop {
@@ -280,7 +284,7 @@ mod tests {
                 let mut frames = Frames::default();
                 let header = Header { first: 0x82, mask, length: length as u64 };
                 let head = bytes.len() - length;
-                let expected = [(head, Event::Header(header)), (bytes.len(), Event::End)];
+                let expected = [(head, FrameEvent::Header(header)), (bytes.len(), FrameEvent::End)];
                 assert_eq!(events(&mut frames, &bytes), expected, "{length} {mask:?}");
                 assert!(frames.is_at_boundary());
             }
@@ -301,7 +305,7 @@ mod tests {
         let headers: Vec<(Opcode, bool, bool)> = events(&mut Frames::default(), &bytes)
             .into_iter()
             .filter_map(|(_, event)| match event {
-                Event::Header(header) => {
+                FrameEvent::Header(header) => {
                     Some((header.opcode(), header.is_final(), header.is_control()))
                 }
                 _ => None,
@@ -316,11 +320,11 @@ mod tests {
     }
 
     #[test]
-    fn a_length_with_its_top_bit_set_makes_blind() {
+    fn a_length_with_its_top_bit_set_makes_opaque() {
         let mut frames = Frames::default();
         let found = events(&mut frames, &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]);
-        assert_eq!(found, [(10, Event::Blind)]);
-        assert!(frames.is_blind() && !frames.is_at_boundary());
+        assert_eq!(found, [(10, FrameEvent::Opaque)]);
+        assert!(frames.is_opaque() && !frames.is_at_boundary());
         assert!(events(&mut frames, &[0x81, 1, 1]).is_empty());
         assert_eq!(frames.unseen(), u64::MAX);
     }
@@ -334,7 +338,7 @@ mod tests {
         assert_eq!(frames.unseen(), 99_999);
         frames.skip(99_999);
         assert_eq!(frames.unseen(), 0);
-        assert_eq!(events(&mut frames, &bytes[..1]), [(1, Event::End)]);
+        assert_eq!(events(&mut frames, &bytes[..1]), [(1, FrameEvent::End)]);
     }
 
     proptest! {

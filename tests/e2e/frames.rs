@@ -367,7 +367,7 @@ mod blindness {
             other.end_sending();
             sender.expect_end();
             let line = proxy.end_line();
-            assert_eq!(value(&line, "blind"), "1", "{line}");
+            assert_eq!(value(&line, "opaque"), "1", "{line}");
         }
     }
 
@@ -416,7 +416,7 @@ mod blindness {
         client.expect_eof();
         behind.expect_eof();
         let line = proxy.end_line();
-        assert_eq!((value(&line, "blind"), value(&line, "reason")), ("2", "drain"), "{line}");
+        assert_eq!((value(&line, "opaque"), value(&line, "reason")), ("2", "drain"), "{line}");
         assert_eq!(proxy.program.wait().code(), Some(0));
     }
 }
@@ -458,7 +458,7 @@ mod counts {
             behind.expect_eof();
             let line = proxy.end_line();
             let got =
-                ["client_messages", "backend_messages", "client_close", "backend_close", "blind"]
+                ["client_messages", "backend_messages", "client_close", "backend_close", "opaque"]
                     .map(|key| value(&line, key));
             assert_eq!(got, ["3", "1", "4321", "4322", "0"], "{line}");
             assert_eq!(

@@ -1,26 +1,27 @@
-//! What has passed in one direction.
+//! Counts of the frames of one direction.
 
 use super::frames::{Header, Opcode};
 
-/// Counts of one direction, for the log and for metrics; they are right at any time.
+/// Counts for the log and for metrics, right at any time.
 ///
-/// Four bytes are enough: they go round after 4 billion messages, which metrics expect of counters.
+/// Four bytes wrap after 4 billion messages, as metrics expect of counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    /// Payload bytes of all frames, as their headers say.
+pub(crate) struct FrameCounters {
+    /// Payload bytes of all frames, as their headers announce them.
     pub(crate) payload: u64,
-    /// Messages by their first frame.
+    /// Text messages, counted at their first frame.
     pub(crate) text: u32,
+    /// Binary messages, counted at their first frame.
     pub(crate) binary: u32,
     /// Frames of any kind.
     pub(crate) frames: u32,
     pub(crate) pings: u32,
     pub(crate) pongs: u32,
-    /// What is known of a Close.
+    /// The first Close.
     pub(crate) close: CloseSeen,
 }
 
-/// What is known of the Close of one direction.
+/// Knowledge of a direction's first Close.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CloseSeen {
     /// None has come.
@@ -34,7 +35,7 @@ pub(crate) enum CloseSeen {
     Code(u16),
 }
 
-impl Tally {
+impl FrameCounters {
     /// Counts a frame.
     pub(crate) fn count(&mut self, header: &Header) {
         self.frames = self.frames.wrapping_add(1);
@@ -55,8 +56,8 @@ impl Tally {
         *counter = counter.wrapping_add(1);
     }
 
-    /// Takes the next bytes of the first Close's payload into account.
-    pub(crate) fn note_close_payload(&mut self, payload: &[u8], mask: [u8; 4]) {
+    /// Records the next payload bytes of a Close: the first two are its code (RFC 6455, 5.5.1).
+    pub(crate) fn record_close_payload(&mut self, payload: &[u8], mask: [u8; 4]) {
         for &byte in payload.iter().take(2) {
             self.close = match self.close {
                 CloseSeen::WithoutCode => CloseSeen::Half(byte ^ mask[0]),
@@ -68,14 +69,14 @@ impl Tally {
         }
     }
 
-    /// Takes a Pong out of the counts: it was to us.
+    /// Takes back the count of a Pong that was meant for the proxy.
     pub(crate) fn uncount_pong(&mut self, length: u64) {
         self.frames = self.frames.wrapping_sub(1);
         self.pongs = self.pongs.wrapping_sub(1);
         self.payload = self.payload.wrapping_sub(length);
     }
 
-    /// The code of the Close that has come, if it has one.
+    /// Returns the code of the first Close, if it has one.
     pub(crate) fn close_code(&self) -> Option<u16> {
         match self.close {
             CloseSeen::Code(code) => Some(code),
@@ -83,12 +84,12 @@ impl Tally {
         }
     }
 
-    /// Whether a Close has come.
+    /// Returns whether a Close has come.
     pub(crate) fn has_close(&self) -> bool {
         self.close != CloseSeen::None
     }
 
-    /// Messages that have begun.
+    /// Returns the number of messages that have begun.
     pub(crate) fn messages(&self) -> u32 {
         self.text.wrapping_add(self.binary)
     }
@@ -100,13 +101,22 @@ mod tests {
 
     #[test]
     fn a_close_code_may_come_in_pieces() {
-        let mut tally = Tally { close: CloseSeen::WithoutCode, ..Tally::default() };
-        tally.note_close_payload(&[0x03 ^ 0xaa], [0xaa, 0xbb, 0, 0]);
-        assert_eq!(tally.close_code(), None);
-        tally.note_close_payload(&[0xe9 ^ 0xbb, 1, 2], [0xaa, 0xbb, 0, 0]);
-        assert_eq!(tally.close_code(), Some(1001));
+        let mut counters =
+            FrameCounters { close: CloseSeen::WithoutCode, ..FrameCounters::default() };
+        counters.record_close_payload(&[0x03 ^ 0xaa], [0xaa, 0xbb, 0, 0]);
+        assert_eq!(counters.close_code(), None);
+        counters.record_close_payload(&[0xe9 ^ 0xbb, 1, 2], [0xaa, 0xbb, 0, 0]);
+        assert_eq!(counters.close_code(), Some(1001));
         // What follows is the reason.
-        tally.note_close_payload(&[3, 4], [0xaa, 0xbb, 0, 0]);
-        assert_eq!(tally.close_code(), Some(1001));
+        counters.record_close_payload(&[3, 4], [0xaa, 0xbb, 0, 0]);
+        assert_eq!(counters.close_code(), Some(1001));
+    }
+
+    #[test]
+    fn counts_wrap_and_an_own_pong_is_taken_back() {
+        let mut counters = FrameCounters { pongs: u32::MAX, ..FrameCounters::default() };
+        counters.uncount_pong(8);
+        assert_eq!((counters.pongs, counters.frames), (u32::MAX - 1, u32::MAX));
+        assert_eq!(counters.payload, u64::MAX - 7);
     }
 }

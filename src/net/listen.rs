@@ -1,0 +1,88 @@
+//! Listening sockets, and the options that every socket of a tunnel has.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::address::Address;
+
+/// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4_096;
+/// Silence after which TCP itself probes a peer.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// Opens a listening socket on the first of the host's addresses that can be bound.
+///
+/// # Errors
+///
+/// Those of the look-up, or of the last address tried.
+pub(crate) fn listen(bind: &Address, buffer: Option<usize>) -> io::Result<TcpListener> {
+    let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in (bind.host.as_str(), bind.port).to_socket_addrs()? {
+        match listen_on(address, buffer) {
+            Ok(listener) => return Ok(listener),
+            Err(failed) => error = failed,
+        }
+    }
+    Err(error)
+}
+
+/// The standard library's own `bind` has a backlog of 128, too short for a storm of reconnects.
+fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Connections of a predecessor in TIME_WAIT do not hold the port.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    // Accepted sockets inherit these, which saves each its system calls.
+    prepare(&socket)?;
+    limit_buffers(&socket, buffer)?;
+    warn_if_capped(&socket, address, buffer)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Logs that the system grants smaller buffers than were asked for.
+fn warn_if_capped(socket: impl AsFd, address: SocketAddr, buffer: Option<usize>) -> io::Result<()> {
+    let Some(wanted) = buffer else { return Ok(()) };
+    let receive = sockopt::socket_recv_buffer_size(&socket)?;
+    let send = sockopt::socket_send_buffer_size(&socket)?;
+    // The kernel doubles what it is given, for its bookkeeping (socket(7)).
+    let granted = receive.min(send) / 2;
+    if granted < wanted {
+        let hint = "net.core.rmem_max and net.core.wmem_max permit no more";
+        log::warn!(address:%, wanted, bytes = granted, hint; "socket_buffer_capped");
+    }
+    Ok(())
+}
+
+/// Sets the options of every socket of a tunnel: no delay for small messages, and TCP's probes for a peer that is gone.
+///
+/// # Errors
+///
+/// Those of setsockopt(2), such as when the peer has reset the connection already.
+pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    Ok(())
+}
+
+/// Bounds the kernel's buffers of a socket to this many bytes in each direction; `None` leaves them to the system.
+///
+/// It must come before the connection: the peer is told then how much it may ever send at once (RFC 7323, 2).
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub(crate) fn limit_buffers(socket: impl AsFd, buffer: Option<usize>) -> io::Result<()> {
+    if let Some(bytes) = buffer {
+        sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+        sockopt::set_socket_send_buffer_size(&socket, bytes)?;
+    }
+    Ok(())
+}

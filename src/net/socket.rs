@@ -1,0 +1,319 @@
+//! Sockets of a thread's event loop: tasks await them, tunnels take turns with them.
+
+use std::future::poll_fn;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
+use rustix::pipe::{SpliceFlags, splice};
+
+use super::close::end_sending;
+use super::listen::limit_buffers;
+use super::reactor::{Key, Reactor, Waiters};
+use super::readiness::{Readiness, retry};
+
+/// Has the kernel move pages rather than copy them, and never wait.
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+
+/// A connection: a non-blocking socket, registered once for its whole life.
+///
+/// Tasks use it through [`AsyncRead`] and [`AsyncWrite`] on `&Socket`, one task for each at a time. A tunnel calls the
+/// `try_` methods in its turns, after [`set_token`](Socket::set_token). Either way, no call is made that is known to
+/// find nothing.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    registered: Registered,
+    stream: TcpStream,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    registered: Registered,
+    socket: TcpListener,
+}
+
+/// A place in an event loop, given up on drop.
+#[derive(Debug)]
+struct Registered {
+    reactor: Rc<Reactor>,
+    key: Key,
+}
+
+impl Socket {
+    /// Registers a connected, non-blocking socket.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll.
+    pub(crate) fn new(reactor: &Rc<Reactor>, stream: TcpStream) -> io::Result<Self> {
+        Ok(Self { registered: Registered::new(reactor, &stream, Readiness::UNKNOWN)?, stream })
+    }
+
+    /// Connects to an address. `buffer` is for [`limit_buffers`].
+    ///
+    /// # Errors
+    ///
+    /// Those of connect(2): refused, unreachable, no descriptors left.
+    pub(crate) async fn connect(
+        reactor: &Rc<Reactor>,
+        address: SocketAddr,
+        buffer: Option<usize>,
+    ) -> io::Result<Self> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        limit_buffers(&socket, buffer)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let stream = TcpStream::from(socket);
+        let registered = Registered::new(reactor, &stream, Readiness::NONE)?;
+        // It becomes writable when it is connected, or when that has failed (connect(2)).
+        poll_fn(|context| {
+            let connected = |_: &mut Readiness| Ok(Some(()));
+            registered.poll(context, |known| known.writable, |tasks| &mut tasks.writable, connected)
+        })
+        .await?;
+        sockopt::socket_error(&stream)??;
+        Ok(Self { registered, stream })
+    }
+
+    /// Returns the event loop that the socket is registered with.
+    pub(crate) fn reactor(&self) -> &Rc<Reactor> {
+        &self.registered.reactor
+    }
+
+    /// Has the socket's events reported under `token` by [`Reactor::dispatch`], instead of waking tasks.
+    pub(crate) fn set_token(&self, token: usize) {
+        self.registered.reactor.set_token(self.registered.key, token);
+    }
+
+    /// Returns whether there may be something to read.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.registered.with(|known| known.readable)
+    }
+
+    /// Returns whether there may be room to write.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.registered.with(|known| known.writable)
+    }
+
+    /// Reads what is there: 0 is the end, `None` is nothing for now.
+    ///
+    /// # Errors
+    ///
+    /// Those of recv(2): the connection is broken.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        self.registered.with(|known| read(known, &self.stream, buffer))
+    }
+
+    /// Writes as much as there is room for; `None` is no room for now.
+    ///
+    /// # Errors
+    ///
+    /// Those of send(2): the connection is broken.
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        self.registered.with(|known| write(known, &self.stream, bytes))
+    }
+
+    /// Moves at most `max` bytes into an empty pipe: 0 is the end, `None` is nothing for now.
+    ///
+    /// # Errors
+    ///
+    /// Those of splice(2).
+    pub(crate) fn try_splice_into(&self, pipe: impl AsFd, max: usize) -> io::Result<Option<usize>> {
+        self.registered.with(|known| {
+            let moved = retry(|| Ok(splice(&self.stream, None, &pipe, None, max, SPLICE)?))?;
+            known.readable = moved.is_some();
+            Ok(moved)
+        })
+    }
+
+    /// Writes as much of a pipe that holds `held` bytes as there is room for; `None` is no room for now.
+    ///
+    /// # Errors
+    ///
+    /// Those of splice(2).
+    pub(crate) fn try_splice_from(
+        &self,
+        pipe: impl AsFd,
+        held: usize,
+    ) -> io::Result<Option<usize>> {
+        self.registered.with(|known| {
+            let moved = retry(|| Ok(splice(&pipe, None, &self.stream, None, held, SPLICE)?))?;
+            // A short count can also mean that it stopped between two pages: only the next call tells.
+            known.writable = moved.is_some();
+            Ok(moved)
+        })
+    }
+
+    /// Ends this side's sending; see [`end_sending`].
+    ///
+    /// # Errors
+    ///
+    /// Those of shutdown(2).
+    pub(crate) fn end_sending(&self) -> io::Result<()> {
+        end_sending(&self.stream)
+    }
+
+    /// Returns whether the connection is broken. Asks the system only after an event gave reason to.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.registered.with(|known| {
+            known.failed =
+                known.failed && !matches!(sockopt::socket_error(&self.stream), Ok(Ok(())));
+            known.failed
+        })
+    }
+
+    /// Waits until the connection is broken: reset by its peer, or given up by TCP.
+    ///
+    /// The end of the peer's sending is not a break. Nothing is read, so this also serves where nothing may be read, or
+    /// nothing is left to.
+    pub(crate) async fn broken(&self) -> io::Error {
+        let error = poll_fn(|context| {
+            let failure = |known: &mut Readiness| match sockopt::socket_error(&self.stream) {
+                Ok(Ok(())) => {
+                    known.failed = false;
+                    Ok(None)
+                }
+                Ok(Err(error)) | Err(error) => Ok(Some(io::Error::from(error))),
+            };
+            self.registered.poll(context, |known| known.failed, |tasks| &mut tasks.failed, failure)
+        })
+        .await;
+        error.unwrap_or_else(|error| error)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl AsyncRead for &Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let call = |known: &mut Readiness| read(known, &self.stream, buffer);
+        self.registered.poll(context, |known| known.readable, |tasks| &mut tasks.readable, call)
+    }
+}
+
+impl AsyncWrite for &Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let call = |known: &mut Readiness| write(known, &self.stream, bytes);
+        self.registered.poll(context, |known| known.writable, |tasks| &mut tasks.writable, call)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.end_sending())
+    }
+}
+
+impl Listener {
+    /// Registers a listening, non-blocking socket.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll.
+    pub(crate) fn new(reactor: &Rc<Reactor>, socket: TcpListener) -> io::Result<Self> {
+        Ok(Self { registered: Registered::new(reactor, &socket, Readiness::UNKNOWN)?, socket })
+    }
+
+    /// Returns the next client, as a non-blocking socket that is registered nowhere.
+    ///
+    /// # Errors
+    ///
+    /// Those of accept(2). They concern one client, or a shortage; the listener goes on.
+    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, peer) = poll_fn(|context| {
+            let accept = |known: &mut Readiness| {
+                let accepted = retry(|| Ok(acceptfrom_with(&self.socket, flags)?))?;
+                known.readable = accepted.is_some();
+                Ok(accepted)
+            };
+            let is_ready = |known: &Readiness| known.readable;
+            self.registered.poll(context, is_ready, |tasks| &mut tasks.readable, accept)
+        })
+        .await?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let peer = peer.ok_or_else(|| io::Error::other("the client has no IP address"))?;
+        Ok((TcpStream::from(socket), peer))
+    }
+}
+
+impl Registered {
+    fn new(reactor: &Rc<Reactor>, socket: impl AsFd, readiness: Readiness) -> io::Result<Self> {
+        Ok(Self { key: reactor.register(socket, readiness)?, reactor: Rc::clone(reactor) })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Readiness) -> T) -> T {
+        self.reactor.with_readiness(self.key, f)
+    }
+
+    /// Makes `call` as soon and as often as it may succeed: while `is_ready` holds, which the call itself updates.
+    /// Until then the task waits in `place`.
+    fn poll<T>(
+        &self,
+        context: &Context<'_>,
+        is_ready: fn(&Readiness) -> bool,
+        place: fn(&mut Waiters) -> &mut Option<Waker>,
+        mut call: impl FnMut(&mut Readiness) -> io::Result<Option<T>>,
+    ) -> Poll<io::Result<T>> {
+        let result = self.with(|known| {
+            while is_ready(known) {
+                if let Some(done) = call(known).transpose() {
+                    return Poll::Ready(done);
+                }
+            }
+            Poll::Pending
+        });
+        if result.is_pending() {
+            let waker = context.waker().clone();
+            self.reactor.wait_for(self.key, |waiters| *place(waiters) = Some(waker));
+        }
+        result
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.reactor.deregister(self.key);
+    }
+}
+
+fn read(
+    known: &mut Readiness,
+    mut stream: &TcpStream,
+    buffer: &mut [u8],
+) -> io::Result<Option<usize>> {
+    let count = retry(|| stream.read(buffer))?;
+    known.after_read(count, buffer.len());
+    Ok(count)
+}
+
+fn write(known: &mut Readiness, mut stream: &TcpStream, bytes: &[u8]) -> io::Result<Option<usize>> {
+    let count = retry(|| stream.write(bytes))?;
+    known.after_write(count, bytes.len());
+    Ok(count)
+}

@@ -1,0 +1,811 @@
+//! The end of a tunnel, as a pure state machine: events and ticks in, actions out.
+//!
+//! A tunnel is open until something begins to end it: an endpoint's Close, the end or the break of a connection, or a
+//! [`Cause`] of the proxy. What came first names the end, except that an EOF alone is not yet the end of the tunnel and
+//! gives way to whatever follows. `docs/closing.md` tells the same rules from the outside.
+
+use super::control::code;
+use super::filter::Violation;
+use super::policy::Policy;
+use super::side::{PerSide, Side};
+use super::ticks::{Tick, ticks};
+
+/// Reason for the end of a tunnel: a closed set, for the log and for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// This side was the first to send a Close.
+    Close(Side),
+    /// This side was the first to end its sending, and no Close came before.
+    Eof(Side),
+    /// The connection to this side broke, and no Close came before.
+    Reset(Side),
+    /// No data frames for the idle timeout.
+    Idle,
+    /// The tunnel reached its maximum lifetime.
+    Lifetime,
+    /// A side did not answer a Ping.
+    PongTimeout,
+    /// A frame or message was larger than allowed.
+    MessageTooBig,
+    /// The client sent more messages than allowed.
+    Rate,
+    /// A frame violated RFC 6455.
+    Protocol,
+    /// The proxy is shutting down.
+    Drain,
+    /// The proxy cut the tunnel.
+    Admin,
+}
+
+/// Cause for which the proxy closes a tunnel by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// This side sent a frame that may not pass.
+    Violation(Side, Violation),
+    /// The client sends too many messages.
+    Rate,
+    /// The proxy shuts down.
+    Drain,
+    /// The tunnel is as old as it may get.
+    Lifetime,
+    /// No data frame has come for too long.
+    Idle,
+    /// This side has not answered a Ping.
+    PongTimeout(Side),
+}
+
+/// State of one side's connection, as the directions of the tunnel report it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SideState {
+    /// It has sent a Close.
+    pub(super) sent_close: bool,
+    /// Its last frame has come as a whole, as far as frames can be followed.
+    pub(super) is_between_frames: bool,
+    /// It has ended its sending, and all of it has been relayed, the end included.
+    pub(super) has_ended: bool,
+    /// All that is meant for it has been written.
+    pub(super) is_flushed: bool,
+    /// Nothing more is relayed to it: it has got a Close of the proxy, is dead, or waits for one after a violation.
+    pub(super) is_closed: bool,
+}
+
+/// Close frame of the proxy: a code and a reason (RFC 6455, 5.5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CloseFrame {
+    pub(super) code: u16,
+    pub(super) reason: &'static str,
+}
+
+/// Actions for the tunnel to carry out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Actions {
+    /// Close frame for each side, as the last thing that it gets.
+    pub(super) close: PerSide<Option<CloseFrame>>,
+    /// Relay nothing more to this side, not even a Close.
+    pub(super) abandon: Option<Side>,
+    /// Read a client again that its rate has paused: a pause holds up no end.
+    pub(super) resume: bool,
+    /// The tunnel is over.
+    pub(super) finish: Option<Reason>,
+}
+
+/// Progress of a tunnel towards its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Closing {
+    /// First reason for the end; `None` while the tunnel is open.
+    reason: Option<Reason>,
+    /// Sides that were sent a Close of the proxy. None gets a second one.
+    close_sent: PerSide<bool>,
+    /// Sides that have to answer it (RFC 6455, 5.5.1).
+    awaiting_close: PerSide<bool>,
+    /// Tick at which the tunnel is over, whatever is missing then.
+    close_deadline: Option<Tick>,
+}
+
+impl Closing {
+    /// Returns whether nothing has begun to end the tunnel.
+    pub(super) fn is_open(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    /// Returns the tick at which the tunnel is over in any case, once its grace time runs.
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        self.close_deadline
+    }
+
+    /// Begins to close the tunnel for a cause of the proxy.
+    ///
+    /// A closing under way is left alone: no side gets a second Close. But one that the endpoints have begun and nobody
+    /// answers gets no more time than the drain, the lifetime or the idle timeout would have given it.
+    pub(super) fn start_close(&mut self, cause: Cause, now: Tick, policy: &Policy) -> Actions {
+        match self.reason {
+            None | Some(Reason::Eof(_)) => {}
+            Some(Reason::Close(_)) if cause.is_timed() => {
+                self.start_grace(now, policy);
+                return Actions::default();
+            }
+            Some(_) => return Actions::default(),
+        }
+        let close = cause.close_frames(policy);
+        self.reason = Some(cause.reason());
+        self.awaiting_close = PerSide::from_fn(|side| close[side].is_some());
+        self.start_grace(now, policy);
+        let close = self.once(close);
+        let abandon = match cause {
+            Cause::PongTimeout(dead) => Some(dead),
+            _ => None,
+        };
+        Actions { close, abandon, ..Actions::default() }
+    }
+
+    /// Handles the end of a side's sending, before the end itself is relayed: the last moment for a Close to the other
+    /// side, whose reading ends with it.
+    pub(super) fn on_eof(
+        &mut self,
+        side: Side,
+        states: &PerSide<SideState>,
+        policy: &Policy,
+    ) -> Actions {
+        let close = self.once(lost(side, states, policy));
+        Actions { close, ..Actions::default() }
+    }
+
+    /// Handles a broken connection, which ends the tunnel at once.
+    pub(super) fn on_reset(
+        &mut self,
+        side: Side,
+        states: &PerSide<SideState>,
+        policy: &Policy,
+    ) -> Actions {
+        let reason = match self.reason {
+            None | Some(Reason::Eof(_)) => Reason::Reset(side),
+            Some(reason) => reason,
+        };
+        let close = self.once(lost(side, states, policy));
+        Actions { close, finish: Some(reason), ..Actions::default() }
+    }
+
+    /// Handles what the directions have relayed in a turn. `now` is called only where a grace time begins.
+    pub(super) fn on_progress(
+        &mut self,
+        states: &PerSide<SideState>,
+        now: impl Fn() -> Tick,
+        policy: &Policy,
+    ) -> Actions {
+        let Some(reason) = self.reason.or_else(|| first_end(states)) else {
+            return Actions::default();
+        };
+        self.reason = Some(reason);
+        // Both directions have relayed everything, the ends included.
+        if states.all(|state| state.has_ended) {
+            return Actions { finish: Some(reason), ..Actions::default() };
+        }
+        match reason {
+            // The closing handshake is complete. The server closes the connection first (RFC 6455, 7.1.1); if
+            // neither does, the proxy ends both.
+            Reason::Close(_) if states.all(|state| state.sent_close) => {
+                self.start_grace(now(), policy);
+            }
+            // The side that is left has been told of the loss, and is not waited for.
+            Reason::Close(_) | Reason::Eof(_) if was_told_of_loss(states, policy) => {
+                self.start_grace(now(), policy);
+            }
+            // The endpoints end it among themselves; a half-closed connection may stay so.
+            Reason::Close(_) | Reason::Eof(_) | Reason::Reset(_) => {}
+            // The proxy's closing is over when every Close has been written and answered.
+            _ if self.is_answered(states) => {
+                return Actions { finish: Some(reason), ..Actions::default() };
+            }
+            _ => {}
+        }
+        Actions { resume: true, ..Actions::default() }
+    }
+
+    /// Handles a tick.
+    pub(super) fn on_tick(&self, now: Tick) -> Actions {
+        let is_over = self.close_deadline.is_some_and(|deadline| deadline <= now);
+        let finish = is_over.then(|| self.reason.unwrap_or(Reason::Admin));
+        Actions { finish, ..Actions::default() }
+    }
+
+    /// Returns the reason for the end of a tunnel that is cut now.
+    pub(super) fn abort_reason(&self, is_draining: bool) -> Reason {
+        match self.reason {
+            None | Some(Reason::Eof(_)) if is_draining => Reason::Drain,
+            None | Some(Reason::Eof(_)) => Reason::Admin,
+            Some(reason) => reason,
+        }
+    }
+
+    /// Leaves out the Close of a side that was sent one before.
+    fn once(&mut self, mut close: PerSide<Option<CloseFrame>>) -> PerSide<Option<CloseFrame>> {
+        for side in Side::BOTH {
+            close[side] = close[side].filter(|_| !self.close_sent[side]);
+            self.close_sent[side] |= close[side].is_some();
+        }
+        close
+    }
+
+    /// Sets the deadline, unless there is one.
+    fn start_grace(&mut self, now: Tick, policy: &Policy) {
+        self.close_deadline.get_or_insert(now.saturating_add(ticks(policy.close_grace)));
+    }
+
+    /// Returns whether the proxy's Closes have been written, and answered by a whole Close or by the end.
+    fn is_answered(&self, states: &PerSide<SideState>) -> bool {
+        let has_answered = |side: Side| {
+            let state = &states[side];
+            !self.awaiting_close[side]
+                || state.has_ended
+                || state.sent_close && state.is_between_frames
+        };
+        states.all(|state| state.is_flushed) && Side::BOTH.into_iter().all(has_answered)
+    }
+}
+
+/// Returns the first end that the endpoints have made: a Close before an EOF, the client's before the backend's.
+fn first_end(states: &PerSide<SideState>) -> Option<Reason> {
+    let closed = Side::BOTH.into_iter().find(|&side| states[side].sent_close).map(Reason::Close);
+    closed.or_else(|| Side::BOTH.into_iter().find(|&side| states[side].has_ended).map(Reason::Eof))
+}
+
+/// Returns the Close for the opposite of a side that is lost, if the policy has one: a side whose connection ended or
+/// broke without a Close. Without a code the bare end is relayed.
+fn lost(side: Side, states: &PerSide<SideState>, policy: &Policy) -> PerSide<Option<CloseFrame>> {
+    let other = side.other();
+    let code =
+        lost_code(side, policy).filter(|_| !states[side].sent_close && !states[other].is_closed);
+    let reason = match side {
+        Side::Client => "the client is lost",
+        Side::Backend => "the backend is lost",
+    };
+    PerSide::with(other, code.map(|code| CloseFrame { code, reason }), None)
+}
+
+fn lost_code(lost: Side, policy: &Policy) -> Option<u16> {
+    match lost {
+        Side::Client => policy.client_lost_code,
+        Side::Backend => policy.backend_lost_code,
+    }
+}
+
+/// Returns whether a side has ended without a Close, and the policy had the other one told.
+fn was_told_of_loss(states: &PerSide<SideState>, policy: &Policy) -> bool {
+    Side::BOTH.into_iter().any(|side| {
+        let state = &states[side];
+        state.has_ended && !state.sent_close && lost_code(side, policy).is_some()
+    })
+}
+
+impl Cause {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Violation(_, Violation::MessageTooBig) => Reason::MessageTooBig,
+            Self::Violation(_, Violation::Protocol) => Reason::Protocol,
+            Self::Rate => Reason::Rate,
+            Self::Drain => Reason::Drain,
+            Self::Lifetime => Reason::Lifetime,
+            Self::Idle => Reason::Idle,
+            Self::PongTimeout(_) => Reason::PongTimeout,
+        }
+    }
+
+    /// Returns whether a time has run out that concerns the whole tunnel.
+    fn is_timed(self) -> bool {
+        matches!(self, Self::Drain | Self::Lifetime | Self::Idle)
+    }
+
+    /// Returns the Close frame for each side; `None` for a side that is not told.
+    ///
+    /// On a drain or at the end of a lifetime only the client is told: its answer reaches the backend as a normal end.
+    fn close_frames(self, policy: &Policy) -> PerSide<Option<CloseFrame>> {
+        let frame = |code, reason| Some(CloseFrame { code, reason });
+        match self {
+            Self::Violation(side, violation) => {
+                let (code, reason) = match violation {
+                    Violation::MessageTooBig => (code::MESSAGE_TOO_BIG, "message too big"),
+                    Violation::Protocol => (code::PROTOCOL_ERROR, "protocol error"),
+                };
+                PerSide::with(side, frame(code, reason), frame(code::GOING_AWAY, reason))
+            }
+            Self::Rate => PerSide {
+                client: frame(code::POLICY_VIOLATION, "too many messages"),
+                backend: frame(code::GOING_AWAY, "too many messages"),
+            },
+            Self::Drain => {
+                PerSide { client: frame(policy.drain_close_code, "shutting down"), backend: None }
+            }
+            Self::Lifetime => PerSide {
+                client: frame(policy.lifetime_close_code, "maximum lifetime reached"),
+                backend: None,
+            },
+            Self::Idle => PerSide {
+                client: frame(code::GOING_AWAY, "idle"),
+                backend: frame(code::GOING_AWAY, "idle"),
+            },
+            Self::PongTimeout(Side::Client) => {
+                PerSide { client: None, backend: frame(code::GOING_AWAY, "the client is dead") }
+            }
+            Self::PongTimeout(Side::Backend) => {
+                PerSide { client: frame(code::BAD_GATEWAY, "the backend is dead"), backend: None }
+            }
+        }
+    }
+}
+
+impl Reason {
+    /// Returns the name for logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Close(Side::Client) => "client_close",
+            Self::Close(Side::Backend) => "backend_close",
+            Self::Eof(Side::Client) => "client_eof",
+            Self::Eof(Side::Backend) => "backend_eof",
+            Self::Reset(Side::Client) => "client_reset",
+            Self::Reset(Side::Backend) => "backend_reset",
+            Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
+            Self::PongTimeout => "pong_timeout",
+            Self::MessageTooBig => "message_too_big",
+            Self::Rate => "rate",
+            Self::Protocol => "protocol",
+            Self::Drain => "drain",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Returns who ended the tunnel: `client`, `backend` or `proxy`.
+    pub(crate) fn ended_by(self) -> &'static str {
+        match self {
+            Self::Close(side) | Self::Eof(side) | Self::Reset(side) => side.name(),
+            _ => "proxy",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Tick = 100;
+
+    fn policy() -> Policy {
+        Policy {
+            backend_lost_code: Some(1014),
+            client_lost_code: Some(1001),
+            drain_close_code: 1012,
+            close_grace: Duration::from_secs(2),
+            ..Policy::default()
+        }
+    }
+
+    /// What has happened at one side of a tunnel.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum At {
+        Open,
+        CloseSent,
+        CloseSeen,
+        Eof,
+        Reset,
+        Violation,
+        Drained,
+        Paused,
+        Blocked,
+    }
+
+    const ALL: [At; 9] = [
+        At::Open,
+        At::CloseSent,
+        At::CloseSeen,
+        At::Eof,
+        At::Reset,
+        At::Violation,
+        At::Drained,
+        At::Paused,
+        At::Blocked,
+    ];
+
+    /// A tunnel of which only the decisions are real.
+    struct Model {
+        closing: Closing,
+        states: PerSide<SideState>,
+        got_close: PerSide<bool>,
+        is_paused: bool,
+        /// All actions so far, in order.
+        done: Vec<String>,
+    }
+
+    impl Model {
+        fn new() -> Self {
+            let open =
+                SideState { is_flushed: true, is_between_frames: true, ..SideState::default() };
+            Self {
+                closing: Closing::default(),
+                states: PerSide { client: open, backend: open },
+                got_close: PerSide::default(),
+                is_paused: false,
+                done: Vec::new(),
+            }
+        }
+
+        fn is_over(&self) -> bool {
+            self.done.last().is_some_and(|done| done.starts_with('='))
+        }
+
+        /// Has something happen at a side, and the turn that follows it.
+        fn happen(&mut self, side: Side, at: At) {
+            let policy = policy();
+            let actions = match at {
+                At::Open => Actions::default(),
+                // The other side is dead, which tells this one alone.
+                At::CloseSent => {
+                    self.closing.start_close(Cause::PongTimeout(side.other()), NOW, &policy)
+                }
+                At::CloseSeen => {
+                    self.states[side].sent_close = true;
+                    Actions::default()
+                }
+                At::Eof => {
+                    let actions = self.closing.on_eof(side, &self.states, &policy);
+                    self.states[side].has_ended = true;
+                    actions
+                }
+                At::Reset => self.closing.on_reset(side, &self.states, &policy),
+                At::Violation => {
+                    // The filter lets nothing more pass to the other side.
+                    self.states[side.other()].is_closed = true;
+                    let cause = Cause::Violation(side, Violation::Protocol);
+                    self.closing.start_close(cause, NOW, &policy)
+                }
+                At::Drained => self.closing.start_close(Cause::Drain, NOW, &policy),
+                At::Paused => {
+                    self.is_paused = true;
+                    Actions::default()
+                }
+                At::Blocked => {
+                    self.states[side].is_flushed = false;
+                    Actions::default()
+                }
+            };
+            self.carry_out(actions);
+            self.turn();
+        }
+
+        /// Judges what has been relayed by now.
+        fn turn(&mut self) {
+            if !self.is_over() {
+                let actions = self.closing.on_progress(&self.states, || NOW, &policy());
+                self.carry_out(actions);
+            }
+        }
+
+        fn carry_out(&mut self, actions: Actions) {
+            for side in Side::BOTH {
+                if let Some(frame) = actions.close[side] {
+                    assert!(!self.got_close[side], "a second Close for the {}", side.name());
+                    self.got_close[side] = true;
+                    self.states[side].is_closed = true;
+                    self.done.push(format!("{}:{}", &side.name()[..1], frame.code));
+                }
+            }
+            if let Some(dead) = actions.abandon {
+                self.states[dead].is_closed = true;
+                self.done.push(format!("{}:abandon", &dead.name()[..1]));
+            }
+            if std::mem::take(&mut self.is_paused) {
+                self.is_paused = !actions.resume;
+                if actions.resume {
+                    self.done.push("resume".to_owned());
+                }
+            }
+            if let Some(reason) = actions.finish {
+                self.done.push(format!("={}", reason.name()));
+            }
+        }
+
+        /// Returns all actions, and what is going to end the tunnel: `=reason` where it is over, `reason+` where the
+        /// grace time runs, `reason` where the endpoints are left to it.
+        fn tell(&self) -> String {
+            let mut told = self.done.clone();
+            if !self.is_over()
+                && let Some(reason) = self.closing.reason
+            {
+                let runs = if self.closing.deadline().is_some() { "+" } else { "" };
+                told.push(format!("{}{runs}", reason.name()));
+            }
+            told.join(" ")
+        }
+    }
+
+    fn pair(client: At, backend: At) -> String {
+        let mut model = Model::new();
+        model.happen(Side::Client, client);
+        if !model.is_over() {
+            model.happen(Side::Backend, backend);
+        }
+        model.tell()
+    }
+
+    /// Every pair of events, the client's first: actions and end, as [`Model::tell`] writes them. The columns are the
+    /// backend's, in the order of [`ALL`].
+    const PAIRS: [(At, [&str; 9]); 9] = [
+        (
+            At::Open,
+            [
+                "",
+                "b:1001 c:abandon pong_timeout+",
+                "backend_close",
+                "c:1014 backend_eof+",
+                "c:1014 =backend_reset",
+                "c:1001 b:1002 protocol+",
+                "c:1012 drain+",
+                "",
+                "",
+            ],
+        ),
+        (
+            At::CloseSent,
+            [
+                "c:1014 b:abandon pong_timeout+",
+                "c:1014 b:abandon pong_timeout+",
+                "c:1014 b:abandon pong_timeout+",
+                "c:1014 b:abandon pong_timeout+",
+                "c:1014 b:abandon =pong_timeout",
+                "c:1014 b:abandon pong_timeout+",
+                "c:1014 b:abandon pong_timeout+",
+                "c:1014 b:abandon resume pong_timeout+",
+                "c:1014 b:abandon pong_timeout+",
+            ],
+        ),
+        (
+            At::CloseSeen,
+            [
+                "client_close",
+                "client_close",
+                "client_close+",
+                "c:1014 client_close+",
+                "c:1014 =client_close",
+                "client_close",
+                "client_close+",
+                "resume client_close",
+                "client_close",
+            ],
+        ),
+        (
+            At::Eof,
+            [
+                "b:1001 client_eof+",
+                "b:1001 c:abandon pong_timeout+",
+                "b:1001 client_eof+",
+                "b:1001 c:1014 =client_eof",
+                "b:1001 c:1014 =backend_reset",
+                "b:1001 c:1001 protocol+",
+                "b:1001 c:1012 =drain",
+                "b:1001 resume client_eof+",
+                "b:1001 client_eof+",
+            ],
+        ),
+        (
+            At::Reset,
+            [
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+                "b:1001 =client_reset",
+            ],
+        ),
+        (
+            At::Violation,
+            [
+                "c:1002 b:1001 protocol+",
+                "c:1002 b:1001 protocol+",
+                "c:1002 b:1001 protocol+",
+                "c:1002 b:1001 protocol+",
+                "c:1002 b:1001 =protocol",
+                "c:1002 b:1001 protocol+",
+                "c:1002 b:1001 protocol+",
+                "c:1002 b:1001 resume protocol+",
+                "c:1002 b:1001 protocol+",
+            ],
+        ),
+        (
+            At::Drained,
+            [
+                "c:1012 drain+",
+                "c:1012 drain+",
+                "c:1012 drain+",
+                "c:1012 drain+",
+                "c:1012 =drain",
+                "c:1012 drain+",
+                "c:1012 drain+",
+                "c:1012 resume drain+",
+                "c:1012 drain+",
+            ],
+        ),
+        (
+            At::Paused,
+            [
+                "",
+                "b:1001 c:abandon resume pong_timeout+",
+                "resume backend_close",
+                "c:1014 resume backend_eof+",
+                "c:1014 =backend_reset",
+                "c:1001 b:1002 resume protocol+",
+                "c:1012 resume drain+",
+                "",
+                "",
+            ],
+        ),
+        (
+            At::Blocked,
+            [
+                "",
+                "b:1001 c:abandon pong_timeout+",
+                "backend_close",
+                "c:1014 backend_eof+",
+                "c:1014 =backend_reset",
+                "c:1001 b:1002 protocol+",
+                "c:1012 drain+",
+                "",
+                "",
+            ],
+        ),
+    ];
+
+    #[test]
+    fn every_pair_of_events_ends_as_the_table_says() {
+        for ((client, row), expected) in PAIRS.iter().zip(ALL) {
+            assert_eq!(*client, expected);
+            for (backend, told) in ALL.into_iter().zip(row) {
+                assert_eq!(pair(*client, backend), *told, "client {client:?}, backend {backend:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_codes_a_loss_is_relayed_as_it_comes() {
+        let policy = Policy::default();
+        let states = Model::new().states;
+        for side in Side::BOTH {
+            let mut closing = Closing::default();
+            assert_eq!(closing.on_eof(side, &states, &policy), Actions::default());
+            let mut ended = states;
+            ended[side].has_ended = true;
+            let actions = closing.on_progress(&ended, || NOW, &policy);
+            assert_eq!(actions, Actions { resume: true, ..Actions::default() });
+            // A half-closed tunnel may stay so.
+            assert_eq!((closing.reason, closing.deadline()), (Some(Reason::Eof(side)), None));
+            let reset = closing.on_reset(side.other(), &ended, &policy);
+            let finish = Some(Reason::Reset(side.other()));
+            assert_eq!(reset, Actions { finish, ..Actions::default() });
+        }
+    }
+
+    #[test]
+    fn a_side_that_has_sent_a_close_is_not_lost() {
+        for side in Side::BOTH {
+            let mut states = Model::new().states;
+            states[side].sent_close = true;
+            let mut closing = Closing::default();
+            assert_eq!(closing.on_eof(side, &states, &policy()), Actions::default());
+            assert_eq!(closing.on_reset(side, &states, &policy()).close, PerSide::default());
+        }
+    }
+
+    #[test]
+    fn the_grace_time_ends_a_tunnel_for_its_first_reason() {
+        let policy = policy();
+        let mut closing = Closing::default();
+        closing.start_close(Cause::Idle, NOW, &policy);
+        let deadline = NOW + ticks(policy.close_grace);
+        assert_eq!(closing.deadline(), Some(deadline));
+        // A later cause neither prolongs it nor names the end.
+        closing.start_close(Cause::Drain, NOW + 1, &policy);
+        assert_eq!(closing.on_tick(deadline - 1), Actions::default());
+        assert_eq!(closing.on_tick(deadline).finish, Some(Reason::Idle));
+        assert_eq!(Closing::default().on_tick(Tick::MAX), Actions::default());
+    }
+
+    #[test]
+    fn a_closing_of_the_proxy_waits_for_what_is_to_be_written_and_for_each_answer() {
+        let answered = SideState {
+            sent_close: true,
+            is_between_frames: true,
+            is_flushed: true,
+            ..SideState::default()
+        };
+        let silent = SideState { sent_close: false, ..answered };
+        let rows = [
+            // (cause, client, backend, is it over)
+            (Cause::Idle, answered, answered, true),
+            (Cause::Idle, silent, answered, false),
+            (Cause::Idle, answered, silent, false),
+            (Cause::Idle, SideState { has_ended: true, ..silent }, answered, true),
+            (Cause::Idle, SideState { is_between_frames: false, ..answered }, answered, false),
+            (Cause::Idle, SideState { is_flushed: false, ..answered }, answered, false),
+            (Cause::Idle, answered, SideState { is_flushed: false, ..answered }, false),
+            // Only the client is told, so only the client has to answer.
+            (Cause::Drain, answered, silent, true),
+            (Cause::Drain, silent, answered, false),
+            (Cause::Drain, answered, SideState { is_flushed: false, ..silent }, false),
+            (Cause::PongTimeout(Side::Client), silent, answered, true),
+            (Cause::PongTimeout(Side::Backend), answered, silent, true),
+        ];
+        for (cause, client, backend, is_over) in rows {
+            let mut closing = Closing::default();
+            closing.start_close(cause, NOW, &policy());
+            let states = PerSide { client, backend };
+            let finish = closing.on_progress(&states, || NOW, &policy()).finish;
+            let expected = is_over.then(|| cause.reason());
+            assert_eq!(finish, expected, "{cause:?} with {client:?} and {backend:?}");
+        }
+    }
+
+    #[test]
+    fn each_cause_has_its_reason_and_its_codes() {
+        use Violation::{MessageTooBig, Protocol};
+        let policy = Policy { lifetime_close_code: 4000, drain_close_code: 1012, ..policy() };
+        let rows = [
+            // (cause, name, client's code, backend's code)
+            (Cause::Violation(Side::Client, MessageTooBig), "message_too_big", 1009, 1001),
+            (Cause::Violation(Side::Backend, MessageTooBig), "message_too_big", 1001, 1009),
+            (Cause::Violation(Side::Client, Protocol), "protocol", 1002, 1001),
+            (Cause::Violation(Side::Backend, Protocol), "protocol", 1001, 1002),
+            (Cause::Rate, "rate", 1008, 1001),
+            (Cause::Drain, "drain", 1012, 0),
+            (Cause::Lifetime, "lifetime", 4000, 0),
+            (Cause::Idle, "idle", 1001, 1001),
+            (Cause::PongTimeout(Side::Client), "pong_timeout", 0, 1001),
+            (Cause::PongTimeout(Side::Backend), "pong_timeout", 1014, 0),
+        ];
+        for (cause, name, client, backend) in rows {
+            let close = cause.close_frames(&policy);
+            let code = |frame: Option<CloseFrame>| frame.map_or(0, |frame| frame.code);
+            assert_eq!((code(close.client), code(close.backend)), (client, backend), "{cause:?}");
+            assert_eq!((cause.reason().name(), cause.reason().ended_by()), (name, "proxy"));
+        }
+    }
+
+    #[test]
+    fn a_cut_is_named_by_what_was_ending_the_tunnel() {
+        let after = |at: At| {
+            let mut model = Model::new();
+            model.happen(Side::Client, at);
+            [true, false].map(|is_draining| model.closing.abort_reason(is_draining).name())
+        };
+        assert_eq!(after(At::Open), ["drain", "admin"]);
+        assert_eq!(after(At::Eof), ["drain", "admin"]);
+        assert_eq!(after(At::CloseSeen), ["client_close", "client_close"]);
+        assert_eq!(after(At::Violation), ["protocol", "protocol"]);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_no_side_gets_two_closes_and_the_grace_time_ends_it(
+            events in prop::collection::vec((any::<bool>(), 0..ALL.len()), 0..12),
+        ) {
+            let mut model = Model::new();
+            for (is_client, at) in events {
+                if model.is_over() {
+                    break;
+                }
+                // The model asserts that no side gets a second Close.
+                model.happen(if is_client { Side::Client } else { Side::Backend }, ALL[at]);
+                if let Some(deadline) = model.closing.deadline() {
+                    prop_assert!(!model.closing.is_open());
+                    prop_assert!(deadline <= NOW + ticks(policy().close_grace));
+                    prop_assert!(model.closing.on_tick(deadline).finish.is_some());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,594 @@
+//! Frame filter of one direction: follows the frames, counts and judges them, inserts the proxy's own between them.
+
+use super::control::{PingPayload, unmask};
+use super::counters::FrameCounters;
+use super::frames::{FrameEvent, Frames, Header, Opcode};
+use super::policy::Policy;
+
+/// Filter of one direction. It knows bytes only.
+///
+/// On the fast path, where nothing is asked of it, it steps through the headers and every chunk passes as it is.
+/// An insertion, an awaited Pong or a limit puts it on the slow path, where a chunk is split at its frames, until
+/// that is done.
+#[derive(Debug, Default)]
+pub(crate) struct FrameFilter {
+    frames: Frames,
+    counters: FrameCounters,
+    /// Nothing of the source passes any more.
+    closed: bool,
+    /// The last byte that passed is not the last of its frame, so nothing can be inserted any more.
+    closed_mid_frame: bool,
+    /// Bytes of a data frame have come since [`take_fresh_data`](FrameFilter::take_fresh_data).
+    has_fresh_data: bool,
+    /// Slow-path state; `None` while frames pass unmodified. On the heap, since few tunnels need it.
+    slow_path: Option<Box<SlowPath>>,
+}
+
+/// Frames to insert, to take out, or to judge.
+#[derive(Debug, Default)]
+struct SlowPath {
+    /// Limits, where the policy has any.
+    limits: Option<FrameLimits>,
+    /// Control frames to insert at the next boundary.
+    insertion: Vec<u8>,
+    /// The insertion is the last thing that passes.
+    close_after: bool,
+    /// Payload and number of the Pongs to take out.
+    awaited: Option<(PingPayload, u32)>,
+    /// Start of a frame that may be such a Pong.
+    withheld: Option<Vec<u8>>,
+}
+
+/// Reason for which a frame does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// The frame or its message is larger than allowed.
+    MessageTooBig,
+    /// The frame violates RFC 6455.
+    Protocol,
+}
+
+/// Result of filtering a chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Filtered<'a> {
+    /// Bytes that pass, insertions included.
+    pub(crate) bytes: &'a [u8],
+    /// Violation by the frame that follows them; nothing passes after it.
+    pub(crate) violation: Option<Violation>,
+}
+
+/// Judges headers by the policy.
+#[derive(Debug)]
+struct FrameLimits {
+    /// Frames must be masked, as those of a client (RFC 6455, 5.1).
+    masked: bool,
+    /// An extension may give the reserved bits a meaning.
+    extended: bool,
+    /// Payload bytes of the open message so far; `None` between messages.
+    message: Option<u64>,
+}
+
+impl FrameFilter {
+    /// Creates the filter of a direction. `from_client` and `extended` (an extension has been negotiated) matter
+    /// where frames are judged.
+    pub(crate) fn new(policy: &Policy, from_client: bool, extended: bool) -> Self {
+        let slow_path = policy.judges_frames().then(|| {
+            let limits = Some(FrameLimits { masked: from_client, extended, message: None });
+            Box::new(SlowPath { limits, ..SlowPath::default() })
+        });
+        Self { slow_path, ..Self::default() }
+    }
+
+    /// Returns the counts of what the source has sent.
+    pub(crate) fn counters(&self) -> &FrameCounters {
+        &self.counters
+    }
+
+    /// Returns whether the frames cannot be followed any more.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.frames.is_opaque()
+    }
+
+    /// Returns whether bytes of a data frame have come since the last call. In an opaque direction all bytes may be.
+    pub(crate) fn take_fresh_data(&mut self) -> bool {
+        std::mem::take(&mut self.has_fresh_data)
+    }
+
+    /// Returns how many of the next bytes may pass unseen; [`skip`](FrameFilter::skip) must follow.
+    pub(crate) fn unseen(&self) -> u64 {
+        if self.closed { 0 } else { self.frames.unseen() }
+    }
+
+    /// Records that bytes have passed unseen.
+    pub(crate) fn skip(&mut self, count: u64) {
+        self.has_fresh_data |= self.frames.is_in_data();
+        self.frames.skip(count);
+    }
+
+    /// Returns whether what the source has sent so far ends with a frame, as far as that can be known.
+    pub(crate) fn is_between_frames(&self) -> bool {
+        self.frames.is_at_boundary() || self.frames.is_opaque()
+    }
+
+    /// Returns whether nothing of the source passes any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Returns whether what the sink has got so far ends with a frame.
+    pub(crate) fn is_at_boundary(&self) -> bool {
+        let withholds = self.slow_path.as_ref().is_some_and(|slow| slow.withheld.is_some());
+        if self.closed { !self.closed_mid_frame } else { self.frames.is_at_boundary() || withholds }
+    }
+
+    /// Lets nothing pass any more, and drops what is awaited or withheld.
+    pub(crate) fn close(&mut self) {
+        self.closed_mid_frame = !self.is_at_boundary();
+        self.closed = true;
+        self.slow_path = None;
+    }
+
+    /// Returns whether an insertion waits for a boundary.
+    pub(crate) fn has_insertion(&self) -> bool {
+        self.slow_path.as_ref().is_some_and(|slow| !slow.insertion.is_empty())
+    }
+
+    /// Inserts a control frame now or at the next boundary; `is_last` closes the direction after it.
+    ///
+    /// Returns the frame if it is to go out now, after all that has passed. An opaque direction takes none, nor one in
+    /// which a Close has passed or which was closed within a frame.
+    pub(crate) fn insert(&mut self, frame: Vec<u8>, is_last: bool) -> Option<Vec<u8>> {
+        if !self.closed && (self.frames.is_opaque() || self.counters.has_close()) {
+            return None;
+        }
+        if self.is_at_boundary() {
+            self.closed |= is_last;
+            return Some(frame);
+        }
+        if self.closed {
+            return None;
+        }
+        let slow = self.slow_path.get_or_insert_default();
+        // A Close makes a waiting Ping pointless.
+        if is_last {
+            slow.insertion.clear();
+        }
+        slow.insertion.extend_from_slice(&frame);
+        slow.close_after |= is_last;
+        None
+    }
+
+    /// Has the next Pong with this payload taken out: one more for each call, all with the same payload.
+    pub(crate) fn await_pong(&mut self, payload: PingPayload) {
+        let awaited = &mut self.slow_path.get_or_insert_default().awaited;
+        *awaited = Some((payload, awaited.map_or(1, |(_, count)| count.saturating_add(1))));
+    }
+
+    /// Filters a chunk. `out` holds what passes where that is not the chunk as it is.
+    pub(crate) fn filter<'a>(
+        &mut self,
+        chunk: &'a [u8],
+        policy: &Policy,
+        out: &'a mut Vec<u8>,
+    ) -> Filtered<'a> {
+        if self.slow_path.is_none() && !self.closed {
+            self.follow(chunk);
+            return Filtered { bytes: chunk, violation: None };
+        }
+        out.clear();
+        let violation = self.split(chunk, policy, out);
+        if self.slow_path.as_ref().is_some_and(|slow| slow.is_done()) {
+            self.slow_path = None;
+        }
+        Filtered { bytes: out, violation }
+    }
+
+    /// Returns what was withheld of a frame when the source ends within it: it passes after all.
+    pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
+        let withheld = self.slow_path.as_mut()?.withheld.take()?;
+        (!self.closed).then_some(withheld)
+    }
+
+    /// Fast path: counts frames that all pass.
+    fn follow(&mut self, chunk: &[u8]) {
+        let mut at = 0;
+        loop {
+            let (taken, event) = self.next(&chunk[at..]);
+            at += taken;
+            match event {
+                Some(FrameEvent::Header(header)) => self.counters.count(&header),
+                // Most chunks end with a frame.
+                Some(FrameEvent::End) if at == chunk.len() => return,
+                Some(FrameEvent::End | FrameEvent::Opaque) => {}
+                None => return,
+            }
+        }
+    }
+
+    /// Consumes bytes up to the next event, and records what they say of a close code.
+    fn next(&mut self, bytes: &[u8]) -> (usize, Option<FrameEvent>) {
+        let close_mask = self.frames.close_mask();
+        self.has_fresh_data |= self.frames.is_in_data() && !bytes.is_empty();
+        let (taken, event) = self.frames.next(bytes);
+        if let Some(mask) = close_mask {
+            self.counters.record_close_payload(&bytes[..taken], mask);
+        }
+        (taken, event)
+    }
+
+    /// Slow path: walks the chunk piece by piece, each the rest of a header, of a payload, or of the chunk.
+    ///
+    /// At each boundary the insertion goes in first, since a control frame may stand between any two frames (RFC 6455,
+    /// 5.4). Then a frame that begins like an awaited Pong is withheld, from its first byte on, until its header or
+    /// its payload tells: nothing else is ever held back. A header is judged when its last byte is there; if its first
+    /// bytes came in an earlier chunk, they have passed, and the sink is left in the middle of a frame.
+    fn split(&mut self, chunk: &[u8], policy: &Policy, out: &mut Vec<u8>) -> Option<Violation> {
+        let mut at = 0;
+        let mut violation = None;
+        loop {
+            let begins_here = self.frames.is_at_boundary();
+            if begins_here {
+                self.run_insertion(out);
+                self.withhold_pong(&chunk[at..]);
+            }
+            let (taken, event) = self.next(&chunk[at..]);
+            let piece = &chunk[at..at + taken];
+            at += taken;
+            if let Some(FrameEvent::Header(header)) = &event {
+                match self.judge(header, policy) {
+                    Some(found) => {
+                        self.closed = true;
+                        self.closed_mid_frame = !begins_here;
+                        violation = Some(found);
+                    }
+                    // After a violation or a Close of ours the rest is still followed, for a Close in it.
+                    None => self.counters.count(header),
+                }
+            }
+            self.push(piece, out);
+            match event {
+                Some(FrameEvent::Header(header)) if header.length != PING_LENGTH => {
+                    self.release_withheld(out);
+                }
+                Some(FrameEvent::Opaque) => self.release_withheld(out),
+                Some(FrameEvent::End) => self.end_frame(out),
+                Some(FrameEvent::Header(_)) => {}
+                None => return violation,
+            }
+        }
+    }
+
+    fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
+        if self.closed {
+            return None;
+        }
+        self.slow_path.as_mut()?.limits.as_mut()?.judge(header, policy)
+    }
+
+    /// Inserts what waits for a boundary, unless a Close has passed meanwhile: nothing follows a Close (RFC 6455,
+    /// 5.5.1), and the endpoint's own stands for the proxy's.
+    fn run_insertion(&mut self, out: &mut Vec<u8>) {
+        let Some(slow) = &mut self.slow_path else { return };
+        if slow.insertion.is_empty() {
+            return;
+        }
+        let insertion = std::mem::take(&mut slow.insertion);
+        let close_after = std::mem::take(&mut slow.close_after);
+        if !self.closed && !self.counters.has_close() {
+            out.extend_from_slice(&insertion);
+            self.closed = close_after;
+        }
+    }
+
+    /// Withholds a frame that begins like a Pong, while one is awaited.
+    fn withhold_pong(&mut self, rest: &[u8]) {
+        const FINAL_PONG: u8 = 0x8a;
+        if let Some(slow) = &mut self.slow_path
+            && slow.awaited.is_some()
+            && rest.first() == Some(&FINAL_PONG)
+        {
+            slow.withheld = Some(Vec::with_capacity(14));
+        }
+    }
+
+    /// Lets a piece pass, or withholds it with the frame that it belongs to.
+    fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+        if self.closed {
+            return;
+        }
+        match self.slow_path.as_mut().and_then(|slow| slow.withheld.as_mut()) {
+            Some(withheld) => withheld.extend_from_slice(piece),
+            None => out.extend_from_slice(piece),
+        }
+    }
+
+    /// Lets pass what was withheld: its header shows that it is not the awaited Pong.
+    fn release_withheld(&mut self, out: &mut Vec<u8>) {
+        if self.closed {
+            return;
+        }
+        if let Some(withheld) = self.slow_path.as_mut().and_then(|slow| slow.withheld.take()) {
+            out.extend_from_slice(&withheld);
+        }
+    }
+
+    /// Drops a withheld frame that turns out to be the awaited Pong; lets any other pass.
+    fn end_frame(&mut self, out: &mut Vec<u8>) {
+        let Some(slow) = &mut self.slow_path else { return };
+        let Some(withheld) = slow.withheld.take() else { return };
+        if let Some((payload, count)) = slow.awaited
+            && is_pong_to(payload, &withheld)
+        {
+            slow.awaited = (count > 1).then(|| (payload, count - 1));
+            self.counters.uncount_pong(PING_LENGTH);
+        } else if !self.closed {
+            out.extend_from_slice(&withheld);
+        }
+    }
+}
+
+impl SlowPath {
+    fn is_done(&self) -> bool {
+        self.limits.is_none()
+            && self.insertion.is_empty()
+            && self.awaited.is_none()
+            && self.withheld.is_none()
+    }
+}
+
+impl FrameLimits {
+    /// Returns the violation by a frame with this header, if it is one.
+    fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
+        if policy.strict_frames && !self.is_valid(header) {
+            return Some(Violation::Protocol);
+        }
+        if header.is_control() {
+            return None;
+        }
+        let before = match header.opcode() {
+            Opcode::Continuation => self.message.unwrap_or(0),
+            _ => 0,
+        };
+        let message = before.saturating_add(header.length);
+        self.message = (!header.is_final()).then_some(message);
+        let exceeds = |limit: Option<u64>, size: u64| limit.is_some_and(|limit| size > limit);
+        (exceeds(policy.max_frame, header.length) || exceeds(policy.max_message, message))
+            .then_some(Violation::MessageTooBig)
+    }
+
+    /// Returns whether a frame is as RFC 6455, 5.1 to 5.5 demand.
+    fn is_valid(&self, header: &Header) -> bool {
+        let is_continued = self.message.is_some();
+        let fits = match header.opcode() {
+            // 5.4: fragments of one message follow each other.
+            Opcode::Continuation => is_continued,
+            Opcode::Text | Opcode::Binary => !is_continued,
+            // 5.5: control frames are short and not fragmented.
+            Opcode::Close | Opcode::Ping | Opcode::Pong => {
+                header.is_final() && header.length <= 125
+            }
+            // 5.2: reserved opcodes fail the connection.
+            Opcode::Other => false,
+        };
+        // 5.1: a client masks all frames, a server none. 5.2: reserved bits are 0 without an extension.
+        fits && header.mask.is_some() == self.masked
+            && (self.extended || !header.has_reserved_bits())
+    }
+}
+
+/// Length of the payload of the proxy's Pings.
+const PING_LENGTH: u64 = size_of::<PingPayload>() as u64;
+
+/// Returns whether a whole frame is the Pong to a Ping with this payload (RFC 6455, 5.5.3).
+fn is_pong_to(ping: PingPayload, frame: &[u8]) -> bool {
+    let Some((head, payload)) = frame.split_last_chunk() else { return false };
+    let mut payload: PingPayload = *payload;
+    // A masking key stands before the payload.
+    if frame.get(1).is_some_and(|second| second & 0x80 != 0)
+        && let Some((_, mask)) = head.split_last_chunk::<4>()
+    {
+        unmask(&mut payload, *mask, 0);
+    }
+    payload == ping
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tunnel::control;
+
+    const OURS: PingPayload = *b"our ping";
+    const KEY: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+
+    /// Returns a client's frame with this payload.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut payload = payload.to_vec();
+        unmask(&mut payload, KEY, 0);
+        // Short payloads only.
+        [&[first, 0x80 | payload.len() as u8][..], &KEY, &payload].concat()
+    }
+
+    fn passed(
+        filter: &mut FrameFilter,
+        policy: &Policy,
+        bytes: &[u8],
+    ) -> (Vec<u8>, Option<Violation>) {
+        let mut spare = Vec::new();
+        let Filtered { bytes, violation } = filter.filter(bytes, policy, &mut spare);
+        (bytes.to_vec(), violation)
+    }
+
+    /// Returns what passes of bytes that come in pieces cut at these places.
+    fn passed_in_pieces(
+        filter: &mut FrameFilter,
+        policy: &Policy,
+        bytes: &[u8],
+        cuts: &[prop::sample::Index],
+    ) -> Vec<u8> {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let pieces = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]);
+        pieces.flat_map(|piece| passed(filter, policy, piece).0).collect()
+    }
+
+    #[test]
+    fn an_insertion_waits_for_the_boundary() {
+        let policy = Policy::default();
+        let mut filter = FrameFilter::default();
+        let message = frame(0x81, b"hello");
+        assert_eq!(filter.insert(b"first".to_vec(), false), Some(b"first".to_vec()));
+        assert_eq!(passed(&mut filter, &policy, &message[..3]).0, &message[..3]);
+        assert_eq!(filter.insert(b"second".to_vec(), false), None);
+        assert!(filter.has_insertion());
+        let rest = [&message[3..], &message[..]].concat();
+        let expected = [&message[3..], b"second", &message].concat();
+        assert_eq!(passed(&mut filter, &policy, &rest).0, expected);
+        assert!(!filter.has_insertion());
+    }
+
+    #[test]
+    fn nothing_passes_after_a_last_frame_and_all_of_it_is_followed() {
+        let policy = Policy::default();
+        let mut filter = FrameFilter::default();
+        let message = frame(0x81, b"hello");
+        passed(&mut filter, &policy, &message[..3]);
+        filter.insert(b"last".to_vec(), true);
+        let rest = [&message[3..], &message, &frame(0x88, &[0x03, 0xe8])].concat();
+        assert_eq!(passed(&mut filter, &policy, &rest).0, [&message[3..], b"last"].concat());
+        assert!(filter.is_closed());
+        assert_eq!(filter.counters().close_code(), Some(1000));
+    }
+
+    #[test]
+    fn nothing_is_inserted_after_a_close() {
+        let policy = Policy::default();
+        let mut filter = FrameFilter::default();
+        let close = frame(0x88, &[0x03, 0xe8]);
+        passed(&mut filter, &policy, &close[..1]);
+        assert_eq!(filter.insert(b"late".to_vec(), true), None);
+        assert_eq!(passed(&mut filter, &policy, &close[1..]).0, &close[1..]);
+        assert_eq!(filter.insert(b"later".to_vec(), true), None);
+    }
+
+    #[test]
+    fn a_message_is_as_large_as_its_fragments() {
+        let policy = Policy { max_message: Some(6), ..Policy::default() };
+        let first = frame(0x01, b"1234");
+        let control = frame(0x89, b"12345678");
+        let mut filter = FrameFilter::new(&policy, true, false);
+        let good = [&first[..], &control, &frame(0x80, b"56")].concat();
+        assert_eq!(passed(&mut filter, &policy, &good), (good.clone(), None));
+        let bad = [&first[..], &control, &frame(0x80, b"567"), &first].concat();
+        let expected = [&first[..], &control].concat();
+        assert_eq!(passed(&mut filter, &policy, &bad), (expected, Some(Violation::MessageTooBig)));
+        assert!(filter.is_closed() && filter.is_at_boundary());
+    }
+
+    #[test]
+    fn a_header_that_has_passed_in_part_leaves_no_boundary() {
+        let policy = Policy { max_frame: Some(4), ..Policy::default() };
+        let mut filter = FrameFilter::new(&policy, true, false);
+        let large = frame(0x82, b"12345");
+        assert_eq!(passed(&mut filter, &policy, &large[..1]), (large[..1].to_vec(), None));
+        assert_eq!(
+            passed(&mut filter, &policy, &large[1..]),
+            (Vec::new(), Some(Violation::MessageTooBig))
+        );
+        assert!(filter.is_closed() && !filter.is_at_boundary());
+        assert_eq!(filter.insert(b"close".to_vec(), true), None);
+    }
+
+    #[test]
+    fn invalid_frames_are_violations_where_frames_are_judged() {
+        let policy = Policy { strict_frames: true, ..Policy::default() };
+        let invalid: [&[u8]; 8] = [
+            &frame(0x83, b""),
+            &frame(0x8b, b""),
+            &frame(0xc1, b"reserved bit"),
+            &[0x81, 0x00],
+            &frame(0x09, b"fragmented"),
+            &[0x89, 0xfe, 0x00, 0x7e, 1, 2, 3, 4],
+            &frame(0x80, b"no start"),
+            &[frame(0x01, b"start"), frame(0x81, b"another")].concat(),
+        ];
+        for bytes in invalid {
+            let (_, violation) =
+                passed(&mut FrameFilter::new(&policy, true, false), &policy, bytes);
+            assert_eq!(violation, Some(Violation::Protocol), "{}", bytes.escape_ascii());
+            let (all, violation) = passed(&mut FrameFilter::default(), &Policy::default(), bytes);
+            assert_eq!((&*all, violation), (bytes, None));
+        }
+        let (_, violation) = passed(
+            &mut FrameFilter::new(&policy, true, true),
+            &policy,
+            &frame(0xc1, b"compressed"),
+        );
+        assert_eq!(violation, None);
+    }
+
+    /// Frames as an endpoint sends them: first byte and payload.
+    fn frames() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+        let first = prop_oneof![Just(0x81_u8), Just(0x02), Just(0x80), Just(0x89), Just(0x8a)];
+        prop::collection::vec((first, prop::collection::vec(any::<u8>(), 0..20)), 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn all_bytes_pass_as_they_are(bytes in prop::collection::vec(any::<u8>(), 0..300), cuts: [prop::sample::Index; 4]) {
+            let policy = Policy::default();
+            prop_assert_eq!(passed_in_pieces(&mut FrameFilter::default(), &policy, &bytes, &cuts), bytes);
+        }
+
+        #[test]
+        fn limits_that_are_not_reached_change_nothing(sent in frames(), cuts: [prop::sample::Index; 4]) {
+            let policy = Policy { max_message: Some(10_000), max_frame: Some(20), ..Policy::default() };
+            let bytes: Vec<u8> = sent.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+            let mut filter = FrameFilter::new(&policy, true, false);
+            prop_assert_eq!(passed_in_pieces(&mut filter, &policy, &bytes, &cuts), bytes);
+        }
+
+        #[test]
+        fn only_the_pong_to_our_ping_is_taken_out(
+            before in frames(), after in frames(), cuts: [prop::sample::Index; 5],
+        ) {
+            let policy = Policy::default();
+            let bytes = |frames: &[(u8, Vec<u8>)]| -> Vec<u8> {
+                frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect()
+            };
+            let (before, after) = (bytes(&before), bytes(&after));
+            let ours = frame(0x8a, &OURS);
+            let mut filter = FrameFilter::default();
+            filter.await_pong(OURS);
+            // The second one is not awaited any more.
+            let sent = [&before[..], &ours, &after, &ours].concat();
+            let expected = [&before[..], &after, &ours].concat();
+            prop_assert_eq!(passed_in_pieces(&mut filter, &policy, &sent, &cuts), expected);
+        }
+
+        #[test]
+        fn a_ping_lands_between_two_frames(sent in frames(), at: prop::sample::Index, cuts: [prop::sample::Index; 3]) {
+            let policy = Policy::default();
+            let bytes: Vec<u8> = sent.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+            let (early, late) = bytes.split_at(at.index(bytes.len() + 1));
+            let ping = control::ping(OURS, None);
+            let mut filter = FrameFilter::default();
+            let mut out = passed(&mut filter, &policy, early).0;
+            out.extend(filter.insert(ping.clone(), false).unwrap_or_default());
+            out.extend(passed_in_pieces(&mut filter, &policy, late, &cuts));
+            // At the end of the last frame it goes in with the next bytes, whatever they are.
+            out.extend(passed(&mut filter, &policy, b"").0);
+
+            let mut boundaries = vec![0];
+            for (first, payload) in &sent {
+                boundaries.push(boundaries[boundaries.len() - 1] + frame(*first, payload).len());
+            }
+            let landed = boundaries.iter().any(|&boundary| {
+                boundary >= early.len() && out == [&bytes[..boundary], &ping, &bytes[boundary..]].concat()
+            });
+            prop_assert!(landed, "{}", out.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! Time of a tunnel, as a pure state machine: pings, silence, lifetime, rate, and its turn in a drain.
+//!
+//! Activity and ticks go in, actions come out. Silence counts only while a side is read: one that is not, since the
+//! other takes no bytes, is neither pinged nor dead.
+
+use std::time::Duration;
+
+use super::closing::Cause;
+use super::control::PingPayload;
+use super::policy::{Policy, RateAction};
+use super::side::{PerSide, Side};
+use super::ticks::{TICKS_PER_SECOND, Tick, ticks};
+
+/// Times and signs of life of one tunnel.
+#[derive(Debug)]
+pub(super) struct KeepAlive {
+    sides: PerSide<Liveness>,
+    /// Tick of the last data frame in either direction.
+    data_seen: Tick,
+    lifetime_ends: Option<Tick>,
+    drain_begins: Option<Tick>,
+    rate: RateWindow,
+}
+
+/// Signs of life of one side.
+#[derive(Clone, Copy, Debug)]
+struct Liveness {
+    /// Tick of its last byte.
+    seen: Tick,
+    ping: Option<Ping>,
+    /// Payload of all its Pings, so that a late Pong is known too.
+    payload: PingPayload,
+}
+
+/// A Ping since which a side has shown no sign of life.
+#[derive(Clone, Copy, Debug)]
+struct Ping {
+    /// Tick at which it went out, or at which its way out was last seen to move.
+    at: Tick,
+    /// A message before it has not been written yet, so it has not gone out.
+    is_waiting: bool,
+    /// Bytes that had been written to the side by then.
+    written: u64,
+}
+
+/// The client's messages within a second.
+#[derive(Clone, Copy, Debug)]
+struct RateWindow {
+    since: Tick,
+    /// Count of messages at its start, less those that are owed from before.
+    base: u32,
+}
+
+/// State of the way to a side and back, for its pings.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PathState {
+    /// The side is read as soon as it sends something, unless its rate pauses it.
+    pub(super) is_read: bool,
+    /// Bytes that have been written to it.
+    pub(super) written: u64,
+    /// A frame for it waits for a boundary.
+    pub(super) waits_for_boundary: bool,
+    /// Bytes for it wait until it takes them.
+    pub(super) waits_for_room: bool,
+}
+
+/// State of a tunnel that decides what may be done to it at a tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TickState {
+    pub(super) paths: PerSide<PathState>,
+    /// The client is paused.
+    pub(super) is_paused: bool,
+    /// Both sides can be sent a Ping and answer it.
+    pub(super) can_ping: bool,
+    /// Messages that the client has sent so far.
+    pub(super) messages: u32,
+}
+
+/// Actions at a tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TickActions {
+    /// Ping for each side, whose Pong is to be taken out.
+    pub(super) ping: PerSide<Option<PingPayload>>,
+    /// Pause or resume reading the client.
+    pub(super) pause: Option<bool>,
+    /// Close the tunnel.
+    pub(super) close: Option<Cause>,
+}
+
+/// Activity of a tunnel in one turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Activity {
+    /// Sides that have sent something.
+    pub(super) sent: PerSide<bool>,
+    /// A part of a data frame has come, from either side.
+    pub(super) has_data: bool,
+    /// Messages that the client has sent so far.
+    pub(super) messages: u32,
+    /// The client is paused.
+    pub(super) is_paused: bool,
+    /// Nothing has begun to end the tunnel.
+    pub(super) is_open: bool,
+}
+
+impl KeepAlive {
+    /// Creates the times of a tunnel that begins now.
+    pub(super) fn new(now: Tick, policy: &Policy) -> Self {
+        let lifetime = policy.max_lifetime.map(|time| now.saturating_add(ticks(jittered(time))));
+        Self { lifetime_ends: lifetime, ..Self::unwatched(now) }
+    }
+
+    /// Creates the times of a tunnel that only a drain is going to end.
+    pub(super) fn unwatched(now: Tick) -> Self {
+        Self {
+            sides: PerSide::from_fn(|_| Liveness {
+                seen: now,
+                ping: None,
+                payload: fastrand::u64(..).to_ne_bytes(),
+            }),
+            data_seen: now,
+            lifetime_ends: None,
+            drain_begins: None,
+            rate: RateWindow { since: now, base: 0 },
+        }
+    }
+
+    /// Has the tunnel closed at this tick, because the proxy shuts down.
+    pub(super) fn drain_at(&mut self, at: Tick) {
+        self.drain_begins = Some(at);
+    }
+
+    /// Returns whether the tunnel is to be closed because the proxy shuts down.
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain_begins.is_some()
+    }
+
+    /// Records the activity of a turn. Judges the client's rate: the actions are those of a tick.
+    pub(super) fn on_activity(
+        &mut self,
+        now: Tick,
+        activity: &Activity,
+        policy: &Policy,
+    ) -> TickActions {
+        for side in Side::BOTH {
+            if activity.sent[side] {
+                self.sides[side].is_alive(now);
+            }
+        }
+        if activity.has_data {
+            self.data_seen = now;
+        }
+        let Some(limit) = policy.max_messages_per_second.filter(|_| activity.is_open) else {
+            return TickActions::default();
+        };
+        if now.saturating_sub(self.rate.since) >= TICKS_PER_SECOND {
+            return TickActions {
+                pause: self.rate.roll(now, activity.messages, limit),
+                ..TickActions::default()
+            };
+        }
+        if activity.is_paused || self.rate.count(activity.messages) <= limit {
+            return TickActions::default();
+        }
+        match policy.rate_action {
+            RateAction::Pause => TickActions { pause: Some(true), ..TickActions::default() },
+            RateAction::Close => TickActions { close: Some(Cause::Rate), ..TickActions::default() },
+        }
+    }
+
+    /// Returns the cause for which the tunnel is closed at this tick, if a time has run out.
+    pub(super) fn due(&self, now: Tick, policy: &Policy) -> Option<Cause> {
+        let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
+        if is_due(self.drain_begins) {
+            Some(Cause::Drain)
+        } else if is_due(self.lifetime_ends) {
+            Some(Cause::Lifetime)
+        } else if is_due(self.idle_ends(policy)) {
+            Some(Cause::Idle)
+        } else {
+            None
+        }
+    }
+
+    /// Handles a tick of a tunnel that is open: judges the rate, pings silent sides, and finds dead ones.
+    pub(super) fn on_tick(&mut self, now: Tick, state: &TickState, policy: &Policy) -> TickActions {
+        let mut actions = TickActions::default();
+        if let Some(limit) = policy.max_messages_per_second {
+            actions.pause = self.rate.roll(now, state.messages, limit);
+        }
+        let Some(interval) = policy.ping_interval.filter(|_| state.can_ping) else {
+            return actions;
+        };
+        let mut paths = state.paths;
+        paths.client.is_read &= !actions.pause.unwrap_or(state.is_paused);
+        for side in Side::BOTH {
+            match self.sides[side].on_tick(now, &paths[side], interval, policy.pong_timeout) {
+                Verdict::Fine => {}
+                Verdict::Silent(payload) => actions.ping[side] = Some(payload),
+                // The tunnel ends, so the other side needs no Ping.
+                Verdict::Dead => {
+                    actions.close = Some(Cause::PongTimeout(side));
+                    return actions;
+                }
+            }
+        }
+        actions
+    }
+
+    /// Returns the next tick with something to do, if there is one.
+    pub(super) fn next_tick(
+        &self,
+        is_paused: bool,
+        can_ping: bool,
+        policy: &Policy,
+    ) -> Option<Tick> {
+        let of_side = |liveness: &Liveness| {
+            let interval = policy.ping_interval.filter(|_| can_ping)?;
+            Some(liveness.next_tick(interval, policy.pong_timeout))
+        };
+        let times = [
+            self.drain_begins,
+            self.lifetime_ends,
+            self.idle_ends(policy),
+            is_paused.then(|| self.rate.since.saturating_add(TICKS_PER_SECOND)),
+            of_side(&self.sides.client),
+            of_side(&self.sides.backend),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    fn idle_ends(&self, policy: &Policy) -> Option<Tick> {
+        policy.idle_timeout.map(|idle| self.data_seen.saturating_add(ticks(idle)))
+    }
+}
+
+/// Judgement of one side at a tick.
+enum Verdict {
+    Fine,
+    /// It is due a Ping with this payload.
+    Silent(PingPayload),
+    /// It has not answered its Ping in time.
+    Dead,
+}
+
+impl Liveness {
+    fn is_alive(&mut self, now: Tick) {
+        self.seen = now;
+        self.ping = None;
+    }
+
+    fn on_tick(
+        &mut self,
+        now: Tick,
+        path: &PathState,
+        interval: Duration,
+        timeout: Duration,
+    ) -> Verdict {
+        if !path.is_read {
+            self.is_alive(now);
+            return Verdict::Fine;
+        }
+        match &mut self.ping {
+            // While its way out is not free, a side is found dead only if it takes no bytes at all.
+            Some(ping)
+                if ping.is_waiting && (!path.waits_for_room || ping.written != path.written) =>
+            {
+                let is_waiting = path.waits_for_boundary || path.waits_for_room;
+                *ping = Ping { at: now, is_waiting, written: path.written };
+                Verdict::Fine
+            }
+            Some(ping) if ping.at.saturating_add(ticks(timeout)) <= now => Verdict::Dead,
+            Some(_) => Verdict::Fine,
+            None if self.seen.saturating_add(ticks(interval)) <= now => {
+                // The next tick tells whether it has gone out.
+                self.ping = Some(Ping { at: now, is_waiting: true, written: path.written });
+                Verdict::Silent(self.payload)
+            }
+            None => Verdict::Fine,
+        }
+    }
+
+    fn next_tick(&self, interval: Duration, timeout: Duration) -> Tick {
+        match self.ping {
+            // Its way out is looked at every tick.
+            Some(Ping { at, is_waiting: true, .. }) => at.saturating_add(1),
+            Some(Ping { at, is_waiting: false, .. }) => at.saturating_add(ticks(timeout)),
+            None => self.seen.saturating_add(ticks(interval)),
+        }
+    }
+}
+
+impl RateWindow {
+    /// Returns the messages since the second began, with those that are owed from before.
+    fn count(&self, messages: u32) -> u32 {
+        messages.wrapping_sub(self.base)
+    }
+
+    /// Begins a new second if the last one is over; returns whether the client is to be paused in it.
+    ///
+    /// Messages over the limit, several in one read, are owed to the seconds that follow.
+    fn roll(&mut self, now: Tick, messages: u32, limit: u32) -> Option<bool> {
+        let seconds = now.saturating_sub(self.since) / TICKS_PER_SECOND;
+        if seconds == 0 {
+            return None;
+        }
+        let counted = self.count(messages);
+        let paid = counted.min(limit.saturating_mul(seconds));
+        *self = Self { since: now, base: self.base.wrapping_add(paid) };
+        Some(counted - paid > limit)
+    }
+}
+
+/// Returns a time, a tenth more or less, so that tunnels that began together do not end together.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Tick = 1_000;
+
+    fn policy() -> Policy {
+        Policy {
+            ping_interval: Some(Duration::from_millis(2_000)),
+            pong_timeout: Duration::from_millis(1_000),
+            idle_timeout: Some(Duration::from_millis(10_000)),
+            ..Policy::default()
+        }
+    }
+
+    /// State of a tunnel whose sides are read and whose ways are free.
+    fn free() -> TickState {
+        let path = PathState { is_read: true, ..PathState::default() };
+        let paths = PerSide { client: path, backend: path };
+        TickState { paths, is_paused: false, can_ping: true, messages: 0 }
+    }
+
+    /// Activity of an open tunnel in which these sides have sent something.
+    fn sent(client: bool, backend: bool) -> Activity {
+        Activity { sent: PerSide { client, backend }, is_open: true, ..Activity::default() }
+    }
+
+    #[test]
+    fn a_silent_side_is_pinged_and_a_side_that_stays_silent_is_dead() {
+        for dead in Side::BOTH {
+            let policy = policy();
+            let mut times = KeepAlive::new(START, &policy);
+            let due = START + ticks(Duration::from_millis(2_000));
+            assert_eq!(times.next_tick(false, true, &policy), Some(due));
+            assert_eq!(times.on_tick(due - 1, &free(), &policy), TickActions::default());
+            let pings = times.on_tick(due, &free(), &policy).ping;
+            assert!(pings.client.is_some() && pings.backend.is_some());
+            // The next tick sees that they have gone out; from there on the answer has its time.
+            assert_eq!(times.on_tick(due + 1, &free(), &policy), TickActions::default());
+            let alive = dead.other();
+            times.on_activity(
+                due + 2,
+                &sent(alive == Side::Client, alive == Side::Backend),
+                &policy,
+            );
+            let end = due + 1 + ticks(Duration::from_millis(1_000));
+            assert_eq!(times.next_tick(false, true, &policy), Some(end));
+            assert_eq!(times.on_tick(end - 1, &free(), &policy), TickActions::default());
+            let actions = times.on_tick(end, &free(), &policy);
+            assert_eq!(actions.close, Some(Cause::PongTimeout(dead)));
+            assert_eq!(actions.ping, PerSide::default());
+        }
+    }
+
+    #[test]
+    fn all_pings_of_a_side_have_one_payload() {
+        let policy = policy();
+        let mut times = KeepAlive::new(START, &policy);
+        let mut seen = Vec::new();
+        for round in 1..4 {
+            let now = START + 100 * round;
+            let ping = times.on_tick(now, &free(), &policy).ping;
+            seen.push((ping.client.unwrap(), ping.backend.unwrap()));
+            times.on_activity(now + 1, &sent(true, true), &policy);
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?}");
+    }
+
+    #[test]
+    fn silence_of_a_side_that_is_not_read_means_nothing() {
+        let policy = policy();
+        for is_paused in [false, true] {
+            let mut state = free();
+            match is_paused {
+                true => state.is_paused = true,
+                false => state.paths.client.is_read = false,
+            }
+            let mut times = KeepAlive::new(START, &policy);
+            for tick in 0..100 {
+                let actions = times.on_tick(START + tick, &state, &policy);
+                assert_eq!(actions.ping.client, None);
+                assert_ne!(actions.close, Some(Cause::PongTimeout(Side::Client)));
+                if actions.close.is_some() {
+                    break;
+                }
+            }
+            // Its silence begins when it is read again.
+            let now = START + 200;
+            let mut times = KeepAlive::new(START, &policy);
+            times.on_tick(now, &state, &policy);
+            let again = times.on_tick(now + 1, &free(), &policy);
+            assert_eq!(again.ping.client, None);
+            let due = now + ticks(Duration::from_millis(2_000));
+            assert!(times.on_tick(due, &free(), &policy).ping.client.is_some());
+        }
+    }
+
+    #[test]
+    fn while_the_way_out_is_blocked_only_a_side_that_takes_nothing_is_dead() {
+        let policy = policy();
+        let timeout = ticks(Duration::from_millis(1_000));
+        let due = START + ticks(Duration::from_millis(2_000));
+        let blocked = |written| {
+            let mut state = free();
+            state.paths.client.waits_for_room = true;
+            state.paths.client.written = written;
+            state
+        };
+        // It takes a byte now and then.
+        let mut times = KeepAlive::new(START, &policy);
+        assert!(times.on_tick(due, &blocked(0), &policy).ping.client.is_some());
+        for step in 1..20 {
+            times.on_activity(due + step, &sent(false, true), &policy);
+            let actions = times.on_tick(due + step, &blocked(u64::from(step)), &policy);
+            assert_eq!(actions.close, None);
+        }
+        // It takes nothing more.
+        let now = due + 19;
+        times.on_activity(now, &sent(false, true), &policy);
+        assert_eq!(times.on_tick(now + timeout - 1, &blocked(19), &policy).close, None);
+        let close = times.on_tick(now + timeout, &blocked(19), &policy).close;
+        assert_eq!(close, Some(Cause::PongTimeout(Side::Client)));
+    }
+
+    #[test]
+    fn a_tunnel_that_cannot_be_pinged_is_not() {
+        let policy = policy();
+        let mut times = KeepAlive::new(START, &policy);
+        let state = TickState { can_ping: false, ..free() };
+        assert_eq!(times.on_tick(START + 1_000, &state, &policy), TickActions::default());
+        let idle = START + ticks(Duration::from_millis(10_000));
+        assert_eq!(times.next_tick(false, false, &policy), Some(idle));
+    }
+
+    #[test]
+    fn the_first_time_to_run_out_is_the_cause() {
+        let policy = Policy { max_lifetime: Some(Duration::from_millis(5_000)), ..policy() };
+        let mut times = KeepAlive::new(START, &policy);
+        assert_eq!(times.due(START, &policy), None);
+        let idle = START + ticks(Duration::from_millis(10_000));
+        times.lifetime_ends = Some(idle + 10);
+        assert_eq!(times.due(idle - 1, &policy), None);
+        assert_eq!(times.due(idle, &policy), Some(Cause::Idle));
+        // Data keeps it from being idle, control frames do not.
+        times.on_activity(idle - 1, &sent(true, true), &policy);
+        assert_eq!(times.due(idle, &policy), Some(Cause::Idle));
+        let data = Activity { has_data: true, ..sent(true, false) };
+        times.on_activity(idle - 1, &data, &policy);
+        assert_eq!(times.due(idle, &policy), None);
+        assert_eq!(times.due(idle + 10, &policy), Some(Cause::Lifetime));
+        assert!(!times.is_draining());
+        times.drain_at(idle + 5);
+        assert!(times.is_draining());
+        assert_eq!(times.due(idle + 4, &policy), None);
+        assert_eq!(times.due(idle + 5, &policy), Some(Cause::Drain));
+        assert_eq!(times.due(idle + 10, &policy), Some(Cause::Drain));
+    }
+
+    #[test]
+    fn lifetimes_differ_by_a_tenth_at_most() {
+        let policy = Policy { max_lifetime: Some(Duration::from_secs(1_000)), ..Policy::default() };
+        let mut ends: Vec<Tick> =
+            (0..100).filter_map(|_| KeepAlive::new(0, &policy).lifetime_ends).collect();
+        ends.sort_unstable();
+        assert!(ends[0] >= 3_600 && ends[99] <= 4_402, "{ends:?}");
+        assert!(ends[99] - ends[0] > 100, "{ends:?}");
+    }
+
+    #[test]
+    fn messages_over_the_rate_pause_the_client_until_they_are_paid() {
+        let policy = Policy { max_messages_per_second: Some(10), ..Policy::default() };
+        let mut times = KeepAlive::new(START, &policy);
+        let open = |messages, is_paused| Activity { messages, is_paused, ..sent(true, false) };
+        assert_eq!(times.on_activity(START, &open(10, false), &policy).pause, None);
+        assert_eq!(times.on_activity(START, &open(35, false), &policy).pause, Some(true));
+        assert_eq!(times.next_tick(true, true, &policy), Some(START + 4));
+        // 35 messages are paid by 10 a second: three more seconds.
+        let at = |tick, times: &mut KeepAlive| {
+            let state = TickState { messages: 35, is_paused: true, ..free() };
+            times.on_tick(START + tick, &state, &policy).pause
+        };
+        let ticks = [1, 3, 4, 7, 8, 11, 12].map(|tick| (tick, at(tick, &mut times)));
+        let (on, off) = (Some(true), Some(false));
+        let expected = [(1, None), (3, None), (4, on), (7, None), (8, on), (11, None), (12, off)];
+        assert_eq!(ticks, expected);
+    }
+
+    #[test]
+    fn a_rate_that_closes_does_so_at_the_first_message_too_many() {
+        let policy = Policy {
+            max_messages_per_second: Some(2),
+            rate_action: RateAction::Close,
+            ..Policy::default()
+        };
+        let mut times = KeepAlive::new(START, &policy);
+        let open = |messages| Activity { messages, ..sent(true, false) };
+        assert_eq!(times.on_activity(START, &open(2), &policy).close, None);
+        assert_eq!(times.on_activity(START, &open(3), &policy).close, Some(Cause::Rate));
+        let closing = Activity { is_open: false, ..open(9) };
+        assert_eq!(times.on_activity(START, &closing, &policy), TickActions::default());
+    }
+}

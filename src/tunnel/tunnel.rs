@@ -1,0 +1,355 @@
+//! One tunnel: two sockets, the two directions between them, and the state machines of its end and its time.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::buffers::Buffers;
+use super::closing::{Actions, Cause, CloseFrame, Closing, Reason, SideState};
+use super::control;
+use super::counters::FrameCounters;
+use super::direction::{Direction, Progress, RelayError};
+use super::filter::FrameFilter;
+use super::keepalive::{Activity, KeepAlive, PathState, TickActions, TickState};
+use super::policy::Policy;
+use super::side::{PerSide, Side};
+use super::ticks::{Clock, Tick};
+use crate::net::close::linger_now;
+use crate::net::socket::Socket;
+
+/// Two connections between which all bytes are to flow.
+#[derive(Debug)]
+pub(crate) struct NewTunnel {
+    pub(crate) sockets: PerSide<Socket>,
+    /// The 101, which the client gets before anything else.
+    pub(crate) head: Vec<u8>,
+    /// Bytes that each side has sent already.
+    pub(crate) early: PerSide<Vec<u8>>,
+    /// An extension has been negotiated.
+    pub(crate) is_extended: bool,
+    pub(crate) policy: Arc<Policy>,
+}
+
+/// Account of a tunnel that is over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TunnelEnd {
+    /// Bytes that were written to each side, without the 101.
+    pub(crate) written_to: PerSide<u64>,
+    pub(crate) reason: Reason,
+    /// Frames that each side sent.
+    pub(crate) sent_by: PerSide<FrameCounters>,
+    /// Number of directions whose frames could not be followed to the end.
+    pub(crate) opaque: u8,
+}
+
+/// A tunnel at work. It only carries out what [`Closing`] and [`KeepAlive`] decide.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    sockets: PerSide<Socket>,
+    /// Directions by the side whose bytes they relay.
+    from: PerSide<Direction>,
+    policy: Arc<Policy>,
+    /// Bytes for the client that are the 101.
+    head_len: u32,
+    closing: Closing,
+    /// `None` while time plays no part.
+    keepalive: Option<Box<KeepAlive>>,
+}
+
+impl Tunnel {
+    /// Creates a tunnel. The events of both sockets come under `token`: either gives the tunnel a turn.
+    pub(super) fn new(new: NewTunnel, token: usize, clock: &Clock) -> Self {
+        let NewTunnel { sockets, mut head, early, is_extended, policy } = new;
+        for side in Side::BOTH {
+            sockets[side].set_token(token);
+        }
+        // At most 64 KiB, the bound of a response head.
+        let head_len = head.len() as u32;
+        let mut violations = PerSide::default();
+        let from = PerSide::from_fn(|side| {
+            let filter = FrameFilter::new(&policy, side == Side::Client, is_extended);
+            let head = if side == Side::Backend { std::mem::take(&mut head) } else { Vec::new() };
+            let (direction, violation) = Direction::new(head, &early[side], filter, &policy);
+            violations[side] = violation;
+            direction
+        });
+        let keepalive = policy.watches_time().then(|| KeepAlive::new(clock.now(), &policy));
+        let mut tunnel = Self {
+            sockets,
+            from,
+            policy,
+            head_len,
+            closing: Closing::default(),
+            keepalive: keepalive.map(Box::new),
+        };
+        for side in Side::BOTH {
+            if let Some(violation) = violations[side] {
+                tunnel.start_close(Cause::Violation(side, violation), clock.now());
+            }
+        }
+        tunnel
+    }
+
+    /// Relays what can be relayed now, in both directions; breaks with the reason when the tunnel is over.
+    pub(super) fn advance(
+        &mut self,
+        clock: &Clock,
+        buffers: &mut Buffers,
+    ) -> ControlFlow<Reason, Progress> {
+        let mut has_more = false;
+        for side in Side::BOTH {
+            has_more |= self.relay(side, clock, buffers)?;
+        }
+        // A side that nobody reads, since it has ended its sending or its direction is blocked, can still break.
+        for side in Side::BOTH {
+            if !self.from[side].is_reading() && self.sockets[side].is_broken() {
+                return ControlFlow::Break(self.on_reset(side));
+            }
+        }
+        has_more |= self.record_activity(clock);
+
+        let states = self.states();
+        let actions = self.closing.on_progress(&states, || clock.now(), &self.policy);
+        has_more |= self.carry_out(actions)?;
+        ControlFlow::Continue(if has_more { Progress::More } else { Progress::Waiting })
+    }
+
+    /// Handles a tick; breaks with the reason when the tunnel is over.
+    ///
+    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is neither pinged nor judged by
+    /// its rate.
+    pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
+        self.carry_out(self.closing.on_tick(now))?;
+        let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
+        if self.closing.deadline().is_some() {
+            return ControlFlow::Continue(());
+        }
+        if let Some(cause) = keepalive.due(now, &self.policy) {
+            self.start_close(cause, now);
+        } else if self.closing.is_open() {
+            let state = self.tick_state();
+            if let Some(keepalive) = &mut self.keepalive {
+                let actions = keepalive.on_tick(now, &state, &self.policy);
+                self.carry_out_tick(actions, now);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Returns the next tick at which [`on_tick`](Tunnel::on_tick) has something to do, if there is one.
+    pub(super) fn next_tick(&self) -> Option<Tick> {
+        self.closing.deadline().or_else(|| {
+            let is_paused = self.from.client.is_paused();
+            let keepalive = self.keepalive.as_ref()?;
+            keepalive.next_tick(is_paused, self.can_ping(), &self.policy)
+        })
+    }
+
+    /// Returns whether time plays a part in the tunnel.
+    pub(super) fn is_timed(&self) -> bool {
+        self.keepalive.is_some() || self.closing.deadline().is_some()
+    }
+
+    /// Has the tunnel closed at this tick, because the proxy shuts down.
+    pub(super) fn drain_at(&mut self, at: Tick, now: Tick) {
+        self.keepalive.get_or_insert_with(|| Box::new(KeepAlive::unwatched(now))).drain_at(at);
+    }
+
+    /// Returns the reason for the end of a tunnel that is cut now.
+    pub(super) fn abort_reason(&self) -> Reason {
+        self.closing.abort_reason(self.keepalive.as_ref().is_some_and(|times| times.is_draining()))
+    }
+
+    /// Closes both connections, such that what was sent last, perhaps a Close, still arrives.
+    pub(super) fn close(mut self, reason: Reason, buffers: &mut Buffers) -> TunnelEnd {
+        let end = TunnelEnd {
+            written_to: PerSide {
+                client: self.from.backend.written().saturating_sub(u64::from(self.head_len)),
+                backend: self.from.client.written(),
+            },
+            reason,
+            sent_by: PerSide::from_fn(|side| *self.from[side].filter().counters()),
+            opaque: Side::BOTH
+                .map(|side| u8::from(self.from[side].filter().is_opaque()))
+                .iter()
+                .sum(),
+        };
+        if !self.from.all(Direction::is_done) {
+            for side in Side::BOTH {
+                self.from[side].flush_last(&self.sockets[side.other()], &mut buffers.pipes);
+            }
+            for side in Side::BOTH {
+                linger_now(&self.sockets[side], &mut buffers.scratch);
+            }
+        }
+        self.from.client.release(&mut buffers.pipes);
+        self.from.backend.release(&mut buffers.pipes);
+        end
+    }
+
+    /// Gives the direction from a side its turn; returns whether it has more to do.
+    fn relay(
+        &mut self,
+        side: Side,
+        clock: &Clock,
+        buffers: &mut Buffers,
+    ) -> ControlFlow<Reason, bool> {
+        loop {
+            let leave_open = self.from[side.other()].is_done();
+            match self.advance_direction(side, leave_open, buffers) {
+                Ok(Progress::Waiting) => return ControlFlow::Continue(false),
+                Ok(Progress::More) => return ControlFlow::Continue(true),
+                Ok(Progress::SourceEnded) => {
+                    let actions = self.closing.on_eof(side, &self.states(), &self.policy);
+                    self.carry_out(actions)?;
+                }
+                Err(RelayError::Source) => return ControlFlow::Break(self.on_reset(side)),
+                Err(RelayError::Sink) => {
+                    self.drain_peer(side.other(), buffers);
+                    return ControlFlow::Break(self.on_reset(side.other()));
+                }
+                Err(RelayError::Violation(violation)) => {
+                    self.start_close(Cause::Violation(side, violation), clock.now());
+                    return ControlFlow::Continue(true);
+                }
+            }
+        }
+    }
+
+    fn advance_direction(
+        &mut self,
+        side: Side,
+        leave_open: bool,
+        buffers: &mut Buffers,
+    ) -> Result<Progress, RelayError> {
+        let sockets = [&self.sockets[side], &self.sockets[side.other()]];
+        self.from[side].advance(sockets, leave_open, &self.policy, buffers)
+    }
+
+    /// Relays what a side had sent before its connection broke under a write: it may be a Close that says why.
+    fn drain_peer(&mut self, side: Side, buffers: &mut Buffers) {
+        // The tunnel is over whatever comes of it.
+        let _ = self.advance_direction(side, true, buffers);
+    }
+
+    /// Handles the break of a side's connection; returns the reason for the tunnel's end.
+    fn on_reset(&mut self, side: Side) -> Reason {
+        let actions = self.closing.on_reset(side, &self.states(), &self.policy);
+        match self.carry_out(actions) {
+            ControlFlow::Break(reason) => reason,
+            ControlFlow::Continue(_) => Reason::Reset(side),
+        }
+    }
+
+    /// Tells the keep-alive what has moved; returns whether that gives more to do.
+    fn record_activity(&mut self, clock: &Clock) -> bool {
+        let Some(keepalive) = &mut self.keepalive else { return false };
+        let PerSide { client, backend } = &mut self.from;
+        let activity = Activity {
+            sent: PerSide { client: client.take_fresh(), backend: backend.take_fresh() },
+            has_data: client.filter_mut().take_fresh_data()
+                | backend.filter_mut().take_fresh_data(),
+            messages: client.filter().counters().messages(),
+            is_paused: client.is_paused(),
+            is_open: self.closing.is_open(),
+        };
+        let now = clock.now();
+        let actions = keepalive.on_activity(now, &activity, &self.policy);
+        self.carry_out_tick(actions, now)
+    }
+
+    /// Begins to close the tunnel for a cause of the proxy; returns whether that gives more to do.
+    fn start_close(&mut self, cause: Cause, now: Tick) -> bool {
+        let actions = self.closing.start_close(cause, now, &self.policy);
+        // A cause never ends a tunnel at once.
+        matches!(self.carry_out(actions), ControlFlow::Continue(true))
+    }
+
+    /// Carries out what [`Closing`] has decided; returns whether that gives more to do.
+    fn carry_out(&mut self, actions: Actions) -> ControlFlow<Reason, bool> {
+        let mut has_more = false;
+        for side in Side::BOTH {
+            if let Some(CloseFrame { code, reason }) = actions.close[side] {
+                let frame = control::close(code, reason, mask_for(side));
+                self.to(side).insert(frame, true);
+                has_more = true;
+            }
+        }
+        if let Some(dead) = actions.abandon {
+            self.to(dead).filter_mut().close();
+        }
+        if let Some(reason) = actions.finish {
+            return ControlFlow::Break(reason);
+        }
+        if actions.resume && self.from.client.is_paused() {
+            // No event will come for what has come already.
+            self.from.client.pause(false);
+            has_more = true;
+        }
+        ControlFlow::Continue(has_more)
+    }
+
+    /// Carries out what [`KeepAlive`] has decided; returns whether that gives more to do.
+    fn carry_out_tick(&mut self, actions: TickActions, now: Tick) -> bool {
+        if let Some(is_paused) = actions.pause {
+            self.from.client.pause(is_paused);
+        }
+        for side in Side::BOTH {
+            if let Some(payload) = actions.ping[side] {
+                self.from[side].filter_mut().await_pong(payload);
+                self.to(side).insert(control::ping(payload, mask_for(side)), false);
+            }
+        }
+        actions.close.is_some_and(|cause| self.start_close(cause, now))
+    }
+
+    /// Returns the direction to a side.
+    fn to(&mut self, side: Side) -> &mut Direction {
+        &mut self.from[side.other()]
+    }
+
+    fn states(&self) -> PerSide<SideState> {
+        PerSide::from_fn(|side| {
+            let (from, to) = (&self.from[side], &self.from[side.other()]);
+            SideState {
+                sent_close: from.filter().counters().has_close(),
+                is_between_frames: from.filter().is_between_frames(),
+                has_ended: from.is_done(),
+                // A Close for the backend that still waits for a boundary waits for the client, which may be dead.
+                is_flushed: to.is_flushed()
+                    && (side == Side::Backend || !to.filter().has_insertion()),
+                is_closed: to.filter().is_closed(),
+            }
+        })
+    }
+
+    fn tick_state(&self) -> TickState {
+        TickState {
+            paths: PerSide::from_fn(|side| {
+                let to = &self.from[side.other()];
+                PathState {
+                    is_read: self.from[side].can_read(),
+                    written: to.written(),
+                    waits_for_boundary: to.filter().has_insertion(),
+                    waits_for_room: !to.is_flushed(),
+                }
+            }),
+            is_paused: self.from.client.is_paused(),
+            can_ping: self.can_ping(),
+            messages: self.from.client.filter().counters().messages(),
+        }
+    }
+
+    /// Returns whether both sides could be sent a Ping and answer it.
+    fn can_ping(&self) -> bool {
+        let is_open = |direction: &Direction| {
+            let filter = direction.filter();
+            !direction.is_done() && !filter.is_opaque() && !filter.is_closed()
+        };
+        self.closing.is_open() && self.from.all(is_open)
+    }
+}
+
+/// Returns a masking key for a frame to this side: frames to a backend have one (RFC 6455, 5.3).
+fn mask_for(side: Side) -> Option<[u8; 4]> {
+    (side == Side::Backend).then(control::fresh_mask)
+}

@@ -1,0 +1,228 @@
+//! All tunnels of one event loop: table, run queue and ticks.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use slab::Slab;
+
+use super::buffers::Buffers;
+use super::closing::Reason;
+use super::direction::Progress;
+use super::group::Group;
+use super::ticks::{Clock, TICK, Tick, ticks};
+use super::tunnel::{NewTunnel, Tunnel, TunnelEnd};
+use crate::net::reactor::Reactor;
+
+/// Token of the ticker's events.
+const TICKER: usize = usize::MAX;
+
+/// Receiver of a tunnel's account, called on the event loop's thread.
+pub(crate) type OnEnd = Box<dyn FnOnce(TunnelEnd)>;
+
+/// The tunnels of one event loop, and what they share.
+pub(crate) struct Tunnels {
+    entries: Slab<Box<Entry>>,
+    /// Run queue: tunnels with something to do, in the order of their turns.
+    ready: VecDeque<usize>,
+    /// Tunnels in which time plays a part, by the tick at which they are looked at.
+    due: BTreeSet<(Tick, usize)>,
+    clock: Clock,
+    /// Fires once a tick while a tunnel is due some time. Open from the start, so that no shortage of descriptors can
+    /// stop the time later.
+    ticker: OwnedFd,
+    is_ticking: bool,
+    has_ticked: bool,
+    buffers: Buffers,
+}
+
+/// A tunnel and its place in the queues.
+struct Entry {
+    tunnel: Tunnel,
+    group: Group,
+    on_end: OnEnd,
+    /// It stands in `ready`.
+    is_ready: bool,
+    /// It stands in `due` with this tick.
+    due: Option<Tick>,
+}
+
+impl Tunnels {
+    /// Creates an empty table on this event loop.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, such as no descriptors left.
+    pub(crate) fn new(reactor: &Reactor) -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let ticker = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        reactor.register_readable(&ticker, TICKER)?;
+        Ok(Self {
+            entries: Slab::new(),
+            ready: VecDeque::new(),
+            due: BTreeSet::new(),
+            clock: Clock::new(reactor.now()),
+            ticker,
+            is_ticking: false,
+            has_ticked: false,
+            buffers: Buffers::default(),
+        })
+    }
+
+    /// Inserts a tunnel, whose sockets are registered with this event loop.
+    pub(crate) fn insert(&mut self, new: NewTunnel, group: Group, on_end: OnEnd) {
+        let slot = self.entries.vacant_entry();
+        let key = slot.key();
+        let mut tunnel = Tunnel::new(new, key, &self.clock);
+        if group.is_draining() {
+            let now = self.clock.now();
+            tunnel.drain_at(now, now);
+        }
+        slot.insert(Box::new(Entry { tunnel, group, on_end, is_ready: false, due: None }));
+        // No event will come for what is pending, nor for what is believed of the sockets already.
+        self.enqueue(key);
+    }
+
+    /// Takes an event that the reactor reported under a token, the tunnel's key: the tunnel gets a turn.
+    pub(crate) fn on_event(&mut self, token: usize) {
+        match token {
+            TICKER => self.has_ticked = true,
+            key => self.enqueue(key),
+        }
+    }
+
+    /// Returns whether some tunnel has something to do.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives each tunnel that has something to do one turn.
+    pub(crate) fn advance(&mut self) {
+        if std::mem::take(&mut self.has_ticked) {
+            self.tick();
+        }
+        // Those that are queued meanwhile have to wait for the next round, after the next look at the events.
+        for _ in 0..self.ready.len() {
+            let Some(key) = self.ready.pop_front() else { return };
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            entry.is_ready = false;
+            match entry.tunnel.advance(&self.clock, &mut self.buffers) {
+                ControlFlow::Break(reason) => self.end(key, reason),
+                ControlFlow::Continue(progress) => {
+                    let is_timed = entry.tunnel.is_timed();
+                    if progress == Progress::More {
+                        self.enqueue(key);
+                    }
+                    if is_timed {
+                        self.schedule(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes all tunnels of a group, each at a random time within `spread`, so that their clients do not all come back
+    /// at once.
+    pub(crate) fn drain(&mut self, group: &Group, spread: Duration) {
+        let now = self.clock.now();
+        for key in self.keys_of(group) {
+            if let Some(entry) = self.entries.get_mut(key) {
+                let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
+                entry.tunnel.drain_at(now.saturating_add(wait), now);
+                self.schedule(key);
+            }
+        }
+    }
+
+    /// Ends all tunnels of a group at once.
+    pub(crate) fn cut(&mut self, group: &Group) {
+        for key in self.keys_of(group) {
+            if let Some(entry) = self.entries.get(key) {
+                self.end(key, entry.tunnel.abort_reason());
+            }
+        }
+    }
+
+    fn keys_of(&self, group: &Group) -> Vec<usize> {
+        let members = self.entries.iter().filter(|(_, entry)| entry.group.is(group));
+        members.map(|(key, _)| key).collect()
+    }
+
+    fn enqueue(&mut self, key: usize) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && !std::mem::replace(&mut entry.is_ready, true)
+        {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Has a tunnel looked at in time.
+    ///
+    /// One that stands here with an earlier tick is looked at too early, and scheduled anew then: that costs less than
+    /// moving it at every message.
+    fn schedule(&mut self, key: usize) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(next) = entry.tunnel.next_tick() else { return };
+        if entry.due.is_some_and(|due| due <= next) {
+            return;
+        }
+        if let Some(due) = entry.due.replace(next) {
+            self.due.remove(&(due, key));
+        }
+        self.due.insert((next, key));
+        if !self.is_ticking {
+            self.is_ticking = true;
+            self.clock.update();
+            self.set_ticker(TICK);
+        }
+    }
+
+    /// Looks at the tunnels that are due.
+    fn tick(&mut self) {
+        // The count of expirations does not matter: the clock is read anew. The read re-arms the timer.
+        let _ = rustix::io::read(&self.ticker, &mut [0; 8]);
+        let now = self.clock.update();
+        while let Some(&(due, key)) = self.due.first() {
+            if due > now {
+                break;
+            }
+            self.due.pop_first();
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            entry.due = None;
+            match entry.tunnel.on_tick(now) {
+                ControlFlow::Break(reason) => self.end(key, reason),
+                // What it has inserted is written in its turn, after which it is scheduled again.
+                ControlFlow::Continue(()) => self.enqueue(key),
+            }
+        }
+        // Ready tunnels are scheduled in their turns, so nothing is due only if nobody is ready either.
+        if self.due.is_empty() && self.ready.is_empty() {
+            self.is_ticking = false;
+            self.clock.stop();
+            self.set_ticker(Duration::ZERO);
+        }
+    }
+
+    /// Has the ticker fire at this interval; zero stops it.
+    fn set_ticker(&self, interval: Duration) {
+        let interval = Timespec { tv_sec: 0, tv_nsec: i64::from(interval.subsec_nanos()) };
+        let timer = Itimerspec { it_interval: interval, it_value: interval };
+        if let Err(error) = timerfd_settime(&self.ticker, TimerfdTimerFlags::empty(), &timer) {
+            log::error!(error:% = io::Error::from(error); "no_ticks");
+        }
+    }
+
+    fn end(&mut self, key: usize, reason: Reason) {
+        let Entry { tunnel, on_end, due, .. } = *self.entries.remove(key);
+        if let Some(due) = due {
+            self.due.remove(&(due, key));
+        }
+        on_end(tunnel.close(reason, &mut self.buffers));
+    }
+}

@@ -1,0 +1,307 @@
+//! Worker threads, each with an event loop of its own, on which handshakes are tasks and tunnels take turns.
+//!
+//! A connection lives on one worker from its first byte to its last: its sockets are registered once, and no message of
+//! its tunnel meets a lock, a task switch or another thread. [`queue`] carries commands from other threads,
+//! [`event_loop`] is the thread.
+
+mod event_loop;
+mod queue;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use self::event_loop::EventLoop;
+use self::queue::{Command, Queue, Start, Task};
+use crate::net::reactor::Reactor;
+use crate::tunnel::{Group, NewTunnel, OnEnd};
+
+/// Worker threads, which several proxies can share.
+///
+/// All clones are the same threads. They end when the last clone is dropped; every proxy that uses them holds one.
+#[derive(Clone)]
+pub struct Workers(Arc<Threads>);
+
+/// The tasks and tunnels of one section on these workers. Dropping it cuts them.
+#[derive(Debug)]
+pub(crate) struct WorkGroup {
+    group: Group,
+    workers: Workers,
+}
+
+/// The threads and the way to talk to them.
+struct Threads {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The workers' queues. Tasks hold this and not the threads: a thread must not be what keeps itself alive.
+struct Shared {
+    queues: Vec<Arc<Queue>>,
+    /// Counts the turns of the workers.
+    next: AtomicUsize,
+}
+
+/// A task's access to its worker.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    local: Rc<Local>,
+    /// Group of the task that has this handle, and of what it starts.
+    group: Group,
+}
+
+/// State that a worker's tasks share with its event loop.
+struct Local {
+    reactor: Rc<Reactor>,
+    shared: Arc<Shared>,
+    /// Index of this worker's queue.
+    index: usize,
+    /// Tasks that tasks have started, for the loop to take over.
+    started: RefCell<Vec<(Group, Task)>>,
+    /// Tunnels that tasks have opened, for the loop to take over.
+    opened: RefCell<Vec<(Group, NewTunnel, OnEnd)>>,
+}
+
+impl Workers {
+    /// Starts this many threads; 0 is one per CPU.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system, such as no descriptors left.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let count = match count {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        let reactors = (0..count).map(|_| Reactor::new()).collect::<io::Result<Vec<_>>>()?;
+        let (reactors, wakers): (Vec<_>, Vec<_>) = reactors.into_iter().unzip();
+        let queues = wakers.into_iter().map(|waker| Arc::new(Queue::new(waker))).collect();
+        let shared = Arc::new(Shared { queues, next: AtomicUsize::new(0) });
+        // Dropped on an error, it ends the threads that have been started.
+        let mut threads =
+            Threads { shared: Arc::clone(&shared), threads: Vec::with_capacity(count) };
+        for (index, reactor) in reactors.into_iter().enumerate() {
+            threads.threads.push(start_thread(Arc::clone(&shared), index, reactor)?);
+        }
+        Ok(Self(Arc::new(threads)))
+    }
+
+    /// Creates a group without tasks and tunnels on these workers.
+    pub(crate) fn group(&self) -> WorkGroup {
+        WorkGroup { group: Group::default(), workers: self.clone() }
+    }
+}
+
+/// Starts a worker, and returns when it takes commands.
+fn start_thread(shared: Arc<Shared>, index: usize, reactor: Reactor) -> io::Result<JoinHandle<()>> {
+    let (started, result) = mpsc::sync_channel(1);
+    let run = move || {
+        let queue = Arc::clone(&shared.queues[index]);
+        // Dropped last: nothing is given to a worker that has ended, be it by a panic.
+        let _close = CloseOnDrop(Arc::clone(&queue));
+        let local = Local {
+            reactor: Rc::new(reactor),
+            shared,
+            index,
+            started: RefCell::default(),
+            opened: RefCell::default(),
+        };
+        match EventLoop::new(queue, local) {
+            Ok(event_loop) => {
+                // The other end waits for this.
+                let _ = started.send(Ok(()));
+                event_loop.run();
+            }
+            Err(error) => drop(started.send(Err(error))),
+        }
+    };
+    let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
+    result.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread has panicked")))?;
+    Ok(thread)
+}
+
+impl WorkGroup {
+    /// Starts what `start` makes as a task on the worker whose turn it is.
+    pub(crate) fn start_task<F>(&self, start: impl FnOnce(Handle) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let shared = &self.workers.0.shared;
+        let command = Command::Start(self.group.clone(), boxed(start));
+        shared.queues[shared.next_worker()].send(command);
+    }
+
+    /// Closes all tunnels, each at a random time within `spread`, and those that are still to come at once.
+    pub(crate) fn drain(&self, spread: Duration) {
+        self.group.drain();
+        self.send_to_all(|| Command::Drain(self.group.clone(), spread));
+    }
+
+    fn send_to_all(&self, command: impl Fn() -> Command) {
+        for queue in &self.workers.0.shared.queues {
+            queue.send(command());
+        }
+    }
+}
+
+impl Drop for WorkGroup {
+    /// Ends all tasks and tunnels, without waiting for it.
+    fn drop(&mut self) {
+        self.group.cut();
+        self.send_to_all(|| Command::Cut(self.group.clone()));
+    }
+}
+
+impl Handle {
+    /// Returns the worker's event loop.
+    pub(crate) fn reactor(&self) -> &Rc<Reactor> {
+        &self.local.reactor
+    }
+
+    /// Starts what `start` makes as a task of the same group, on the worker whose turn it is.
+    pub(crate) fn start_next<F>(&self, start: impl FnOnce(Self) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let index = self.local.shared.next_worker();
+        if index == self.local.index {
+            // Within the worker no command is needed.
+            let task = Box::pin(start(self.clone()));
+            self.local.started.borrow_mut().push((self.group.clone(), task));
+        } else {
+            let command = Command::Start(self.group.clone(), boxed(start));
+            self.local.shared.queues[index].send(command);
+        }
+    }
+
+    /// Has this worker relay a tunnel, whose sockets are registered here. `on_end` is called on its thread.
+    pub(crate) fn open_tunnel(&self, tunnel: NewTunnel, on_end: OnEnd) {
+        self.local.opened.borrow_mut().push((self.group.clone(), tunnel, on_end));
+    }
+}
+
+impl Shared {
+    /// Returns the worker whose turn it is. One that has ended is passed over.
+    fn next_worker(&self) -> usize {
+        let count = self.queues.len();
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
+        let mut order = (0..count).map(|step| (first + step) % count);
+        order.find(|&index| self.queues[index].is_open()).unwrap_or(first)
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers").field("threads", &self.0.threads.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for queue in &self.shared.queues {
+            queue.send(Command::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("worker_panicked");
+            }
+        }
+    }
+}
+
+/// Closes a worker's queue with the thread that takes its commands, however that ends.
+struct CloseOnDrop(Arc<Queue>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn boxed<F>(start: impl FnOnce(Handle) -> F + Send + 'static) -> Start
+where
+    F: Future<Output = ()> + 'static,
+{
+    Box::new(|handle| Box::pin(start(handle)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future;
+
+    use super::*;
+
+    /// Starts a task that sends this number.
+    fn send(group: &WorkGroup, number: usize, to: &smol::channel::Sender<usize>) {
+        let to = to.clone();
+        group.start_task(move |_| async move { to.send(number).await.unwrap() });
+    }
+
+    #[test]
+    fn a_worker_that_has_panicked_gets_no_more_tasks_and_keeps_nothing() {
+        let workers = Workers::start(2).unwrap();
+        let group = workers.group();
+        let (held, released) = smol::channel::bounded::<()>(1);
+        let kept = held.clone();
+        group.start_task(move |_| {
+            let _held = held;
+            panic!("the test has one worker end");
+            #[expect(unreachable_code)]
+            future::ready(())
+        });
+        while !workers.0.threads[0].is_finished() {
+            thread::yield_now();
+        }
+        // A command that is sent to it all the same is dropped.
+        workers.0.shared.queues[0].send(Command::Start(
+            group.group.clone(),
+            boxed(move |_| {
+                drop(kept);
+                future::ready(())
+            }),
+        ));
+        assert!(released.recv_blocking().is_err());
+
+        let (done, tasks) = smol::channel::unbounded();
+        (0..4).for_each(|number| send(&group, number, &done));
+        drop(done);
+        let ran: Vec<usize> = std::iter::from_fn(|| tasks.recv_blocking().ok()).collect();
+        assert_eq!(ran, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_cut_group_ends_its_tasks_and_starts_none_and_leaves_the_others() {
+        let workers = Workers::start(1).unwrap();
+        let (group, other) = (workers.group(), workers.group());
+        let (held, ended) = smol::channel::bounded::<()>(1);
+        let (handles, handle) = smol::channel::bounded(1);
+        group.start_task(move |handle| async move {
+            // A task that starts another one whenever it is told to, until it is cut.
+            let next = handle.clone();
+            handles.send(()).await.unwrap();
+            next.start_next(move |_| async move {
+                let _held = held;
+                future::pending::<()>().await;
+            });
+            future::pending::<()>().await;
+        });
+        handle.recv_blocking().unwrap();
+        let counted = group.group.clone();
+        drop(group);
+        assert!(ended.recv_blocking().is_err());
+
+        let (done, tasks) = smol::channel::unbounded();
+        send(&other, 7, &done);
+        assert_eq!(tasks.recv_blocking(), Ok(7));
+        // Nothing remembers the group that is over: this clone is its only member.
+        while counted.members() > 1 {
+            thread::yield_now();
+        }
+    }
+}
