@@ -21,7 +21,7 @@
 //!    `connection` is that task's story, on the event loop of `net`.
 //! 2. `head` reads bytes up to the blank line, under one deadline, while `handshake::scan` looks for the end.
 //! 3. `handshake::request` judges the head, `handshake::origin` where it comes from; what does not pass becomes a
-//!    `handshake::reject`, and no backend hears of it.
+//!    `handshake::error_response`, and no backend hears of it.
 //! 4. `backend::rotation` says whose turn it is, `backend::dial` connects. Meanwhile `early` keeps what the client
 //!    sends, and notices if it goes away.
 //! 5. `handshake::forward` writes the head that goes on; `head` reads the answer, `handshake::response` verifies it.

@@ -11,7 +11,7 @@ use futures_lite::future;
 use smol::channel::{Receiver, Sender};
 
 use crate::connection::{self, Established};
-use crate::handshake::reject::Reject;
+use crate::handshake::error_response::ErrorResponse;
 use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::{Listener, Socket};
@@ -105,7 +105,7 @@ fn start(
         None => match Permit::take(&section.refusing, Some(REFUSALS)) {
             Some(permit) => handle.start_next(move |handle| async move {
                 let Some(client) = register(&handle, client, peer, id, &section) else { return };
-                let full = Reject::full("too many connections, come again later");
+                let full = ErrorResponse::full("too many connections, come again later");
                 connection::reject(client, full).await.log(&section, id, peer);
                 drop((permit, alive));
             }),

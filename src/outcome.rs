@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::handshake::reject::Reject;
+use crate::handshake::error_response::ErrorResponse;
 use crate::section::Section;
 use crate::tunnel::TunnelEnd;
 
@@ -32,7 +32,7 @@ pub(crate) enum Outcome {
         end: TunnelEnd,
     },
     /// It got an answer of ours.
-    Rejected(Reject),
+    Rejected(ErrorResponse),
     /// It got the backend's own answer, which was not a 101; `fault` is why not all of it.
     PassedOn { backend: usize, status: u16, fault: Option<String> },
     /// The client's connection broke before there was an answer.

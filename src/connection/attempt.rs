@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::pass_on::Refusal;
 use crate::backend::dial::{DialError, Dialed, dial};
 use crate::handshake::body::Framing;
+use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{Hop, refusal_head, request_head, switching_head};
-use crate::handshake::reject::Reject;
 use crate::handshake::request::UpgradeRequest;
 use crate::handshake::response::Answer;
 use crate::head::{self, NoHead};
@@ -45,7 +45,7 @@ pub(super) enum Answered {
 /// An attempt that came to no answer, or to none that can be passed on.
 pub(super) struct Failed {
     /// What the client is told.
-    pub(super) reject: Reject,
+    pub(super) reject: ErrorResponse,
     /// The backend that is at fault, if one was reached. It is to be closed in order.
     pub(super) backend: Option<Socket>,
 }
@@ -70,9 +70,11 @@ pub(super) async fn attempt(
             .await;
     let Dialed { index, socket: backend } = dialed.map_err(|error| {
         let reject = match error {
-            DialError::Unreachable => Reject::unreachable(),
-            DialError::TimedOut => Reject::connect_timeout(),
-            DialError::OutOfDescriptors => Reject::full("this proxy is out of file descriptors"),
+            DialError::Unreachable => ErrorResponse::unreachable(),
+            DialError::TimedOut => ErrorResponse::connect_timeout(),
+            DialError::OutOfDescriptors => {
+                ErrorResponse::full("this proxy is out of file descriptors")
+            }
         };
         Failed { reject, backend: None }
     })?;
@@ -116,10 +118,10 @@ async fn converse(
     head: &[u8],
     request: &UpgradeRequest<'_>,
     timeout: Duration,
-) -> Result<Final, Reject> {
+) -> Result<Final, ErrorResponse> {
     net::write_within(timeout, backend, head).await.map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => Reject::response_timeout(),
-        _ => Reject::bad_answer(CLOSED_EARLY),
+        io::ErrorKind::TimedOut => ErrorResponse::response_timeout(),
+        _ => ErrorResponse::bad_answer(CLOSED_EARLY),
     })?;
 
     let mut deadline = Timer::after(backend.reactor(), timeout);
@@ -127,7 +129,7 @@ async fn converse(
     let mut rest = Vec::new();
     for _ in 0..=INTERIM_MAX {
         let head = head::read(&mut backend, rest, left, &mut deadline).await.map_err(bad_head)?;
-        match Answer::parse(head.bytes(), request).map_err(Reject::bad_answer)? {
+        match Answer::parse(head.bytes(), request).map_err(ErrorResponse::bad_answer)? {
             Answer::Interim => {
                 left = left.saturating_sub(head.bytes().len());
                 rest = head.rest().to_vec();
@@ -147,22 +149,24 @@ async fn converse(
             }
         }
     }
-    Err(Reject::bad_answer("the backend sends one interim answer after another"))
+    Err(ErrorResponse::bad_answer("the backend sends one interim answer after another"))
 }
 
 /// What is said of a backend that hangs up.
 const CLOSED_EARLY: &str = "the backend closed the connection before it answered";
 
-fn bad_head(no_head: NoHead) -> Reject {
+fn bad_head(no_head: NoHead) -> ErrorResponse {
     match no_head {
-        NoHead::TimedOut { .. } => Reject::response_timeout(),
-        NoHead::Ended { begun: false } | NoHead::Broken { .. } => Reject::bad_answer(CLOSED_EARLY),
+        NoHead::TimedOut { .. } => ErrorResponse::response_timeout(),
+        NoHead::Ended { begun: false } | NoHead::Broken { .. } => {
+            ErrorResponse::bad_answer(CLOSED_EARLY)
+        }
         NoHead::Ended { begun: true } => {
-            Reject::bad_answer("the backend closed the connection within its answer's head")
+            ErrorResponse::bad_answer("the backend closed the connection within its answer's head")
         }
         NoHead::TooLong { .. } => {
-            Reject::bad_answer("the head of the backend's answer is too long")
+            ErrorResponse::bad_answer("the head of the backend's answer is too long")
         }
-        NoHead::Malformed(_) => Reject::bad_answer("the backend's answer is not HTTP/1.1"),
+        NoHead::Malformed(_) => ErrorResponse::bad_answer("the backend's answer is not HTTP/1.1"),
     }
 }

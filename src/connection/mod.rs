@@ -13,7 +13,7 @@ use futures_lite::future;
 use self::attempt::{Answered, Failed, attempt};
 use self::pass_on::pass_on;
 use crate::early::Early;
-use crate::handshake::reject::Reject;
+use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::request::UpgradeRequest;
 use crate::head::{self, Head, NoHead};
 use crate::net;
@@ -118,11 +118,11 @@ pub(crate) async fn serve(
 }
 
 /// Whether a complete head is an upgrade that may pass.
-fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, Reject> {
+fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, ErrorResponse> {
     let request = UpgradeRequest::parse(head)?;
     let origin = request.origin()?;
     match &section.settings.origins {
-        Some(origins) if !origins.allows(origin) => Err(Reject::origin(match origin {
+        Some(origins) if !origins.allows(origin) => Err(ErrorResponse::origin(match origin {
             Some(_) => "this origin may not open a WebSocket here",
             None => "a WebSocket from here needs an Origin",
         })),
@@ -140,18 +140,22 @@ async fn without_head(client: Socket, no_head: NoHead) -> Outcome {
             return Outcome::Silent { ended_by: "client" };
         }
         NoHead::Broken { begun: true } => return Outcome::ClientGone { stage: Stage::Head },
-        NoHead::Ended { begun: true } => Reject::malformed("the request head is not complete"),
-        NoHead::TimedOut { begun: true } => Reject::timeout(),
-        NoHead::TooLong { first_line_ends: false } => Reject::line_too_long(REQUEST_HEAD_MAX),
-        NoHead::TooLong { first_line_ends: true } => Reject::head_too_long(REQUEST_HEAD_MAX),
-        NoHead::Malformed(what) => Reject::malformed(format!("the request head has {what}")),
+        NoHead::Ended { begun: true } => {
+            ErrorResponse::malformed("the request head is not complete")
+        }
+        NoHead::TimedOut { begun: true } => ErrorResponse::timeout(),
+        NoHead::TooLong { first_line_ends: false } => {
+            ErrorResponse::line_too_long(REQUEST_HEAD_MAX)
+        }
+        NoHead::TooLong { first_line_ends: true } => ErrorResponse::head_too_long(REQUEST_HEAD_MAX),
+        NoHead::Malformed(what) => ErrorResponse::malformed(format!("the request head has {what}")),
     };
     reject(client, rejected).await
 }
 
 /// Gives the client an answer of ours, and sees to it that it can arrive.
-pub(crate) async fn reject(client: Socket, rejected: Reject) -> Outcome {
-    match net::write_within(REJECT_TIME, &client, &rejected.response()).await {
+pub(crate) async fn reject(client: Socket, rejected: ErrorResponse) -> Outcome {
+    match net::write_within(REJECT_TIME, &client, &rejected.to_bytes()).await {
         Ok(()) => net::close::linger(client).await,
         Err(error) => log::debug!("event=answer_failed error={:?}", error.to_string()),
     }

@@ -2,14 +2,14 @@
 //!
 //! In the order of a connection: [`scan`] finds the end of a head; [`request`] judges the client's;
 //! [`origin`] decides who may come; [`forward`] writes the heads that go on; [`response`] judges the
-//! backend's; [`body`] follows a refusal of the backend to its end; [`reject`] is the answer that the client
+//! backend's; [`body`] follows a refusal of the backend to its end; [`error_response`] is the answer that the client
 //! gets when it ends here.
 
 pub(crate) mod body;
+pub(crate) mod error_response;
 pub(crate) mod fields;
 pub(crate) mod forward;
 pub(crate) mod origin;
-pub(crate) mod reject;
 pub(crate) mod request;
 pub(crate) mod response;
 pub(crate) mod scan;

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::error_response::ErrorResponse;
 use super::fields::{Fields, room_for};
-use super::reject::Reject;
 
 /// A request that is a WebSocket upgrade and nothing else.
 #[derive(Clone, Debug)]
@@ -24,56 +24,60 @@ impl<'a> UpgradeRequest<'a> {
     /// # Errors
     ///
     /// The answer that the client gets instead. No backend has heard of the request then.
-    pub(crate) fn parse(head: &'a [u8]) -> Result<Self, Reject> {
+    pub(crate) fn parse(head: &'a [u8]) -> Result<Self, ErrorResponse> {
         let mut headers = room_for(head);
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(head) {
             Ok(httparse::Status::Complete(end)) if end == head.len() => {}
             Ok(_) => {
-                return Err(Reject::malformed("the request head does not end where it should"));
+                return Err(ErrorResponse::malformed(
+                    "the request head does not end where it should",
+                ));
             }
-            Err(error) => return Err(Reject::malformed(what_is_wrong(error))),
+            Err(error) => return Err(ErrorResponse::malformed(what_is_wrong(error))),
         }
         let (Some(method), Some(raw_target), Some(version)) =
             (request.method, request.path, request.version)
         else {
-            return Err(Reject::malformed("the request line is not complete"));
+            return Err(ErrorResponse::malformed("the request line is not complete"));
         };
         let fields = Fields::new(head, request.headers)
-            .ok_or_else(|| Reject::malformed("the header lines cannot be told apart"))?;
+            .ok_or_else(|| ErrorResponse::malformed("the header lines cannot be told apart"))?;
 
         if version != 1 {
-            return Err(Reject::malformed("a WebSocket needs HTTP/1.1"));
+            return Err(ErrorResponse::malformed("a WebSocket needs HTTP/1.1"));
         }
         let (target, target_authority) = split_target(raw_target)?;
-        let host = single_text(&fields, "Host", Reject::malformed)?;
+        let host = single_text(&fields, "Host", ErrorResponse::malformed)?;
         if !is_authority(host) {
-            return Err(Reject::malformed("the Host field is not a host and port"));
+            return Err(ErrorResponse::malformed("the Host field is not a host and port"));
         }
         refuse_body(&fields)?;
 
         if !fields.lists("Connection", "upgrade") {
-            return Err(Reject::not_websocket(
+            return Err(ErrorResponse::not_websocket(
                 "this port takes WebSocket upgrades only: Connection does not list upgrade",
             ));
         }
         if !fields.lists("Upgrade", "websocket") {
-            return Err(Reject::not_websocket(
+            return Err(ErrorResponse::not_websocket(
                 "this port takes WebSocket upgrades only: Upgrade does not list websocket",
             ));
         }
         if method != "GET" {
-            return Err(Reject::method());
+            return Err(ErrorResponse::method());
         }
         // The version comes before the key: another version may have another kind of key.
         let protocol_version =
-            single_text(&fields, "Sec-WebSocket-Version", Reject::not_websocket)?;
+            single_text(&fields, "Sec-WebSocket-Version", ErrorResponse::not_websocket)?;
         if protocol_version != "13" {
-            return Err(Reject::version());
+            return Err(ErrorResponse::version());
         }
-        let key = single_text(&fields, "Sec-WebSocket-Key", Reject::not_websocket)?;
+        let key = single_text(&fields, "Sec-WebSocket-Key", ErrorResponse::not_websocket)?;
         if !is_key(key) {
-            return Err(Reject::not_websocket("Sec-WebSocket-Key is not 16 bytes in base64"));
+            return Err(ErrorResponse::not_websocket(
+                "Sec-WebSocket-Key is not 16 bytes in base64",
+            ));
         }
 
         Ok(Self { target, authority: target_authority.unwrap_or(host), key, fields })
@@ -84,11 +88,11 @@ impl<'a> UpgradeRequest<'a> {
     /// # Errors
     ///
     /// 400 if there are several (RFC 6454, 7.3).
-    pub(crate) fn origin(&self) -> Result<Option<&'a [u8]>, Reject> {
+    pub(crate) fn origin(&self) -> Result<Option<&'a [u8]>, ErrorResponse> {
         match self.fields.single("Origin") {
             Ok(origin) => Ok(Some(origin)),
             Err(0) => Ok(None),
-            Err(_) => Err(Reject::malformed("more than one Origin field")),
+            Err(_) => Err(ErrorResponse::malformed("more than one Origin field")),
         }
     }
 }
@@ -110,8 +114,8 @@ fn what_is_wrong(error: httparse::Error) -> &'static str {
 fn single_text<'a>(
     fields: &Fields<'a>,
     name: &str,
-    reject: fn(String) -> Reject,
-) -> Result<&'a str, Reject> {
+    reject: fn(String) -> ErrorResponse,
+) -> Result<&'a str, ErrorResponse> {
     let value = fields.single(name).map_err(|number| match number {
         0 => reject(format!("the {name} field is missing")),
         _ => reject(format!("more than one {name} field")),
@@ -120,14 +124,16 @@ fn single_text<'a>(
 }
 
 /// An upgrade has no body: its bytes would be the first of the tunnel (RFC 9110, 7.8; RFC 9112, 6.3).
-fn refuse_body(fields: &Fields<'_>) -> Result<(), Reject> {
+fn refuse_body(fields: &Fields<'_>) -> Result<(), ErrorResponse> {
     if fields.values("Transfer-Encoding").next().is_some() {
-        return Err(Reject::malformed(
+        return Err(ErrorResponse::malformed(
             "a WebSocket upgrade has no body: Transfer-Encoding is refused",
         ));
     }
     if fields.values("Content-Length").any(|length| length != b"0") {
-        return Err(Reject::malformed("a WebSocket upgrade has no body: Content-Length must be 0"));
+        return Err(ErrorResponse::malformed(
+            "a WebSocket upgrade has no body: Content-Length must be 0",
+        ));
     }
     Ok(())
 }
@@ -137,14 +143,14 @@ fn refuse_body(fields: &Fields<'_>) -> Result<(), Reject> {
 ///
 /// More characters pass than RFC 3986 allows, since browsers send some of them bare; what would change
 /// where the target ends (white space, a fragment, control bytes) or how it reads (bytes beyond ASCII) does not.
-fn split_target(target: &str) -> Result<(Cow<'_, str>, Option<&str>), Reject> {
+fn split_target(target: &str) -> Result<(Cow<'_, str>, Option<&str>), ErrorResponse> {
     if target.bytes().any(|byte| !byte.is_ascii_graphic()) {
-        return Err(Reject::malformed(
+        return Err(ErrorResponse::malformed(
             "the request target has a byte that must be percent-encoded",
         ));
     }
     if target.contains('#') {
-        return Err(Reject::malformed("the request target has a fragment"));
+        return Err(ErrorResponse::malformed("the request target has a fragment"));
     }
     if target.starts_with('/') {
         return Ok((Cow::Borrowed(target), None));
@@ -153,12 +159,16 @@ fn split_target(target: &str) -> Result<(Cow<'_, str>, Option<&str>), Reject> {
         ["ws", "http", "wss", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
     });
     let Some((_, rest)) = absolute else {
-        return Err(Reject::malformed("the request target is neither a path nor an absolute URI"));
+        return Err(ErrorResponse::malformed(
+            "the request target is neither a path nor an absolute URI",
+        ));
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if !is_authority(authority) {
-        return Err(Reject::malformed("the request target's authority is not a host and port"));
+        return Err(ErrorResponse::malformed(
+            "the request target's authority is not a host and port",
+        ));
     }
     let path = match path.as_bytes().first() {
         Some(b'/') => Cow::Borrowed(path),

@@ -1,0 +1,166 @@
+//! The proxy's own answer to a client that gets no tunnel, and the word for the log.
+
+/// Error response of the proxy itself, in place of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ErrorResponse {
+    /// HTTP status code.
+    pub(crate) status: u16,
+    /// Reason for the log, one word of a closed set.
+    pub(crate) reason: &'static str,
+    /// Explanation for the client: the single line of the body, without its LF.
+    pub(crate) detail: String,
+    /// Header lines that only this status has, each with its CRLF.
+    extra_lines: &'static str,
+}
+
+impl ErrorResponse {
+    fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, reason, detail: detail.into(), extra_lines: "" }
+    }
+
+    /// 400: the bytes are no HTTP/1.1 request head, or none that can be forwarded safely
+    /// (RFC 9110, 15.5.1).
+    pub(crate) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(400, "malformed", detail)
+    }
+
+    /// 400: a valid request that is no WebSocket upgrade, or lacks a part of one
+    /// (RFC 6455, 4.2.1).
+    pub(crate) fn not_websocket(detail: impl Into<String>) -> Self {
+        Self::new(400, "not_websocket", detail)
+    }
+
+    /// 405: an upgrade with another method than GET (RFC 6455, 4.1; RFC 9110, 15.5.6).
+    pub(crate) fn method() -> Self {
+        Self {
+            extra_lines: "Allow: GET\r\n",
+            ..Self::new(405, "method", "a WebSocket is opened with GET")
+        }
+    }
+
+    /// 426: another version of the WebSocket protocol than 13 (RFC 6455, 4.4).
+    pub(crate) fn version() -> Self {
+        Self {
+            extra_lines: "Sec-WebSocket-Version: 13\r\n",
+            ..Self::new(426, "version", "Sec-WebSocket-Version must be 13")
+        }
+    }
+
+    /// 403: an origin that the section does not list (RFC 6455, 4.2.2, item 4, and 10.2).
+    pub(crate) fn origin(detail: impl Into<String>) -> Self {
+        Self::new(403, "origin", detail)
+    }
+
+    /// 408: the request head was not complete at its deadline (RFC 9110, 15.5.9).
+    pub(crate) fn timeout() -> Self {
+        Self::new(408, "head_timeout", "the request head did not arrive in time")
+    }
+
+    /// 414: the request line alone exceeds `max`, the limit for a whole head, in bytes
+    /// (RFC 9112, 3).
+    pub(crate) fn line_too_long(max: usize) -> Self {
+        Self::new(414, "too_large", format!("the request line is longer than {max} bytes"))
+    }
+
+    /// 431: the request head exceeds `max` bytes (RFC 6585, 5).
+    pub(crate) fn head_too_long(max: usize) -> Self {
+        Self::new(431, "too_large", format!("the request head is longer than {max} bytes"))
+    }
+
+    /// 502: every backend refused the connection or is unknown (RFC 9110, 15.6.3).
+    pub(crate) fn unreachable() -> Self {
+        Self::new(502, "unreachable", "no backend can be reached")
+    }
+
+    /// 502: the backend's answer is not HTTP, or a 101 that does not belong to this handshake
+    /// (RFC 9110, 15.6.3).
+    pub(crate) fn bad_answer(detail: impl Into<String>) -> Self {
+        Self::new(502, "bad_answer", detail)
+    }
+
+    /// 503: a limit on connections or the process's limit on descriptors is reached
+    /// (RFC 9110, 15.6.4).
+    pub(crate) fn full(detail: impl Into<String>) -> Self {
+        Self { extra_lines: "Retry-After: 1\r\n", ..Self::new(503, "full", detail) }
+    }
+
+    /// 504: no backend accepted the connection in time (RFC 9110, 15.6.5).
+    pub(crate) fn connect_timeout() -> Self {
+        Self::new(504, "connect_timeout", "no backend accepted the connection in time")
+    }
+
+    /// 504: a backend was connected and did not answer in time (RFC 9110, 15.6.5).
+    pub(crate) fn response_timeout() -> Self {
+        Self::new(504, "response_timeout", "the backend did not answer in time")
+    }
+
+    /// Returns the whole response, the last one on its connection.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Content-Length: {}\r\n{}Connection: close\r\n\r\n{}\n",
+            self.status,
+            reason_phrase(self.status),
+            self.detail.len() + 1,
+            self.extra_lines,
+            self.detail,
+        )
+        .into_bytes()
+    }
+}
+
+/// Returns the reason phrase of a status above (RFC 9110, 15; RFC 6585, 5).
+fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        431 => "Request Header Fields Too Large",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_is_complete() {
+        let all = [
+            ErrorResponse::malformed("x"),
+            ErrorResponse::not_websocket("x"),
+            ErrorResponse::method(),
+            ErrorResponse::version(),
+            ErrorResponse::origin("x"),
+            ErrorResponse::timeout(),
+            ErrorResponse::line_too_long(8_192),
+            ErrorResponse::head_too_long(8_192),
+            ErrorResponse::unreachable(),
+            ErrorResponse::bad_answer("x"),
+            ErrorResponse::full("x"),
+            ErrorResponse::connect_timeout(),
+            ErrorResponse::response_timeout(),
+        ];
+        for error in all {
+            let response = error.to_bytes();
+            let mut headers = [httparse::EMPTY_HEADER; 16];
+            let mut parsed = httparse::Response::new(&mut headers);
+            let end = parsed.parse(&response).unwrap().unwrap();
+            assert_eq!(parsed.code, Some(error.status));
+            assert!(!reason_phrase(error.status).is_empty(), "{} has no phrase", error.status);
+            let value = |name: &str| {
+                let header = parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name));
+                header.map(|h| std::str::from_utf8(h.value).unwrap())
+            };
+            assert_eq!(value("connection"), Some("close"));
+            assert_eq!(value("content-length"), Some(&*(response.len() - end).to_string()));
+            assert_eq!(&response[end..], format!("{}\n", error.detail).as_bytes());
+        }
+    }
+}
