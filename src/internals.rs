@@ -3,10 +3,12 @@
 //! There is no promise about any of it: it comes with the feature `internals` only, and is not documented.
 
 use crate::handshake::body::{Body, Framing, Progress};
+use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{Forwarded, Hop, HostHeader, request_head, switching_head};
-use crate::handshake::request::UpgradeRequest;
+use crate::handshake::http::{RequestHead, ResponseHead};
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan};
+use crate::handshake::upgrade::UpgradeRequest;
 use crate::tunnel::control;
 use crate::tunnel::filter::FrameFilter;
 use crate::tunnel::frames::{FrameEvent, Frames};
@@ -22,12 +24,16 @@ pub fn scan(bytes: &[u8]) -> Option<usize> {
 
 /// The status that a complete head gets from the proxy, 101 for none.
 pub fn judge(head: &[u8]) -> u16 {
-    UpgradeRequest::parse(head).map_or_else(|reject| reject.status, |_| 101)
+    let judged = RequestHead::parse(head)
+        .map_err(ErrorResponse::from)
+        .and_then(|head| UpgradeRequest::judge(&head).map(|_| 101));
+    judged.unwrap_or_else(|error| error.status)
 }
 
 /// The head that a good head is forwarded as.
 pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
-    let request = UpgradeRequest::parse(head).ok()?;
+    let head = RequestHead::parse(head).ok()?;
+    let request = UpgradeRequest::judge(&head).ok()?;
     let client = std::net::Ipv4Addr::LOCALHOST.into();
     let hop = Hop {
         client,
@@ -40,8 +46,9 @@ pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
 
 /// The 101 that the client gets for the backend's answer to a good head, if that is a good one.
 pub fn answer(head: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
-    let request = UpgradeRequest::parse(head).ok()?;
-    match Answer::parse(answer, &request).ok()? {
+    let head = RequestHead::parse(head).ok()?;
+    let request = UpgradeRequest::judge(&head).ok()?;
+    match Answer::judge(ResponseHead::parse(answer).ok()?, &request).ok()? {
         Answer::Switching(response) => Some(switching_head(&response)),
         Answer::Interim | Answer::Refusal(..) => None,
     }

@@ -20,7 +20,7 @@
 //! 1. `server` accepts it, within the section's limit, and starts a task for it on the `worker` whose turn it is;
 //!    `connection` is that task's story, on the event loop of `net`.
 //! 2. `head` reads bytes up to the blank line, under one deadline, while `handshake::scan` looks for the end.
-//! 3. `handshake::request` judges the head, `handshake::origin` where it comes from; what does not pass becomes a
+//! 3. `handshake::http` parses the head, `handshake::upgrade` judges it, `handshake::origin` where it comes from; what does not pass becomes a
 //!    `handshake::error_response`, and no backend hears of it.
 //! 4. `backend::rotation` says whose turn it is, `backend::dial` connects. Meanwhile `early` keeps what the client
 //!    sends, and notices if it goes away.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::backend::rotation::Rotation;
 use crate::handshake::forward::HostHeader;
-use crate::handshake::request::UpgradeRequest;
+use crate::handshake::upgrade::UpgradeRequest;
 use crate::settings::Settings;
 
 /// What the connections of one section have in common.

@@ -10,8 +10,9 @@ use crate::backend::dial::{DialError, Dialed, dial};
 use crate::handshake::body::Framing;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{Hop, refusal_head, request_head, switching_head};
-use crate::handshake::request::UpgradeRequest;
+use crate::handshake::http::ResponseHead;
 use crate::handshake::response::Answer;
+use crate::handshake::upgrade::UpgradeRequest;
 use crate::head::{self, NoHead};
 use crate::net;
 use crate::net::reactor::Reactor;
@@ -129,7 +130,9 @@ async fn converse(
     let mut rest = Vec::new();
     for _ in 0..=INTERIM_MAX {
         let head = head::read(&mut backend, rest, left, &mut deadline).await.map_err(bad_head)?;
-        match Answer::parse(head.bytes(), request).map_err(ErrorResponse::bad_answer)? {
+        let response =
+            ResponseHead::parse(head.bytes()).map_err(|_| ErrorResponse::bad_answer(NOT_HTTP))?;
+        match Answer::judge(response, request).map_err(ErrorResponse::bad_answer)? {
             Answer::Interim => {
                 left = left.saturating_sub(head.bytes().len());
                 rest = head.rest().to_vec();
@@ -152,6 +155,8 @@ async fn converse(
     Err(ErrorResponse::bad_answer("the backend sends one interim answer after another"))
 }
 
+/// Detail for a backend that does not answer in HTTP/1.
+const NOT_HTTP: &str = "the backend's answer is not HTTP/1.1";
 /// What is said of a backend that hangs up.
 const CLOSED_EARLY: &str = "the backend closed the connection before it answered";
 
@@ -167,6 +172,6 @@ fn bad_head(no_head: NoHead) -> ErrorResponse {
         NoHead::TooLong { .. } => {
             ErrorResponse::bad_answer("the head of the backend's answer is too long")
         }
-        NoHead::Malformed(_) => ErrorResponse::bad_answer("the backend's answer is not HTTP/1.1"),
+        NoHead::Malformed(_) => ErrorResponse::bad_answer(NOT_HTTP),
     }
 }

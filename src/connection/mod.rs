@@ -14,7 +14,8 @@ use self::attempt::{Answered, Failed, attempt};
 use self::pass_on::pass_on;
 use crate::early::Early;
 use crate::handshake::error_response::ErrorResponse;
-use crate::handshake::request::UpgradeRequest;
+use crate::handshake::http::RequestHead;
+use crate::handshake::upgrade::UpgradeRequest;
 use crate::head::{self, Head, NoHead};
 use crate::net;
 use crate::net::socket::Socket;
@@ -69,7 +70,11 @@ pub(crate) async fn serve(
     };
 
     // No backend hears of a request that is not good.
-    let request = match judge(request_head.bytes(), section) {
+    let parsed = match RequestHead::parse(request_head.bytes()) {
+        Ok(parsed) => parsed,
+        Err(error) => return Err(reject(client, error.into()).await),
+    };
+    let request = match judge(&parsed, section) {
         Ok(request) => request,
         Err(rejected) => return Err(reject(client, rejected).await),
     };
@@ -117,9 +122,12 @@ pub(crate) async fn serve(
     }
 }
 
-/// Whether a complete head is an upgrade that may pass.
-fn judge<'a>(head: &'a [u8], section: &Section) -> Result<UpgradeRequest<'a>, ErrorResponse> {
-    let request = UpgradeRequest::parse(head)?;
+/// Whether a parsed head is an upgrade that may pass.
+fn judge<'a>(
+    head: &'a RequestHead<'a>,
+    section: &Section,
+) -> Result<UpgradeRequest<'a>, ErrorResponse> {
+    let request = UpgradeRequest::judge(head)?;
     let origin = request.origin()?;
     match &section.settings.origins {
         Some(origins) if !origins.allows(origin) => Err(ErrorResponse::origin(match origin {

@@ -1,5 +1,7 @@
 //! The proxy's own answer to a client that gets no tunnel, and the word for the log.
 
+use super::http::ParseError;
+
 /// Error response of the proxy itself, in place of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorResponse {
@@ -106,6 +108,21 @@ impl ErrorResponse {
             self.detail,
         )
         .into_bytes()
+    }
+}
+
+impl From<ParseError> for ErrorResponse {
+    fn from(error: ParseError) -> Self {
+        Self::malformed(match error {
+            ParseError::StartLine => "the request line is malformed",
+            ParseError::Version => "the request line does not end in HTTP/1.1",
+            ParseError::FieldName => "a header line has a bad name",
+            ParseError::FieldValue => "a header line has a bad value",
+            ParseError::LineEnd => "a line does not end in CRLF",
+            ParseError::TooManyFields => "too many header fields",
+            ParseError::Length => "the request head does not end where it should",
+            ParseError::Lines => "the header lines cannot be told apart",
+        })
     }
 }
 

@@ -1,14 +1,5 @@
 //! The header fields of one head, in their order, with their bytes.
 
-/// More fields than an honest backend gives a head of 64 KiB; a head of 8,192 bytes cannot hold more.
-const MAX_FIELDS: usize = 2_048;
-
-/// Room for `httparse` to put the fields of `head` in: one for each of its lines.
-pub(crate) fn room_for(head: &[u8]) -> Vec<httparse::Header<'_>> {
-    let lines = head.iter().filter(|&&byte| byte == b'\n').count();
-    vec![httparse::EMPTY_HEADER; lines.min(MAX_FIELDS)]
-}
-
 /// One header line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field<'a> {
@@ -109,6 +100,7 @@ fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshake::http::RequestHead;
 
     fn list(value: &str) -> Vec<&str> {
         elements(value.as_bytes()).map(|element| std::str::from_utf8(element).unwrap()).collect()
@@ -126,10 +118,7 @@ mod tests {
     #[test]
     fn fields_keep_their_lines() {
         let head = b"GET / HTTP/1.1\r\nHost:  a \r\nhost:b\r\nX:\r\n\r\n";
-        let mut headers = [httparse::EMPTY_HEADER; 8];
-        let mut request = httparse::Request::new(&mut headers);
-        request.parse(head).unwrap();
-        let fields = Fields::new(head, request.headers).unwrap();
+        let fields = RequestHead::parse(head).unwrap().fields;
         let lines: Vec<&[u8]> = fields.iter().map(|field| field.line).collect();
         assert_eq!(lines, [&b"Host:  a "[..], b"host:b", b"X:"]);
         assert_eq!(fields.single("HOST"), Err(2));

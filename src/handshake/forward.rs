@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use super::fields::{Field, Fields};
-use super::request::UpgradeRequest;
-use super::response::Response;
+use super::http::ResponseHead;
+use super::upgrade::UpgradeRequest;
 
 /// Whose name the `Host` field of the forwarded handshake has; the key `host` of a section.
 ///
@@ -73,7 +73,7 @@ pub(crate) struct Hop<'a> {
 pub(crate) fn request_head(request: &UpgradeRequest<'_>, hop: &Hop<'_>) -> Vec<u8> {
     let mut head = Vec::with_capacity(1_024);
     extend(&mut head, &["GET ", &request.target, " HTTP/1.1\r\n"]);
-    let nominated = Nominated::by(&request.fields);
+    let nominated = Nominated::by(request.fields);
     for field in request.fields.iter() {
         if field.is("Host") {
             let host = match hop.host {
@@ -92,14 +92,14 @@ pub(crate) fn request_head(request: &UpgradeRequest<'_>, hop: &Hop<'_>) -> Vec<u
 }
 
 /// The head of a verified 101 for the client: the backend's own, with the hop-by-hop fields of this side.
-pub(crate) fn switching_head(response: &Response<'_>) -> Vec<u8> {
+pub(crate) fn switching_head(response: &ResponseHead<'_>) -> Vec<u8> {
     let nominated = Nominated::by(&response.fields);
     response_head(response, UPGRADE, |field| nominated.let_pass(field))
 }
 
 /// The head of any other answer for the client, whose connection ends with it. The fields that frame the body
 /// stay, since the body passes as it is.
-pub(crate) fn refusal_head(response: &Response<'_>) -> Vec<u8> {
+pub(crate) fn refusal_head(response: &ResponseHead<'_>) -> Vec<u8> {
     let nominated = Nominated::by(&response.fields);
     let is_chunked = response.fields.values("Transfer-Encoding").next().is_some();
     response_head(response, "Connection: close\r\n", |field| {
@@ -112,7 +112,7 @@ pub(crate) fn refusal_head(response: &Response<'_>) -> Vec<u8> {
 }
 
 fn response_head(
-    response: &Response<'_>,
+    response: &ResponseHead<'_>,
     own: &str,
     passes: impl Fn(&Field<'_>) -> bool,
 ) -> Vec<u8> {
@@ -202,6 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::handshake::http::RequestHead;
     use crate::handshake::response::Answer;
     use crate::handshake::scan::{HeadScan, Scan};
 
@@ -210,7 +211,8 @@ mod tests {
 
     fn forwarded(lines: &str, host: HostHeader, forwarded: Forwarded) -> String {
         let head = format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}\r\n");
-        let request = UpgradeRequest::parse(head.as_bytes()).unwrap();
+        let request = RequestHead::parse(head.as_bytes()).unwrap();
+        let request = UpgradeRequest::judge(&request).unwrap();
         let client = "::ffff:192.0.2.7".parse().unwrap();
         let hop = Hop { client, backend: "chat-backend:9000", host, forwarded };
         String::from_utf8(request_head(&request, &hop)).unwrap()
@@ -275,8 +277,10 @@ mod tests {
 
     fn answered(head: &str) -> String {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{UPGRADE}{KEY}\r\n");
-        let request = UpgradeRequest::parse(request.as_bytes()).unwrap();
-        let head = match Answer::parse(head.as_bytes(), &request).unwrap() {
+        let request = RequestHead::parse(request.as_bytes()).unwrap();
+        let request = UpgradeRequest::judge(&request).unwrap();
+        let response = ResponseHead::parse(head.as_bytes()).unwrap();
+        let head = match Answer::judge(response, &request).unwrap() {
             Answer::Interim => unreachable!("not in these tests"),
             Answer::Switching(response) => switching_head(&response),
             Answer::Refusal(response, _) => refusal_head(&response),
@@ -324,12 +328,14 @@ mod tests {
             }
             let head = format!("GET / HTTP/1.1\r\n{lines}{UPGRADE}{KEY}\r\n");
             // Random names may well be ones that a handshake must not have.
-            let Ok(request) = UpgradeRequest::parse(head.as_bytes()) else { return Ok(()) };
+            let parsed = RequestHead::parse(head.as_bytes()).unwrap();
+            let Ok(request) = UpgradeRequest::judge(&parsed) else { return Ok(()) };
             let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
             let hop = Hop { client: [192, 0, 2, 7].into(), backend: "b:1", host, forwarded: Forwarded::Append };
             let out = request_head(&request, &hop);
             prop_assert_eq!(HeadScan::default().advance(&out), Scan::End(out.len()));
-            let again = UpgradeRequest::parse(&out);
+            let parsed = RequestHead::parse(&out).unwrap();
+            let again = UpgradeRequest::judge(&parsed);
             prop_assert!(again.is_ok(), "{:?} in {}", again, out.escape_ascii());
             let again = again.unwrap();
             prop_assert_eq!(again.key, request.key);

@@ -1,7 +1,7 @@
 //! The opening handshake as bytes and values: nothing in here knows a socket or a clock.
 //!
-//! In the order of a connection: [`scan`] finds the end of a head; [`request`] judges the client's;
-//! [`origin`] decides who may come; [`forward`] writes the heads that go on; [`response`] judges the
+//! In the order of a connection: [`scan`] finds the end of a head; [`http`] parses it; [`upgrade`] judges the client's,
+//! with its [`target`]; [`origin`] decides who may come; [`forward`] writes the heads that go on; [`response`] judges the
 //! backend's; [`body`] follows a refusal of the backend to its end; [`error_response`] is the answer that the client
 //! gets when it ends here.
 
@@ -9,7 +9,11 @@ pub(crate) mod body;
 pub(crate) mod error_response;
 pub(crate) mod fields;
 pub(crate) mod forward;
+pub(crate) mod http;
 pub(crate) mod origin;
-pub(crate) mod request;
 pub(crate) mod response;
+#[cfg(test)]
+mod samples;
 pub(crate) mod scan;
+pub(crate) mod target;
+pub(crate) mod upgrade;
