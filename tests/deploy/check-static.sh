@@ -3,7 +3,7 @@
 #
 # Takes the rights of root for the namespaces that stand in for a container; all else is done as you.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 fail() { echo "check-static.sh: $*" >&2; exit 1; }
 
@@ -26,7 +26,7 @@ echo "static, $size bytes"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 grep -qx "ARG VERSION=$version" deploy/Dockerfile || fail "deploy/Dockerfile does not have ARG VERSION=$version"
 
-. deploy/checks/python.sh
+. tests/deploy/python.sh
 as_root=()
 [ "$(id -u)" = 0 ] || as_root=(sudo)
-"${as_root[@]}" unshare --mount --net "$PYTHON" deploy/checks/static.py "$binary"
+"${as_root[@]}" unshare --mount --net "$PYTHON" tests/deploy/static.py "$binary"

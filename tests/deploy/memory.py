@@ -1,6 +1,6 @@
 """Measures what tunnels cost a memory limit: all that the kernel charges to a memory cgroup with only the proxy in it.
 
-Run by deploy/measure-memory.sh. The clients and the backend are this process, which is not in the cgroup.
+Run by tests/deploy/measure-memory.sh. The clients and the backend are this process, which is not in the cgroup.
 """
 
 import collections

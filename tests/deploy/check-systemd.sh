@@ -2,9 +2,9 @@
 # Checks the systemd unit: that systemd has nothing to say against it, that its sandbox has no new holes, and that the
 # configuration beside it is good. Needs systemd-analyze, but no running systemd; and Rust.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
-. deploy/checks/install.sh
+. tests/deploy/install.sh
 command -v systemd-analyze >/dev/null || install_package systemd systemd-analyze
 
 cargo build --quiet --locked

@@ -1,4 +1,4 @@
-"""Checks what deploy/check-manifests.sh has kubectl build of deploy/kubernetes/.
+"""Checks what tests/deploy/check-manifests.sh has kubectl build of deploy/kubernetes/.
 
 Each document is validated strictly against the schemas of Kubernetes, and all of them together against what no schema
 knows: that ws-proxy takes the configuration, that ports meet, that the times of a stop add up, that every container is

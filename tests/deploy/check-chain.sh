@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs the chain of compose.yaml on loopback, without containers: a wss:// client, HAProxy, ws-proxy and a backend.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
-# shellcheck source=deploy/checks/python.sh
-source deploy/checks/python.sh
+# shellcheck source=tests/deploy/python.sh
+source tests/deploy/python.sh
 
 command -v openssl >/dev/null || install_package openssl openssl
 
@@ -15,4 +15,4 @@ if docker compose version >/dev/null 2>&1; then
 fi
 
 cargo build --locked --bin ws-proxy
-exec "$PYTHON" deploy/checks/chain.py "${CARGO_TARGET_DIR:-target}/debug/ws-proxy"
+exec "$PYTHON" tests/deploy/chain.py "${CARGO_TARGET_DIR:-target}/debug/ws-proxy"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds every kustomization of deploy/kubernetes/, and checks what comes out: against the schemas of several versions
-# of Kubernetes, and for what no schema knows (deploy/checks/manifests.py). It needs no cluster.
+# of Kubernetes, and for what no schema knows (tests/deploy/manifests.py). It needs no cluster.
 # kubectl: $KUBECTL, else the one in PATH, else one of its own under target/.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 target="${CARGO_TARGET_DIR:-target}"
-. deploy/checks/python.sh
+. tests/deploy/python.sh
 
 "$PYTHON" -c 'import tomllib' 2>/dev/null || {
     echo "check-manifests: this needs Python 3.11 or newer, but python3 is $("$PYTHON" --version)" >&2
@@ -68,4 +68,4 @@ fi
 cargo build --quiet --locked
 # No cluster is asked, whatever the machine is set up for.
 export KUBECONFIG=/dev/null
-"$PYTHON" deploy/checks/manifests.py --kubectl "$kubectl" --ws-proxy "$target/debug/ws-proxy"
+"$PYTHON" tests/deploy/manifests.py --kubectl "$kubectl" --ws-proxy "$target/debug/ws-proxy"

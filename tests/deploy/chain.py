@@ -1,4 +1,4 @@
-"""The chain of compose.yaml on loopback: a wss:// client, HAProxy, ws-proxy, a backend. Run by deploy/check-chain.sh.
+"""The chain of compose.yaml on loopback: a wss:// client, HAProxy, ws-proxy, a backend. Run by tests/deploy/check-chain.sh.
 
 Everything comes from the files that compose.yaml mounts: only addresses, and the times that would take too long, are
 replaced, and each replaced value is looked for first. All starts and stops in the order that compose.yaml asks for.
