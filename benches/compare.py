@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Compares ws-proxy with a bare relay loop, HAProxy, nginx and Envoy; see README.md beside this file.
+"""Compares ws-proxy with a bare relay loop, HAProxy, nginx and Envoy; see README.md beside this
+file.
 
-Each sample is one fresh process of one proxy, pinned to one CPU, and one run of `load` (clients and backend),
-pinned to another. `load` stops at the begin and at the end of the measured stretch, with nothing on its way,
-until it is told to go on: what is read of the proxy at these two moments belongs to just what it has counted.
+Each sample is one fresh process of one proxy, pinned to one CPU, and one run of `load` (clients
+and backend), pinned to another. `load` stops at the begin and at the end of the measured
+stretch, with nothing on its way, until it is told to go on: what is read of the proxy at these
+two moments belongs to just what it has counted.
 """
 
 import argparse
@@ -31,7 +33,8 @@ import time
 from collections.abc import Callable
 
 IDLE_TUNNELS = 4000
-# Tunnels that come and go before memory is first looked at: what is set up once is no part of the growth.
+# Tunnels that come and go before memory is first looked at: what is set up once is no part of the
+# growth.
 FIRST_TUNNELS = 32
 # Connections that each proxy is made ready for.
 MOST_TUNNELS = 5000
@@ -63,17 +66,26 @@ class Job:
 
 
 def ws_proxy(job):
-    config = job.write("ws-proxy.toml", f"""
+    config = job.write(
+        "ws-proxy.toml",
+        f"""
 workers = {job.workers}
 [[ws_proxy]]
 bind = "127.0.0.1:{job.port}"
 backends = ["127.0.0.1:{job.backend}"]
-""")
+""",
+    )
     return [job.binary, "--config", config, "--log-level", "error"]
 
 
 def bare(job):
-    return [job.binary, "--listen", f"127.0.0.1:{job.port}", "--backend", f"127.0.0.1:{job.backend}"]
+    return [
+        job.binary,
+        "--listen",
+        f"127.0.0.1:{job.port}",
+        "--backend",
+        f"127.0.0.1:{job.backend}",
+    ]
 
 
 def bare_splice(job):
@@ -81,8 +93,11 @@ def bare_splice(job):
 
 
 def haproxy(job):
-    # Buffers stay at their default, as nginx's do: larger ones help bulk and cost memory and small messages.
-    config = job.write("haproxy.cfg", f"""
+    # Buffers stay at their default, as nginx's do: larger ones help bulk and cost memory and small
+    # messages.
+    config = job.write(
+        "haproxy.cfg",
+        f"""
 global
     nbthread {job.workers}
     maxconn {MOST_TUNNELS}
@@ -97,14 +112,17 @@ frontend front
     default_backend back
 backend back
     server one 127.0.0.1:{job.backend}
-""")
+""",
+    )
     return [job.binary, "-q", "-db", "-f", config]
 
 
 def nginx(job):
     # As root, its worker would become a user who may not look into our folder.
     user = "user root;" if os.geteuid() == 0 else ""
-    config = job.write("nginx.conf", f"""
+    config = job.write(
+        "nginx.conf",
+        f"""
 {user}
 daemon off;
 worker_processes {job.workers};
@@ -126,7 +144,8 @@ http {{
         }}
     }}
 }}
-""")
+""",
+    )
     return [job.binary, "-p", str(job.folder), "-e", "error.log", "-c", config]
 
 
@@ -147,7 +166,11 @@ def envoy(job):
         route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
         http_filters=[router],
     )
-    chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+    chain = {
+        "filters": [
+            {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+        ]
+    }
     endpoint = {"endpoint": {"address": address(job.backend)}}
     # Its default is 1,024 of each.
     many = {"max_connections": 10**6, "max_pending_requests": 10**6, "max_requests": 10**6}
@@ -253,7 +276,9 @@ class Proxy:
         self.folder = tempfile.TemporaryDirectory(prefix="ws-proxy-bench-")
         self.port, self.backend = free_ports()
         folder = pathlib.Path(self.folder.name)
-        job = Job(self.bench.binaries[self.peer.name], folder, self.port, self.backend, self.workers)
+        job = Job(
+            self.bench.binaries[self.peer.name], folder, self.port, self.backend, self.workers
+        )
         self.log = folder / "output"
         with self.log.open("wb") as log:
             command = self.peer.command(job)
@@ -302,7 +327,9 @@ class Proxy:
         return family
 
     def cpu(self):
-        """Seconds of CPU time so far: of all threads, those that have ended too, exact to the nanosecond."""
+        """Seconds of CPU time so far: of all threads, those that have ended too, exact to the
+        nanosecond.
+        """
         # clock_getcpuclockid(3) makes such a number of a process id; Python has no name for it.
         return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.family()) / 1e9
 
@@ -316,7 +343,9 @@ class Proxy:
 
 
 def listening(port):
-    """Whether a socket listens on a port. To connect would tell too, and give the proxy something to do."""
+    """Whether a socket listens on a port. To connect would tell too, and give the proxy
+    something to do.
+    """
     # Sockets that listen are the first in the list, and 0A is their state.
     row = re.compile(rf"\s*\d+: [0-9A-F]+:{port:04X} \S+ 0A ")
     with open("/proc/net/tcp") as table:
@@ -327,7 +356,9 @@ def stat(pid, field):
     """A field of /proc/PID/stat by its number in proc(5); None if the process is gone."""
     try:
         # The second field is the name, in brackets, and may hold anything.
-        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field - 3])
+        return int(
+            pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field - 3]
+        )
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -347,13 +378,22 @@ class Load:
     def __init__(self, proxy, mode, **options):
         bench = proxy.bench
         command = [
-            bench.load, "--gate", "--limit", str(LOAD_LIMIT),
-            "--proxy", f"127.0.0.1:{proxy.port}", "--backend-listen", f"127.0.0.1:{proxy.backend}",
-            mode, *itertools.chain(*((f"--{name}", str(value)) for name, value in options.items())),
+            bench.load,
+            "--gate",
+            "--limit",
+            str(LOAD_LIMIT),
+            "--proxy",
+            f"127.0.0.1:{proxy.port}",
+            "--backend-listen",
+            f"127.0.0.1:{proxy.backend}",
+            mode,
+            *itertools.chain(*((f"--{name}", str(value)) for name, value in options.items())),
         ]
         self.proxy = proxy
         pipe = subprocess.PIPE
-        self.process = pinned({bench.load_cpu}, command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.process = pinned(
+            {bench.load_cpu}, command, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        )
         self.killer = threading.Timer(LOAD_LIMIT + 30, self.process.kill)
 
     def __enter__(self):
@@ -457,7 +497,9 @@ def calls(tunnels):
             raise Failed("no message came in time")
         each = {name: made / messages for name, made in counted.items() if made / messages >= 0.005}
         often = sorted(each.items(), key=lambda item: -item[1])
-        bench.details[f"calls-{tunnels}, {proxy.peer.name}"] = ", ".join(f"{n} {c:.2f}" for n, c in often)
+        bench.details[f"calls-{tunnels}, {proxy.peer.name}"] = ", ".join(
+            f"{n} {c:.2f}" for n, c in often
+        )
         return {f"calls-{tunnels}": sum(counted.values()) / messages}
 
     return measure
@@ -497,7 +539,12 @@ def message(bench, proxy, tunnels=64, size=64):
 def bulk(direction):
     def measure(bench, proxy):
         counts = loaded(
-            proxy, "bulk", tunnels=4, write=256 * 1024, direction=direction, megabytes=bench.megabytes
+            proxy,
+            "bulk",
+            tunnels=4,
+            write=256 * 1024,
+            direction=direction,
+            megabytes=bench.megabytes,
         )
         return {f"bulk-{direction}": counts["cpu"] / (counts["bytes"] / 1e9)}
 
@@ -540,8 +587,12 @@ FIGURES = [
     Figure("message-p50", "- half of them within us"),
     Figure("message-p99", "- 99 of 100 within us"),
     Figure("message-share", "- % of its CPU in use"),
-    Figure("bulk-up", "CPU s per GB to the backend, 256 KiB writes, 4 tunnels", ((0.55, "haproxy"),)),
-    Figure("bulk-down", "CPU s per GB to the client, 256 KiB writes, 4 tunnels", ((0.55, "haproxy"),)),
+    Figure(
+        "bulk-up", "CPU s per GB to the backend, 256 KiB writes, 4 tunnels", ((0.55, "haproxy"),)
+    ),
+    Figure(
+        "bulk-down", "CPU s per GB to the client, 256 KiB writes, 4 tunnels", ((0.55, "haproxy"),)
+    ),
     Figure("handshake", "CPU us per handshake, 32 at a time", ((1.0, "nginx"),)),
 ]
 
@@ -613,7 +664,9 @@ class Bench:
         return [value for value in self.samples.get(figure, {}).get(peer, []) if value is not None]
 
     def ratio(self, figure, peer):
-        """ws-proxy's figure over that of a peer: the median over the rounds in which both have one."""
+        """ws-proxy's figure over that of a peer: the median over the rounds in which both have
+        one.
+        """
         samples = self.samples.get(figure, {})
         pairs = zip(samples.get("ws-proxy", []), samples.get(peer, []), strict=False)
         ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
@@ -652,23 +705,35 @@ class Bench:
                 names.append(peer.name)
             else:
                 command = [self.binaries[peer.name], peer.version]
-                told = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+                told = subprocess.run(
+                    command, capture_output=True, text=True, timeout=20, check=False
+                )
                 version = re.search(r"\d+\.\d+\.\d+", told.stdout + told.stderr)
                 names.append(f"{peer.name} {version[0] if version else '?'}")
-        model = re.search(r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
+        model = re.search(
+            r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M
+        )
         machine = f"{model[1] if model else platform.machine()}, Linux {platform.release()}"
         return f"{', '.join(names)}; {machine}; rounds: {self.rounds}; median (least..most)"
 
 
 def number(value):
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return (
+        f"{value:.0f}"
+        if abs(value) >= 100
+        else f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.2f}"
+    )
 
 
 def cell(values):
     if not values:
         return "-"
     median = number(statistics.median(values))
-    return median if len(values) == 1 else f"{median} ({number(min(values))}..{number(max(values))})"
+    return (
+        median if len(values) == 1 else f"{median} ({number(min(values))}..{number(max(values))})"
+    )
 
 
 def say(text):
@@ -684,8 +749,8 @@ def sweep(bench):
     head += ["CPU us per round trip", "thousand/s", "p50 us", "p99 us"]
     rows = [head, ["---"] + ["---:"] * 8]
     for peer in bench.peers():
-        # One worker comes with a CPU of its own and without, so that two have something to be compared with.
-        # The bare relays have one thread, whatever they are told.
+        # One worker comes with a CPU of its own and without, so that two have something to be
+        # compared with. The bare relays have one thread, whatever they are told.
         ways = [(1, False)] if "bare" in peer.name else [(1, False), (1, True), (2, True)]
         for (workers, both), (tunnels, size) in itertools.product(ways, points):
             say(f"sweep: {peer.name}, workers {workers}, tunnels {tunnels}, bytes {size}")
@@ -713,17 +778,31 @@ def arguments_of(line):
             raise argparse.ArgumentTypeError("at least 1")
         return int(text)
 
-    parser = argparse.ArgumentParser(description="Compares WebSocket proxies; benches/README.md tells how.")
-    parser.add_argument("--peers", type=some_of([peer.name for peer in PEERS]), help="some only: a,b (all)")
+    parser = argparse.ArgumentParser(
+        description="Compares WebSocket proxies; benches/README.md tells how."
+    )
+    parser.add_argument(
+        "--peers", type=some_of([peer.name for peer in PEERS]), help="some only: a,b (all)"
+    )
     parser.add_argument("--figures", type=some_of(list(EXPERIMENTS)), help="some only: a,b (all)")
-    parser.add_argument("--rounds", type=at_least_one, help="samples of each (5; 1 with --quick or --sweep)")
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it works")
-    parser.add_argument("--sweep", action="store_true", help="cost by tunnels, size, workers (of ws-proxy)")
+    parser.add_argument(
+        "--rounds", type=at_least_one, help="samples of each (5; 1 with --quick or --sweep)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round, to see that it works"
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="cost by tunnels, size, workers (of ws-proxy)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all samples there too")
-    parser.add_argument("--binaries", default="target/release", help="where ws-proxy, load and bare are")
+    parser.add_argument(
+        "--binaries", default="target/release", help="where ws-proxy, load and bare are"
+    )
     arguments = parser.parse_args(line)
     arguments.rounds = arguments.rounds or (1 if arguments.quick or arguments.sweep else 5)
-    arguments.peers = arguments.peers or (["ws-proxy"] if arguments.sweep else [peer.name for peer in PEERS])
+    arguments.peers = arguments.peers or (
+        ["ws-proxy"] if arguments.sweep else [peer.name for peer in PEERS]
+    )
     return arguments
 
 
@@ -732,11 +811,14 @@ def main():
     # Then every `with` still ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
 
-    # Proxies have two sockets a tunnel and so does `load`; what they inherit is as much as there may be.
+    # Proxies have two sockets a tunnel and so does `load`; what they inherit is as much as there
+    # may be.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most != resource.RLIM_INFINITY and most < 2 * MOST_TUNNELS + 200:
-        raise Failed(f"{2 * MOST_TUNNELS + 200} open files are needed and {most} allowed: raise `ulimit -Hn`")
+        raise Failed(
+            f"{2 * MOST_TUNNELS + 200} open files are needed and {most} allowed: raise `ulimit -Hn`"
+        )
 
     bench = Bench(arguments)
     if arguments.sweep:

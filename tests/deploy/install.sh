@@ -1,4 +1,5 @@
-# Sourced by the checks: install_package PACKAGE WHAT installs Debian's PACKAGE, or says that WHAT is needed and ends.
+# Sourced by the checks: install_package PACKAGE WHAT installs Debian's PACKAGE, or says that WHAT
+# is needed and ends.
 
 install_package() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

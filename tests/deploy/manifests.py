@@ -1,8 +1,9 @@
 """Checks what tests/deploy/check-manifests.sh has kubectl build of deploy/kubernetes/.
 
-Each document is validated strictly against the schemas of Kubernetes, and all of them together against what no schema
-knows: that ws-proxy takes the configuration, that ports meet, that the times of a stop add up, that every container is
-confined. Then the same is done with variants that are broken on purpose: each has to be found.
+Each document is validated strictly against the schemas of Kubernetes, and all of them together
+against what no schema knows: that ws-proxy takes the configuration, that ports meet, that the
+times of a stop add up, that every container is confined. Then the same is done with variants
+that are broken on purpose: each has to be found.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import yaml
 CURRENT = ["1.35", "1.36", "1.37"]
 FIRST = {"sidecar": "1.30", "sidecar-classic": "1.25", "standalone": "1.25"}
 
-# A preStop hook is a process that the kubelet has the runtime start: on a busy node that may be so many seconds late.
+# A preStop hook is a process that the kubelet has the runtime start: on a busy node that may be so
+# many seconds late.
 HOOK_S = 5
 # What an app gets to stop, once it is told to.
 APP_S = 10
@@ -119,7 +121,11 @@ class Pod:
         self.spec = document["spec"]["template"]["spec"]
         self.labels = document["spec"]["template"]["metadata"]["labels"]
         self.containers = [
-            Container(f"{kind}[{index}]", spec, kind == "initContainers" and spec.get("restartPolicy") == "Always")
+            Container(
+                f"{kind}[{index}]",
+                spec,
+                kind == "initContainers" and spec.get("restartPolicy") == "Always",
+            )
             for kind in ("initContainers", "containers")
             for index, spec in enumerate(self.spec.get(kind, []))
         ]
@@ -139,8 +145,14 @@ def config_fault(ws_proxy, text):
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(text)
         file.flush()
-        done = subprocess.run([ws_proxy, "check", "--config", file.name], capture_output=True, text=True)
-        return None if done.returncode == 0 else done.stderr.strip().replace(file.name, "ws-proxy.toml")
+        done = subprocess.run(
+            [ws_proxy, "check", "--config", file.name], capture_output=True, text=True
+        )
+        return (
+            None
+            if done.returncode == 0
+            else done.stderr.strip().replace(file.name, "ws-proxy.toml")
+        )
 
 
 def faults(documents, first, version, ws_proxy):
@@ -153,7 +165,10 @@ def faults(documents, first, version, ws_proxy):
     broken = set()
     for document in configs:
         if not re.search(r"-[a-z0-9]{10}$", document["metadata"]["name"]):
-            yield f"{named(document)}: metadata.name: has no hash, so that no change of it would roll the pods"
+            yield (
+                f"{named(document)}: metadata.name: has no hash, "
+                "so that no change of it would roll the pods"
+            )
         for key, text in document["data"].items():
             fault = config_fault(ws_proxy, text)
             if fault:
@@ -170,7 +185,10 @@ def faults(documents, first, version, ws_proxy):
         if pod.proxy:
             name, config = config_of(pod, configs)
             if config is None:
-                yield pod.fault(pod.proxy.path, "--config is in no read-only mount of a ConfigMap that is built here")
+                yield pod.fault(
+                    pod.proxy.path,
+                    "--config is in no read-only mount of a ConfigMap that is built here",
+                )
             elif name not in broken:
                 config = tomllib.loads(config)
                 drain = DRAIN | config.get("drain", {})
@@ -210,7 +228,8 @@ def confinement_faults(pod):
         yield pod.fault("automountServiceAccountToken", "must be false")
     for field in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
         if pod.spec.get(field):
-            # In a shared process namespace, process 1 is not ws-proxy, and `ws-proxy drain` has nobody to tell.
+            # In a shared process namespace, process 1 is not ws-proxy, and `ws-proxy drain` has
+            # nobody to tell.
             yield pod.fault(field, "must not be set")
     of_pod = pod.spec.get("securityContext", {})
     for container in pod.containers:
@@ -236,7 +255,9 @@ def confinement_faults(pod):
 
 @functools.cache
 def command_fault(ws_proxy, arguments):
-    """What the program says against arguments; --help after them keeps it from doing what they say."""
+    """What the program says against arguments; --help after them keeps it from doing what they
+    say.
+    """
     done = subprocess.run([ws_proxy, *arguments, "--help"], capture_output=True, text=True)
     return None if done.returncode == 0 else done.stderr.strip()
 
@@ -246,11 +267,17 @@ def command_faults(pod, ws_proxy):
     for container in pod.containers:
         called = {"lifecycle.preStop": container.pre_stop()}
         called |= {probe: container.spec.get(probe, {}) for probe in PROBES}
-        called = {path: action.get("exec", {}).get("command", []) for path, action in called.items()}
+        called = {
+            path: action.get("exec", {}).get("command", []) for path, action in called.items()
+        }
         if container.spec["image"].rpartition("/")[2].startswith("ws-proxy:"):
             called["args"] = ["/ws-proxy", *container.args]
         for path, command in called.items():
-            fault = command_fault(ws_proxy, tuple(command[1:])) if command[:1] == ["/ws-proxy"] else None
+            fault = (
+                command_fault(ws_proxy, tuple(command[1:]))
+                if command[:1] == ["/ws-proxy"]
+                else None
+            )
             if fault:
                 yield pod.fault(f"{container.path}.{path}", fault)
 
@@ -264,18 +291,26 @@ def image_faults(pod, version):
         elif tag == "latest":
             yield pod.fault(f"{container.path}.image", "latest is a different image tomorrow")
         elif name == "ws-proxy" and tag != version:
-            yield pod.fault(f"{container.path}.image", f"{image} is not the version of Cargo.toml, {version}")
+            yield pod.fault(
+                f"{container.path}.image", f"{image} is not the version of Cargo.toml, {version}"
+            )
 
 
 def resource_faults(pod):
     for container in pod.containers:
         resources = container.spec.get("resources", {})
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
-        for found, what in ((requests, "requests.cpu"), (requests, "requests.memory"), (limits, "limits.memory")):
+        for found, what in (
+            (requests, "requests.cpu"),
+            (requests, "requests.memory"),
+            (limits, "limits.memory"),
+        ):
             if what.partition(".")[2] not in found:
                 yield pod.fault(f"{container.path}.resources.{what}", "is missing")
         if requests.get("memory") != limits.get("memory"):
-            yield pod.fault(f"{container.path}.resources", "memory is requested and limited differently")
+            yield pod.fault(
+                f"{container.path}.resources", "memory is requested and limited differently"
+            )
 
 
 def probe_faults(pod, container, ports):
@@ -297,7 +332,11 @@ def probe_faults(pod, container, ports):
             host, port = split(command[2])
             if host not in LOCALHOST or port not in ports:
                 yield pod.fault(here, f"{command[2]} is not where the container listens")
-            timeout_ms = int(command[command.index("--timeout-ms") + 1]) if "--timeout-ms" in command else 2000
+            timeout_ms = (
+                int(command[command.index("--timeout-ms") + 1])
+                if "--timeout-ms" in command
+                else 2000
+            )
             if probe.get("timeoutSeconds", 1) * 1000 <= timeout_ms:
                 yield pod.fault(here, f"timeoutSeconds cuts the probe's own {timeout_ms} ms")
         else:
@@ -325,7 +364,9 @@ def backend_faults(pod, config, services):
             if host not in LOCALHOST:
                 yield pod.fault(pod.proxy.path, f"the backend {address} is not on localhost")
             if address not in [app.bind for app in pod.apps]:
-                yield pod.fault(pod.proxy.path, f"no app of the pod listens on the backend {address}")
+                yield pod.fault(
+                    pod.proxy.path, f"no app of the pod listens on the backend {address}"
+                )
         else:
             ports = [
                 entry["port"]
@@ -339,7 +380,10 @@ def backend_faults(pod, config, services):
 
 def setting_faults(pod, config, drain):
     if drain["delay_ms"] + drain["spread_ms"] + drain["close_grace_ms"] > drain["timeout_ms"]:
-        yield pod.fault(pod.proxy.path, "[drain]: spread_ms does not fit into timeout_ms, and would be shortened")
+        yield pod.fault(
+            pod.proxy.path,
+            "[drain]: spread_ms does not fit into timeout_ms, and would be shortened",
+        )
     most = sum(section.get("max_connections", 0) for section in config["ws_proxy"])
     limit = pod.proxy.spec.get("resources", {}).get("limits", {}).get("memory", "0Mi")
     needed = PROCESS_KIB + most * TUNNEL_KIB + STUCK_KIB
@@ -352,13 +396,17 @@ def setting_faults(pod, config, drain):
         if not section.get("backend_lost_code"):
             yield pod.fault(pod.proxy.path, "backend_lost_code is not set")
         if not 0 < section.get("socket_buffer_bytes", 0) <= BUFFER_BYTES:
-            yield pod.fault(pod.proxy.path, f"socket_buffer_bytes is not within 1 to {BUFFER_BYTES}")
+            yield pod.fault(
+                pod.proxy.path, f"socket_buffer_bytes is not within 1 to {BUFFER_BYTES}"
+            )
         if not 0 < section.get("ping_interval_ms", 0) <= PING_MS:
             yield pod.fault(pod.proxy.path, f"ping_interval_ms is not within 1 to {PING_MS}")
 
 
 def time_faults(pod, drain):
-    """Whether a stop has the time that it takes. All preStop hooks start with it, each before its own SIGTERM."""
+    """Whether a stop has the time that it takes. All preStop hooks start with it, each before
+    its own SIGTERM.
+    """
     timeout_s = drain["timeout_ms"] / 1000
     if pod.proxy.native:
         # SIGTERM comes after the apps have ended, so a hook has to begin the drain.
@@ -370,16 +418,23 @@ def time_faults(pod, drain):
     ended_s = drained_s
     for app in pod.apps:
         held_s = app.held_s()
-        # Without a native sidecar there is no way to hold the stand-in, since its image has nothing to run.
+        # Without a native sidecar there is no way to hold the stand-in, since its image has nothing
+        # to run.
         stands_in = app.args[:1] == ["echo"] and not pod.proxy.native
         if not stands_in and held_s < timeout_s + HOOK_S:
             here = f"{app.path}.lifecycle.preStop"
-            yield pod.fault(here, f"holds the app for {held_s} s, less than the drain's {timeout_s:g} s and {HOOK_S} s")
+            yield pod.fault(
+                here,
+                f"holds the app for {held_s} s, "
+                f"less than the drain's {timeout_s:g} s and {HOOK_S} s",
+            )
         ended_s = max(ended_s, held_s + APP_S)
     grace_s = pod.spec.get("terminationGracePeriodSeconds", 30)
     if grace_s < ended_s + SPARE_S:
         here = "terminationGracePeriodSeconds"
-        yield pod.fault(here, f"is {grace_s}, but a stop takes {ended_s:g} s, and {SPARE_S} s to spare")
+        yield pod.fault(
+            here, f"is {grace_s}, but a stop takes {ended_s:g} s, and {SPARE_S} s to spare"
+        )
 
 
 def service_faults(service, pods, first):
@@ -393,7 +448,8 @@ def service_faults(service, pods, first):
             found = [
                 container
                 for container in pod.containers
-                if target in (container.ports if isinstance(target, str) else container.ports.values())
+                if target
+                in (container.ports if isinstance(target, str) else container.ports.values())
             ]
             if not found:
                 yield f"{here}: {target} is no port of {named(pod.document)}"
@@ -445,82 +501,198 @@ def broken_variants(form):
 
         return change
 
-    yield "a mistyped field", of_context(readOnlyRootFilesytem=True), "'readOnlyRootFilesytem' was unexpected"
-    yield "text for a number", lambda d: of_kind(d, "Deployment")[0]["spec"].update(replicas="2"), "spec.replicas"
+    yield (
+        "a mistyped field",
+        of_context(readOnlyRootFilesytem=True),
+        "'readOnlyRootFilesytem' was unexpected",
+    )
+    yield (
+        "text for a number",
+        lambda d: of_kind(d, "Deployment")[0]["spec"].update(replicas="2"),
+        "spec.replicas",
+    )
     yield "an unknown kind", lambda d: d[0].update(kind="Konfig"), "there is no schema"
-    yield "an old API", lambda d: budget(d).update(apiVersion="policy/v1beta1"), "there is no schema"
+    yield (
+        "an old API",
+        lambda d: budget(d).update(apiVersion="policy/v1beta1"),
+        "there is no schema",
+    )
 
     yield "a privileged container", of_context(privileged=True), "privileged"
     yield "a writable root", of_context(readOnlyRootFilesystem=False), "readOnlyRootFilesystem"
     yield "a root user", of_context(runAsUser=0), "runAsUser"
-    yield "kept capabilities", of_proxy(lambda spec: spec["securityContext"].pop("capabilities")), "capabilities"
+    yield (
+        "kept capabilities",
+        of_proxy(lambda spec: spec["securityContext"].pop("capabilities")),
+        "capabilities",
+    )
     yield "an unconfined app", lambda d: app(d).pop("securityContext"), "allowPrivilegeEscalation"
     yield "no seccomp", lambda d: pod(d)["securityContext"].pop("seccompProfile"), "seccompProfile"
-    yield "a token", lambda d: pod(d).pop("automountServiceAccountToken"), "automountServiceAccountToken"
-    yield "shared processes", lambda d: pod(d).update(shareProcessNamespace=True), "shareProcessNamespace"
+    yield (
+        "a token",
+        lambda d: pod(d).pop("automountServiceAccountToken"),
+        "automountServiceAccountToken",
+    )
+    yield (
+        "shared processes",
+        lambda d: pod(d).update(shareProcessNamespace=True),
+        "shareProcessNamespace",
+    )
     yield "no tag", of_proxy(lambda spec: spec.update(image="ws-proxy")), "has no tag"
     yield "latest", lambda d: app(d).update(image="registry:5000/chat:latest"), "latest"
-    yield "another version", of_proxy(lambda spec: spec.update(image="ws-proxy:0.0.9")), "Cargo.toml"
-    yield "little memory", of_proxy(
-        lambda spec: spec["resources"].update(requests={"cpu": "1", "memory": "64Mi"}, limits={"memory": "64Mi"})
-    ), "connections need"
-    yield "a small request", of_proxy(lambda spec: spec["resources"]["requests"].update(memory="1Mi")), "differently"
+    yield (
+        "another version",
+        of_proxy(lambda spec: spec.update(image="ws-proxy:0.0.9")),
+        "Cargo.toml",
+    )
+    yield (
+        "little memory",
+        of_proxy(
+            lambda spec: spec["resources"].update(
+                requests={"cpu": "1", "memory": "64Mi"}, limits={"memory": "64Mi"}
+            )
+        ),
+        "connections need",
+    )
+    yield (
+        "a small request",
+        of_proxy(lambda spec: spec["resources"]["requests"].update(memory="1Mi")),
+        "differently",
+    )
 
-    yield "a faulty configuration", of_config("ping_interval_ms", "ping_intervall_ms"), "ping_intervall_ms"
-    yield "a configuration that is not mounted", of_proxy(lambda spec: spec.pop("volumeMounts")), "--config"
-    yield "no hash", lambda d: of_kind(d, "ConfigMap")[0]["metadata"].update(name="ws-proxy"), "no hash"
-    yield "losses not announced", of_config("backend_lost_code = 1014", "backend_lost_code = 0"), "backend_lost_code"
-    yield "buffers without a bound", of_config("socket_buffer_bytes", "# socket_buffer_bytes"), "socket_buffer_bytes"
-    yield "no connection limit", of_config("max_connections", "# max_connections"), "max_connections"
-    yield "rare pings", of_config("ping_interval_ms = 25000", "ping_interval_ms = 60000"), "ping_interval_ms"
+    yield (
+        "a faulty configuration",
+        of_config("ping_interval_ms", "ping_intervall_ms"),
+        "ping_intervall_ms",
+    )
+    yield (
+        "a configuration that is not mounted",
+        of_proxy(lambda spec: spec.pop("volumeMounts")),
+        "--config",
+    )
+    yield (
+        "no hash",
+        lambda d: of_kind(d, "ConfigMap")[0]["metadata"].update(name="ws-proxy"),
+        "no hash",
+    )
+    yield (
+        "losses not announced",
+        of_config("backend_lost_code = 1014", "backend_lost_code = 0"),
+        "backend_lost_code",
+    )
+    yield (
+        "buffers without a bound",
+        of_config("socket_buffer_bytes", "# socket_buffer_bytes"),
+        "socket_buffer_bytes",
+    )
+    yield (
+        "no connection limit",
+        of_config("max_connections", "# max_connections"),
+        "max_connections",
+    )
+    yield (
+        "rare pings",
+        of_config("ping_interval_ms = 25000", "ping_interval_ms = 60000"),
+        "ping_interval_ms",
+    )
     yield "a spread that is shortened", of_config("delay_ms = 5000", "delay_ms = 9000"), "shortened"
 
     yield "another port in bind", of_config("0.0.0.0:8080", "0.0.0.0:8081"), "bind says [8081]"
     yield "bind on localhost", of_config("0.0.0.0:8080", "127.0.0.1:8080"), "no Service gets to"
-    yield "another backend port", of_config(":9000\"]", ":9001\"]"), "the backend"
-    yield "a probe of another port", of_proxy(
-        lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(2, "127.0.0.1:9000")
-    ), "livenessProbe"
-    yield "a probe that is cut", of_proxy(lambda spec: spec["readinessProbe"].pop("timeoutSeconds")), "timeoutSeconds"
-    yield "a mistyped flag", of_proxy(
-        lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(3, "--timeout")
-    ), "Unrecognized argument: --timeout"
-    yield "a mistyped subcommand", lambda d: app(d)["args"].__setitem__(0, "ecko"), "Unrecognized argument: ecko"
-    yield "an HTTP probe", of_proxy(
-        lambda spec: spec.update(livenessProbe={"httpGet": {"path": "/healthz", "port": 8080}})
-    ), "livenessProbe"
+    yield "another backend port", of_config(':9000"]', ':9001"]'), "the backend"
+    yield (
+        "a probe of another port",
+        of_proxy(
+            lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(2, "127.0.0.1:9000")
+        ),
+        "livenessProbe",
+    )
+    yield (
+        "a probe that is cut",
+        of_proxy(lambda spec: spec["readinessProbe"].pop("timeoutSeconds")),
+        "timeoutSeconds",
+    )
+    yield (
+        "a mistyped flag",
+        of_proxy(lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(3, "--timeout")),
+        "Unrecognized argument: --timeout",
+    )
+    yield (
+        "a mistyped subcommand",
+        lambda d: app(d)["args"].__setitem__(0, "ecko"),
+        "Unrecognized argument: ecko",
+    )
+    yield (
+        "an HTTP probe",
+        of_proxy(
+            lambda spec: spec.update(livenessProbe={"httpGet": {"path": "/healthz", "port": 8080}})
+        ),
+        "livenessProbe",
+    )
     yield "no readiness", of_proxy(lambda spec: spec.pop("readinessProbe")), "readinessProbe"
     yield "another targetPort", lambda d: front(d)["ports"][0].update(targetPort=8081), "targetPort"
     yield "another selector", lambda d: front(d)["selector"].update(tier="web"), "selects no pod"
-    yield "a budget for nobody", lambda d: budget(d)["spec"]["selector"].update(
-        matchLabels={"app": "other"}
-    ), "selects no pod"
+    yield (
+        "a budget for nobody",
+        lambda d: budget(d)["spec"]["selector"].update(matchLabels={"app": "other"}),
+        "selects no pod",
+    )
 
-    yield "a short grace period", lambda d: pod(d).update(terminationGracePeriodSeconds=20), "a stop takes"
+    yield (
+        "a short grace period",
+        lambda d: pod(d).update(terminationGracePeriodSeconds=20),
+        "a stop takes",
+    )
     yield "a long drain", of_config("\ntimeout_ms = ", "\ntimeout_ms = 9"), "a stop takes"
 
     if form != "sidecar-classic":
-        yield "no grace period", lambda d: pod(d).pop("terminationGracePeriodSeconds"), "a stop takes"
+        yield (
+            "no grace period",
+            lambda d: pod(d).pop("terminationGracePeriodSeconds"),
+            "a stop takes",
+        )
     if form == "sidecar":
         yield "an app that is not held", lambda d: app(d).pop("lifecycle"), "holds the app for 0 s"
-        yield "an app that is held too short", lambda d: app(d)["lifecycle"]["preStop"]["sleep"].update(
-            seconds=20
-        ), "holds the app for 20 s"
-        yield "no begin of the drain", of_proxy(lambda spec: spec.pop("lifecycle")), "does not run `/ws-proxy drain`"
-        yield "a sidecar's port by name", lambda d: front(d)["ports"][0].update(targetPort="ws"), "before 1.32"
+        yield (
+            "an app that is held too short",
+            lambda d: app(d)["lifecycle"]["preStop"]["sleep"].update(seconds=20),
+            "holds the app for 20 s",
+        )
+        yield (
+            "no begin of the drain",
+            of_proxy(lambda spec: spec.pop("lifecycle")),
+            "does not run `/ws-proxy drain`",
+        )
+        yield (
+            "a sidecar's port by name",
+            lambda d: front(d)["ports"][0].update(targetPort="ws"),
+            "before 1.32",
+        )
         yield "a backend elsewhere", of_config("127.0.0.1:9000", "chat:9000"), "not on localhost"
     if form == "standalone":
-        yield "a slept-away grace period", of_proxy(
-            lambda spec: spec.update(lifecycle={"preStop": {"exec": {"command": ["sleep", "10"]}}})
-        ), "a stop takes 40 s"
-        yield "an app on localhost", lambda d: app(d)["args"].__setitem__(2, "127.0.0.1:9000"), "localhost only"
+        yield (
+            "a slept-away grace period",
+            of_proxy(
+                lambda spec: spec.update(
+                    lifecycle={"preStop": {"exec": {"command": ["sleep", "10"]}}}
+                )
+            ),
+            "a stop takes 40 s",
+        )
+        yield (
+            "an app on localhost",
+            lambda d: app(d)["args"].__setitem__(2, "127.0.0.1:9000"),
+            "localhost only",
+        )
 
 
 # --- all of it
 
 
 def built(kubectl, form):
-    done = subprocess.run([kubectl, "kustomize", f"deploy/kubernetes/{form}"], capture_output=True, text=True)
+    done = subprocess.run(
+        [kubectl, "kustomize", f"deploy/kubernetes/{form}"], capture_output=True, text=True
+    )
     if done.returncode != 0:
         sys.exit(f"deploy/kubernetes/{form}: {done.stderr.strip()}")
     return list(yaml.safe_load_all(done.stdout))
@@ -536,7 +708,9 @@ def main():
 
     def check(documents, versions):
         # What no schema takes need not make sense to the rest.
-        return schema_faults(documents, versions) or list(faults(documents, FIRST[form], version, given.ws_proxy))
+        return schema_faults(documents, versions) or list(
+            faults(documents, FIRST[form], version, given.ws_proxy)
+        )
 
     failed = False
     for form, first in FIRST.items():
@@ -556,9 +730,15 @@ def main():
             found = check(spoiled, versions[-1:])
             if not any(said in fault for fault in found):
                 failed = True
-                print(f"deploy/kubernetes/{form}: this check does not find {what}; it says {found}", file=sys.stderr)
+                print(
+                    f"deploy/kubernetes/{form}: this check does not find {what}; it says {found}",
+                    file=sys.stderr,
+                )
         versions = ", ".join(versions)
-        print(f"{form}: {len(documents)} documents, good for Kubernetes {versions}; {len(variants)} broken ones tried")
+        print(
+            f"{form}: {len(documents)} documents, good for Kubernetes {versions}; "
+            f"{len(variants)} broken ones tried"
+        )
     sys.exit(1 if failed else 0)
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Measures what tunnels cost a container's memory limit, with the kernel's share. As root, since it makes a cgroup; about
-# two minutes. 8 to 9 KiB for an idle tunnel on Linux 6.12, which charges accepted sockets too; 6 KiB on 6.1.
+# Measures what tunnels cost a container's memory limit, with the kernel's share. As root, since it
+# makes a cgroup; about two minutes. 8 to 9 KiB for an idle tunnel on Linux 6.12, which charges
+# accepted sockets too; 6 KiB on 6.1.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [ "$(id -u)" != 0 ]; then

@@ -1,6 +1,8 @@
-"""Measures what tunnels cost a memory limit: all that the kernel charges to a memory cgroup with only the proxy in it.
+"""Measures what tunnels cost a memory limit: all that the kernel charges to a memory cgroup with
+only the proxy in it.
 
-Run by tests/deploy/measure-memory.sh. The clients and the backend are this process, which is not in the cgroup.
+Run by tests/deploy/measure-memory.sh. The clients and the backend are this process, which is not
+in the cgroup.
 """
 
 import collections
@@ -15,14 +17,25 @@ import time
 
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 GROUP = f"/sys/fs/cgroup{'' if V2 else '/memory'}/ws-proxy-{os.getpid()}"
-REQUEST = (b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-           b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-ANSWER = (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-          b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+ANSWER = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
 CLIENT, BACKEND = 0, 1
-# From the backend unmasked, from the client masked with zeros: 16 KiB, as a chunk that is sent over and over.
-FRAME = {BACKEND: b"\x82\x7e\x40\x00" + bytes(16384), CLIENT: b"\x82\xfe\x40\x00\0\0\0\0" + bytes(16384)}
-TIMED = "ping_interval_ms = 3600000\nidle_timeout_ms = 3600000\nbackend_lost_code = 1014\nclient_lost_code = 1001\n"
+# From the backend unmasked, from the client masked with zeros: 16 KiB, as a chunk that is sent over
+# and over.
+FRAME = {
+    BACKEND: b"\x82\x7e\x40\x00" + bytes(16384),
+    CLIENT: b"\x82\xfe\x40\x00\0\0\0\0" + bytes(16384),
+}
+TIMED = (
+    "ping_interval_ms = 3600000\nidle_timeout_ms = 3600000\n"
+    "backend_lost_code = 1014\nclient_lost_code = 1001\n"
+)
 BOUND = "socket_buffer_bytes = 131072\n"
 RESET = b"\1\0\0\0\0\0\0\0"
 
@@ -47,12 +60,24 @@ class Proxy:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = free.getsockname()
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-            config.write(f'workers = 1\n[[ws_proxy]]\nbind = "127.0.0.1:{self.address[1]}"\n{keys}'
-                         f'backends = ["127.0.0.1:{self.listener.getsockname()[1]}"]\n')
+            config.write(
+                f'workers = 1\n[[ws_proxy]]\nbind = "127.0.0.1:{self.address[1]}"\n{keys}'
+                f'backends = ["127.0.0.1:{self.listener.getsockname()[1]}"]\n'
+            )
             config.flush()
             self.process = subprocess.Popen(
-                ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', GROUP, program, "--config", config.name,
-                 "--log-level", "error"])
+                [
+                    "sh",
+                    "-c",
+                    'echo $$ >"$0/cgroup.procs" && exec "$@"',
+                    GROUP,
+                    program,
+                    "--config",
+                    config.name,
+                    "--log-level",
+                    "error",
+                ]
+            )
             for _ in range(100):
                 time.sleep(0.1)
                 if socket.socket().connect_ex(self.address) == 0:
@@ -124,7 +149,10 @@ def main():
     program = sys.argv[1]
     for name in "rmem", "wmem":
         with open(f"/proc/sys/net/ipv4/tcp_{name}") as file:
-            print(f"net.ipv4.tcp_{name}: at most {int(file.read().split()[2]) / 2**20:.2f} MiB a socket")
+            print(
+                f"net.ipv4.tcp_{name}: at most "
+                f"{int(file.read().split()[2]) / 2**20:.2f} MiB a socket"
+            )
     print(f"{'tunnels that are':30} {'number':>7} {'all':>13} {'each':>13}")
     measure(program, "idle", (1000, 4000))
     measure(program, "idle, with all times set", (1000, 4000), TIMED)

@@ -7,7 +7,9 @@ import struct
 
 
 class Names(asyncio.DatagramProtocol):
-    """Answers over UDP from `addresses`, which may change, and notes who has been asked for (RFC 1035, 4.1)."""
+    """Answers over UDP (RFC 1035, 4.1) from `addresses`, which may change, and records who has
+    been asked for.
+    """
 
     def __init__(self, addresses):
         self.addresses = addresses

@@ -1,7 +1,9 @@
-"""Runs the static binary alone in an empty root, as the image and Kubernetes do, in the namespaces of check-static.sh.
+"""Runs the static binary alone in an empty root, as the image and Kubernetes do, in the
+namespaces of check-static.sh.
 
-The root is mounted read-only and holds the binary, /etc/hosts and /etc/resolv.conf; the config comes from a folder that is
-mounted over an empty one. The program runs as 65532, without a capability or a way to get one.
+The root is mounted read-only and holds the binary, /etc/hosts and /etc/resolv.conf; the config
+comes from a folder that is mounted over an empty one. The program runs as 65532, without a
+capability or a way to get one.
 """
 
 import asyncio
@@ -58,8 +60,12 @@ def make_root(folder, binary):
     for directory in [config, root / "proc", root / "etc" / "ws-proxy"]:
         directory.mkdir(parents=True)
     shutil.copy(binary, root / "ws-proxy")
-    (root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{BACKENDS['by-hosts.internal']} by-hosts.internal\n")
-    (root / "etc/resolv.conf").write_text(f"search {SEARCH}\nnameserver 127.0.0.53\noptions ndots:5\n")
+    (root / "etc/hosts").write_text(
+        f"127.0.0.1 localhost\n{BACKENDS['by-hosts.internal']} by-hosts.internal\n"
+    )
+    (root / "etc/resolv.conf").write_text(
+        f"search {SEARCH}\nnameserver 127.0.0.53\noptions ndots:5\n"
+    )
     (config / "ws-proxy.toml").write_text(CONFIG)
     mount("--bind", root, root)
     mount("--bind", config, root / "etc/ws-proxy")
@@ -99,7 +105,14 @@ class Program:
 
     def run_inside(self, *arguments):
         """As `kubectl exec` and the kubelet's probes and hooks do."""
-        target = [f"--target={self.pid}", "--pid", "--root", "--wd", f"--setuid={USER}", f"--setgid={USER}"]
+        target = [
+            f"--target={self.pid}",
+            "--pid",
+            "--root",
+            "--wd",
+            f"--setuid={USER}",
+            f"--setgid={USER}",
+        ]
         subprocess.run(["nsenter", *target, "/ws-proxy", *arguments], check=True, timeout=PATIENCE)
 
     def expect_exit(self):
@@ -143,7 +156,9 @@ def assert_is_confined(program):
 
 
 def measure_start(root):
-    """The fastest of several starts, from exec to the first client, so that a busy machine is not the program's fault."""
+    """The fastest of several starts, from exec to the first client, so that a busy machine is
+    not the program's fault.
+    """
     times = []
     for _ in range(STARTS):
         start = time.perf_counter()
@@ -154,13 +169,19 @@ def measure_start(root):
         )
         RUNNING.append(process)
         while True:
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", 8080)):
+            with (
+                contextlib.suppress(ConnectionRefusedError),
+                socket.create_connection(("127.0.0.1", 8080)),
+            ):
                 break
             assert process.poll() is None, "it ends before it listens"
         times.append((time.perf_counter() - start) * 1000)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
-    print(f"listens after {min(times):.1f} ms, or {sorted(times)[STARTS // 2]:.1f} ms in half of {STARTS} starts")
+    print(
+        f"listens after {min(times):.1f} ms, "
+        f"or {sorted(times)[STARTS // 2]:.1f} ms in half of {STARTS} starts"
+    )
     assert min(times) <= MOST_START_MS, f"it may take {MOST_START_MS} ms"
 
 
@@ -179,7 +200,10 @@ async def check(root):
     client = await carry(alone)
     os.kill(alone.pid, signal.SIGTERM)
     await expect_goodbye(alone, client)
-    print("alone in its root: both backends by name, SIGTERM with an open tunnel gives Close 1001 and exit 0")
+    print(
+        "alone in its root: both backends by name, "
+        "SIGTERM with an open tunnel gives Close 1001 and exit 0"
+    )
 
     first = Program(root, with_proc=True)
     assert_is_confined(first)

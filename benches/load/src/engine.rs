@@ -1,8 +1,8 @@
 //! The sockets of both sides, clients and backend, on one epoll.
 //!
-//! The epoll is level-triggered and each event leads to one read or one write, so that no tunnel keeps the others
-//! waiting. All errors are final: a proxy that loses, adds or changes a byte, or ends a tunnel of its own accord,
-//! has no figure.
+//! The epoll is level-triggered and each event leads to one read or one write, so that no tunnel
+//! keeps the others waiting. All errors are final: a proxy that loses, adds or changes a byte, or
+//! ends a tunnel of its own accord, has no figure.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use crate::system::Poll;
 use crate::wire::{ACCEPT, ANSWER, Frames, request};
 use crate::{Failure, while_doing};
 
-/// Handshakes at once while tunnels are opened: fewer than the shortest accept queue in sight (128).
+/// Handshakes at once while tunnels are opened: fewer than the shortest accept queue here (128).
 pub const OPENING: usize = 32;
 
 /// The token of the listener; sockets have their place in the list.
@@ -171,8 +171,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Sends one message there and back on each tunnel, on a few tunnels at a time: thousands at once would show
-    /// what memory the proxy needs for a burst.
+    /// Sends one message there and back on each tunnel, on a few tunnels at a time: thousands at
+    /// once would show what memory the proxy needs for a burst.
     ///
     /// # Errors
     ///
@@ -312,7 +312,7 @@ impl Engine {
     }
 
     fn connect(&mut self) -> Result<(), Failure> {
-        // Waiting for the connect is waiting for nobody: the kernel answers for the proxy's listener.
+        // The kernel answers for the proxy's listener, so that this connect does not wait.
         let failed = format!("connecting to {}", self.proxy);
         let stream =
             TcpStream::connect_timeout(&self.proxy, PATIENCE).map_err(while_doing(&failed))?;

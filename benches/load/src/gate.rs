@@ -1,8 +1,9 @@
-//! How the harness learns when the measured stretch begins and ends.
+//! Marks for the harness: the measured stretch begins, the measured stretch ends.
 //!
-//! One JSON object a line on stdout: `begin` and `end`, with the counts of the stretch in the latter. Nothing is
-//! on its way at either moment. With `--gate` each waits for a line on stdin, so that what the harness reads in
-//! between (the CPU time of the proxy, say) belongs to exactly the messages that are counted.
+//! One JSON object a line on stdout: `begin` and `end`, with the counts of the stretch in the
+//! latter. Nothing is on its way at either moment. With `--gate` each waits for a line on stdin, so
+//! that what the harness reads in between (the CPU time of the proxy, say) belongs to exactly the
+//! messages that are counted.
 
 use std::io::{Write, stdin, stdout};
 

@@ -1,4 +1,4 @@
-//! What is done with the tunnels. Each mode warms up, passes `begin`, does what is measured, passes `end`.
+//! Modes of the load. Each warms up, passes `begin`, does what is measured, and passes `end`.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ pub struct Setting {
 
 impl Setting {
     fn engine(&self, tunnels: usize, size: usize, rules: Rules) -> Result<Engine, Failure> {
-        // Both ends of every tunnel are ours; the rest is the standard streams, the listener and epoll.
+        // Two ends for each tunnel; the rest is the standard streams, the listener and epoll.
         system::raise_open_files(2 * tunnels as u64 + 16)?;
         Engine::new(self.proxy, self.backend, size, Instant::now() + self.limit, rules)
     }
@@ -125,8 +125,8 @@ pub fn bulk(
 
 /// Connect, switch, close; `parallel` at a time.
 ///
-/// The client closes first and in order, as browsers do, so that its port stays taken for a minute: more than
-/// about 25,000 in that time is more than there are ports.
+/// The client closes first and in order, as browsers do, so that its port stays taken for a minute:
+/// more than about 25,000 in that time is more than there are ports.
 ///
 /// # Errors
 ///

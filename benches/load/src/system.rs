@@ -80,7 +80,7 @@ impl Poll {
         }
     }
 
-    /// The token and the flags of each event of the last wait, by its place; `None` behind the last one.
+    /// Token and flags of an event of the last wait, by its place; `None` after the last one.
     ///
     /// By place and not as an iterator, so that its owner can be changed in between.
     #[must_use]

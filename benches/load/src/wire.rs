@@ -35,8 +35,8 @@ pub struct Frames {
 impl Frames {
     /// A message of `size` bytes.
     ///
-    /// The mask is the same for every frame: no proxy here looks into frames, and making the bytes anew would
-    /// only cost the load generator time.
+    /// The mask is the same for every frame: no proxy here looks into frames, and making the bytes
+    /// anew would only cost the load generator time.
     #[must_use]
     pub fn new(size: usize) -> Self {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];

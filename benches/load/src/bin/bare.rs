@@ -1,9 +1,10 @@
 //! The floor of the comparison: a relay that looks at nothing.
 //!
-//! For each client a connection to the backend is made, and from the first byte on everything is passed on, both
-//! ways. All of it is one thread with one edge-triggered epoll, where each socket is registered once, and with one
-//! buffer for all tunnels. A tunnel owns memory only while one of its ends does not take what the other has sent.
-//! It has no limits, no deadlines and no fairness: it is here to be measured against, not to be used.
+//! For each client a connection to the backend is made, and from the first byte on everything is
+//! passed on, both ways. All of it is one thread with one edge-triggered epoll, where each socket
+//! is registered once, and with one buffer for all tunnels. A tunnel owns memory only while one of
+//! its ends does not take what the other has sent. It has no limits, no deadlines and no fairness:
+//! it is here to be measured against, not to be used.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use ws_proxy_load::Failure;
 use ws_proxy_load::system::{Poll, raise_open_files};
 
-/// The token of the listener; the others are twice the tunnel's place, and one more for its backend.
+/// Token of the listener. A client's is twice its tunnel's place, a backend's that plus one.
 const LISTENER: u64 = u64::MAX;
 /// The scratch buffer.
 const BUFFER: usize = 64 * 1024;
@@ -131,7 +132,7 @@ impl Relay {
             tunnel[side].writable |= failed || flags.contains(EventFlags::OUT);
             tunnel[side].hung_up |= failed || flags.contains(EventFlags::RDHUP);
 
-            // What came in on a side goes on to the other; its new room is for what the other has sent.
+            // Data that came in on a side goes on to the other; its new room is for the reverse.
             let over = self.pump(place, side).is_err() || self.pump(place, 1 - side).is_err();
             if over
                 || self.tunnels[place]
@@ -154,7 +155,7 @@ impl Relay {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(format!("accepting: {error}").into()),
             };
-            // The backend is on this machine, where the kernel answers for it: this waits for nobody.
+            // The backend is on this machine, where the kernel answers for it without a wait.
             match TcpStream::connect_timeout(&self.backend, Duration::from_secs(5)) {
                 Ok(backend) => self.insert([client, backend])?,
                 Err(error) => eprintln!("bare: connecting to {}: {error}", self.backend),
@@ -252,8 +253,8 @@ impl Side {
     fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
         match self.stream.read(buffer) {
             Ok(length) => {
-                // Less than asked for was everything, and what comes now is a new event; but the event of the
-                // end may have been that of these bytes.
+                // Less than asked for was everything, and what comes now is a new event; but the
+                // event of the end may have been that of these bytes.
                 if length < buffer.len() && !self.hung_up {
                     self.readable = false;
                 }

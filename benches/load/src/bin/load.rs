@@ -9,7 +9,8 @@ use ws_proxy_load::engine::Role;
 use ws_proxy_load::modes::{Setting, bulk, busy, handshakes, idle};
 use ws_proxy_load::{Failure, engine};
 
-/// Drives WebSocket tunnels through a proxy, as its clients and as its backend, and prints what was done as JSON.
+/// Drives WebSocket tunnels through a proxy, as its clients and as its backend, and prints what was
+/// done as JSON.
 #[derive(Debug, FromArgs)]
 struct Arguments {
     /// where the proxy listens
