@@ -1,4 +1,4 @@
-//! To the backend and back: whose turn it is, what it gets to read, and what becomes of its answer.
+//! Backends: round robin, the forwarded head, the 101, other responses, and faults.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -9,22 +9,22 @@ use rustix::process::Signal;
 use ws_proxy::{Forwarded, HostHeader, WsProxy};
 
 use crate::support::{
-    ACCEPT, Backend, KEY, Peer, Program, Proxy, noise, switching, table, upgrade, upgrade_but,
-    value,
+    ACCEPT, Backend, KEY, Peer, Program, Proxy, noise, section, switching, table, upgrade,
+    upgrade_but, value,
 };
 
-/// Longest head of an answer.
+/// Longest head of a response, in bytes.
 const MOST: usize = 64 * 1024;
-/// More than all buffers on the way hold.
+/// More bytes than all buffers on the way hold.
 const LARGE: usize = 5_000_000;
 
-// Whose turn it is.
+// Round robin.
 
-/// Opens a tunnel and says which of the backends has it.
+/// Opens a tunnel and gives the index of the backend that has it.
 fn turn(proxy: &Proxy, backends: &[Backend]) -> usize {
     let mut client = Peer::sending(proxy.address, upgrade(""));
     let hit = Backend::wait_for_any(backends);
-    let _behind = backends[hit].accept_tunnel();
+    let _server = backends[hit].accept_tunnel();
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     hit
 }
@@ -71,7 +71,7 @@ fn a_name_is_resolved_and_the_backend_hears_it_in_host() {
     let backend = Backend::start();
     let name = format!("localhost:{}", backend.address.port());
     let proxy = Proxy::start(WsProxy::new([&name]));
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(""));
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(""));
     assert!(head.contains(&format!("\r\nHost: {name}\r\n")), "{head}");
 }
 
@@ -168,8 +168,8 @@ fn assert_forwarded(proxy: WsProxy, backend: &Backend, host: &str, middle: [&[u8
     let [chain, proto, more, forged, standard] = middle;
     let proxy = Proxy::start(proxy);
     let mut client = Peer::sending(proxy.address, UNUSUAL);
-    let mut behind = backend.accept();
-    behind.expect(
+    let mut server = backend.accept();
+    server.expect(
         [
             &b"GET /a%20b/?c={d}&e HTTP/1.1\r\nX-First:no blank\r\n"[..],
             b"sec-websocket-KEY:\t dGhlIHNhbXBsZSBub25jZQ==\r\n",
@@ -188,11 +188,11 @@ fn assert_forwarded(proxy: WsProxy, backend: &Backend, host: &str, middle: [&[u8
         ]
         .concat(),
     );
-    behind.send(switching(""));
+    server.send(switching(""));
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     // There was nothing more.
     client.end_sending();
-    behind.expect_eof();
+    server.expect_eof();
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn with_forwarded_off_and_host_preserve_the_head_goes_on_as_it_came() {
 fn a_client_without_a_chain_begins_one() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(""));
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(""));
     assert_eq!(
         head,
         format!(
@@ -256,21 +256,18 @@ fn a_client_without_a_chain_begins_one() {
 
 // The 101.
 
-/// A client's handshake that has come to its backend.
-fn asked(proxy: &Proxy, backend: &Backend) -> (Peer, Peer) {
-    let client = Peer::sending(proxy.address, upgrade(""));
-    let mut behind = backend.accept();
-    behind.read_head();
-    (client, behind)
+/// A client whose handshake awaits its response, and the backend's end.
+fn awaiting(proxy: &Proxy, backend: &Backend) -> (Peer, Peer) {
+    Peer::handshake(proxy.address, backend, upgrade(""))
 }
 
-/// The whole of what the client gets for these bytes, after which the backend ends its sending.
+/// The whole response that the client gets for these bytes of a backend, which then ends its sending.
 fn answered(bytes: impl AsRef<[u8]>) -> String {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
-    behind.send(bytes);
-    behind.end_sending();
+    let (mut client, mut server) = awaiting(&proxy, &backend);
+    server.send(bytes);
+    server.end_sending();
     client.read_text_to_end()
 }
 
@@ -289,15 +286,15 @@ fn the_101_reaches_the_client_as_the_backend_sent_it() {
 }
 
 #[test]
-fn frames_glued_to_the_101_come_right_behind_it() {
+fn frames_glued_to_the_101_come_right_after_it() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
+    let (mut client, mut server) = awaiting(&proxy, &backend);
     let frames = noise(2, 100_000);
-    behind.send([switching("").as_bytes(), &frames].concat());
+    server.send([switching("").as_bytes(), &frames].concat());
     client.read_head();
     assert!(client.read_exactly(frames.len()) == frames, "the bytes are not the same");
-    behind.send("more");
+    server.send("more");
     client.expect("more");
 }
 
@@ -305,9 +302,9 @@ fn frames_glued_to_the_101_come_right_behind_it() {
 fn a_101_may_come_byte_by_byte() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
-    behind.send_in_pieces(switching("Set-Cookie: a=b\r\n").as_bytes().chunks(1));
-    behind.send("frame");
+    let (mut client, mut server) = awaiting(&proxy, &backend);
+    server.send_in_pieces(switching("Set-Cookie: a=b\r\n").as_bytes().chunks(1));
+    server.send("frame");
     assert!(client.read_head().contains("\r\nSet-Cookie: a=b\r\n"));
     client.expect("frame");
 }
@@ -326,16 +323,16 @@ fn interim_answers_are_skipped() {
 fn interim_answers_without_end_get_502() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
+    let (mut client, mut server) = awaiting(&proxy, &backend);
     // Far from the bound of the head's bytes.
-    behind.send("HTTP/1.1 100 Continue\r\n\r\n".repeat(200));
+    server.send("HTTP/1.1 100 Continue\r\n\r\n".repeat(200));
     assert_eq!(client.read_refusal().0, 502);
 }
 
 // Any other answer.
 
 #[test]
-fn a_body_with_a_length_is_passed_on_whole_and_nothing_behind_it() {
+fn a_body_with_a_length_is_passed_on_whole_and_nothing_after_it() {
     let got = answered(
         "HTTP/1.1 403 Not You\r\nServer: x\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\nset-cookie: c=d\r\n\
          Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\nhelloHTTP/1.1 200 OK\r\n\r\n",
@@ -368,12 +365,12 @@ fn an_answer_without_a_body_ends_with_its_head() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     for status in [204, 304] {
-        let (mut client, mut behind) = asked(&proxy, &backend);
+        let (mut client, mut server) = awaiting(&proxy, &backend);
         // The connection stays open: only the status says that there is no body.
-        behind.send(format!("HTTP/1.1 {status} None\r\nETag: x\r\n\r\n"));
+        server.send(format!("HTTP/1.1 {status} None\r\nETag: x\r\n\r\n"));
         let expected = format!("HTTP/1.1 {status} None\r\nETag: x\r\nConnection: close\r\n\r\n");
         assert_eq!(client.read_text_to_end(), expected);
-        behind.expect_eof();
+        server.expect_eof();
     }
 }
 
@@ -381,12 +378,12 @@ fn an_answer_without_a_body_ends_with_its_head() {
 fn an_answer_may_come_byte_by_byte() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
+    let (mut client, mut server) = awaiting(&proxy, &backend);
     let head = "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n";
     let body = "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n";
-    behind.send_in_pieces(format!("{head}\r\n{body}").as_bytes().chunks(1));
+    server.send_in_pieces(format!("{head}\r\n{body}").as_bytes().chunks(1));
     assert_eq!(client.read_text_to_end(), format!("{head}Connection: close\r\n\r\n{body}"));
-    behind.expect_eof();
+    server.expect_eof();
 }
 
 #[test]
@@ -407,13 +404,13 @@ fn a_body_larger_than_all_buffers_is_passed_on_whole() {
     for (framing, body) in rows {
         let backend = Backend::start();
         let proxy = Proxy::before(&backend);
-        let (mut client, mut behind) = asked(&proxy, &backend);
+        let (mut client, mut server) = awaiting(&proxy, &backend);
         let head = format!("HTTP/1.1 500 Large\r\n{framing}\r\n");
         let answer = [head.as_bytes(), &body].concat();
         let sending = thread::spawn(move || {
-            behind.send(answer);
-            behind.end_sending();
-            behind
+            server.send(answer);
+            server.end_sending();
+            server
         });
         let head = client.read_head();
         assert!(head.contains("\r\nConnection: close\r\n") && head.contains(&framing), "{head}");
@@ -437,64 +434,63 @@ fn a_body_that_is_cut_short_reaches_the_client_as_far_as_it_came() {
 fn a_backend_that_refuses_and_goes_on_writing_is_not_reset() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
-    behind.send("HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\nhello");
+    let (mut client, mut server) = awaiting(&proxy, &backend);
+    server.send("HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\nhello");
     assert!(client.read_text_to_end().ends_with("\r\n\r\nhello"));
     // The proxy has its answer, and is at its end.
-    behind.send(vec![b'x'; 100_000]);
-    behind.expect_eof();
-    behind.send(vec![b'x'; 50_000]);
-    behind.wait_until_read();
-    behind.end_sending();
+    server.send(vec![b'x'; 100_000]);
+    server.expect_eof();
+    server.send(vec![b'x'; 50_000]);
+    server.wait_until_read();
+    server.end_sending();
 }
 
 #[test]
 fn a_backend_with_a_wrong_101_that_goes_on_writing_is_not_reset() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
+    let (mut client, mut server) = awaiting(&proxy, &backend);
     let wrong = switching("").replace("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x");
-    behind.send(wrong + &"frames".repeat(1_000));
+    server.send(wrong + &"frames".repeat(1_000));
     assert_eq!(client.read_refusal().0, 502);
-    behind.expect_eof();
-    behind.end_sending();
+    server.expect_eof();
+    server.end_sending();
 }
 
 #[test]
 fn a_backend_that_refuses_gets_an_orderly_end_with_early_bytes_too() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let mut client = Peer::sending(proxy.address, upgrade("") + &"early".repeat(10_000));
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (mut client, mut server) =
+        Peer::handshake(proxy.address, &backend, upgrade("") + &"early".repeat(10_000));
     client.wait_until_read();
-    behind.send("HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\nhello");
+    server.send("HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\nhello");
     assert!(client.read_text_to_end().ends_with("\r\n\r\nhello"));
-    behind.expect_eof();
+    server.expect_eof();
 }
 
 #[test]
 fn a_backend_is_not_reset_if_the_client_goes_away_within_its_refusal() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = asked(&proxy, &backend);
-    behind.send("HTTP/1.1 403 No\r\nContent-Length: 100000\r\n\r\nhello");
+    let (mut client, mut server) = awaiting(&proxy, &backend);
+    server.send("HTTP/1.1 403 No\r\nContent-Length: 100000\r\n\r\nhello");
     client.read_head();
     client.reset();
-    behind.expect_eof();
-    behind.send(vec![b'x'; 100_000]);
-    behind.wait_until_read();
-    behind.end_sending();
+    server.expect_eof();
+    server.send(vec![b'x'; 100_000]);
+    server.wait_until_read();
+    server.end_sending();
 }
 
 #[test]
 fn a_backends_connection_is_never_used_twice() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut first) = asked(&proxy, &backend);
+    let (mut client, mut first) = awaiting(&proxy, &backend);
     first.send("HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n");
     client.read_text_to_end();
-    let (_client, _second) = asked(&proxy, &backend);
+    let (_client, _second) = awaiting(&proxy, &backend);
     first.expect_eof();
 }
 
@@ -504,16 +500,16 @@ fn a_backends_connection_is_never_used_twice() {
 fn a_silent_backend_gets_the_client_504() {
     let backend = Backend::start();
     let proxy = Proxy::start(Proxy::to(&[&backend]).response_timeout_ms(150));
-    let (mut client, mut behind) = asked(&proxy, &backend);
+    let (mut client, mut server) = awaiting(&proxy, &backend);
     assert_eq!(client.read_refusal().0, 504);
-    behind.expect_eof();
+    server.expect_eof();
 }
 
 #[test]
 fn the_answer_has_read_timeout_ms_if_nothing_else_is_said() {
     let backend = Backend::start();
     let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(150));
-    let (mut client, _behind) = asked(&proxy, &backend);
+    let (mut client, _server) = awaiting(&proxy, &backend);
     assert_eq!(client.read_refusal().0, 504);
 }
 
@@ -522,12 +518,12 @@ fn the_answer_has_one_deadline_however_it_trickles() {
     for piece in ["x", "HTTP/1.1 102 Processing\r\n\r\n"] {
         let backend = Backend::start();
         let proxy = Proxy::start(Proxy::to(&[&backend]).response_timeout_ms(300));
-        let (mut client, mut behind) = asked(&proxy, &backend);
+        let (mut client, mut server) = awaiting(&proxy, &backend);
         let trickle = thread::spawn(move || {
             let first = if piece == "x" { "HTTP/1.1 101 " } else { piece };
-            behind.send(first);
+            server.send(first);
             // Each piece comes well within the time; the final head does not.
-            while behind.stream.write_all(piece.as_bytes()).is_ok() {
+            while server.stream.write_all(piece.as_bytes()).is_ok() {
                 thread::sleep(Duration::from_millis(50));
             }
         });
@@ -556,9 +552,9 @@ fn an_answer_that_is_none_gets_the_client_502() {
     for (what, answer) in rows {
         let backend = Backend::start();
         let proxy = Proxy::before(&backend);
-        let (mut client, mut behind) = asked(&proxy, &backend);
-        behind.send(answer);
-        behind.end_sending();
+        let (mut client, mut server) = awaiting(&proxy, &backend);
+        server.send(answer);
+        server.end_sending();
         assert_eq!(client.read_refusal().0, 502, "{what}");
     }
 }
@@ -568,9 +564,9 @@ fn a_backend_that_resets_gets_the_client_502() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     for sent_before in ["", "HTTP/1.1 101 Switch"] {
-        let (mut client, mut behind) = asked(&proxy, &backend);
-        behind.send(sent_before);
-        behind.reset();
+        let (mut client, mut server) = awaiting(&proxy, &backend);
+        server.send(sent_before);
+        server.reset();
         assert_eq!(client.read_refusal().0, 502, "after {sent_before:?}");
     }
 }
@@ -596,9 +592,9 @@ fn an_endless_head_gets_the_client_502() {
     for endless in rows {
         let backend = Backend::start();
         let proxy = Proxy::before(&backend);
-        let (mut client, mut behind) = asked(&proxy, &backend);
+        let (mut client, mut server) = awaiting(&proxy, &backend);
         // The proxy need not read all of it.
-        let _ = behind.stream.write_all(endless.as_bytes());
+        let _ = server.stream.write_all(endless.as_bytes());
         assert_eq!(client.read_refusal().0, 502, "{}", &endless[..40]);
     }
 }
@@ -608,14 +604,8 @@ fn an_endless_head_gets_the_client_502() {
 #[test]
 fn a_refused_origin_brings_the_hint_to_preserve_host_once_per_section() {
     let backend = Backend::start();
-    let section = |name: &str, more: &str| {
-        let address = backend.address;
-        format!(
-            "[[ws_proxy]]\nname = \"{name}\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{address}\"]\n{more}"
-        )
-    };
-    let config =
-        section("one", "") + &section("two", "") + &section("three", "host = \"preserve\"\n");
+    let named = |name: &str| format!("{}name = \"{name}\"\n", section(backend.address));
+    let config = named("one") + &named("two") + &named("three") + "host = \"preserve\"\n";
     let mut program = Program::with_config(&config);
     let mut address_of = |name: &str| {
         let listening = format!("event=listening section={name} ");
@@ -629,12 +619,10 @@ fn a_refused_origin_brings_the_hint_to_preserve_host_once_per_section() {
 
     let origin = "Origin: https://app.example.com\r\n";
     let mut refuse = |address, fields: &str, status: u16| {
-        let mut client = Peer::sending(address, upgrade(fields));
-        let mut behind = backend.accept();
-        behind.read_head();
-        behind.send(format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"));
+        let (mut client, mut server) = Peer::handshake(address, &backend, upgrade(fields));
+        server.send(format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n"));
         client.read_text_to_end();
-        drop((client, behind));
+        drop((client, server));
         program.wait_for("event=refused");
         program.seen.iter().filter(|line| line.contains("event=hint")).count()
     };

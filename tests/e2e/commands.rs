@@ -1,9 +1,11 @@
-//! The commands that stand beside a running proxy: `probe`, `drain` and `echo` (issue 5).
+//! Commands beside a running proxy: `probe`, `drain` and `echo`.
 
 use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::support::{Backend, Directory, Knowing, Peer, Program, table, taken_port, wait_until};
+use crate::support::{
+    Backend, Directory, Peer, Program, ProxyProgram, table, taken_port, wait_until,
+};
 
 /// Runs a command of the program that succeeds, and has nothing to say.
 fn succeed(arguments: &[&str]) {
@@ -57,7 +59,7 @@ mod probe {
 
     #[test]
     fn a_proxy_that_is_full_is_alive() {
-        let proxy = Knowing::start("max_connections = 1", "");
+        let proxy = ProxyProgram::start("max_connections = 1", "");
         let _tunnel = proxy.tunnel();
         succeed(&["probe", &proxy.address.to_string()]);
     }
@@ -95,9 +97,9 @@ mod drain {
     use super::*;
 
     #[test]
-    fn it_drains_and_the_sigterm_behind_it_is_still_the_first() {
-        let mut proxy = Knowing::start("", "delay_ms = 60000\ntimeout_ms = 120000");
-        let (mut client, mut behind) = proxy.tunnel();
+    fn it_drains_and_the_sigterm_after_it_is_still_the_first() {
+        let mut proxy = ProxyProgram::start("", "delay_ms = 60000\ntimeout_ms = 120000");
+        let (mut client, mut server) = proxy.tunnel();
         let program = &mut proxy.program;
         let pid = program.pid().as_raw_nonzero().to_string();
         // A hook may run twice, when the kubelet has been restarted.
@@ -108,7 +110,7 @@ mod drain {
         program.signal(Signal::TERM);
         program.wait_for("event=signal signal=Term action=none");
         client.send("up");
-        behind.expect("up");
+        server.expect("up");
         program.signal(Signal::TERM);
         program.wait_for("event=signal signal=Term action=leave");
         client.expect_end();

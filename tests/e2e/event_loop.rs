@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use ws_proxy::Workers;
 
 use crate::support::{
-    Backend, PATIENCE, Peer, Program, Proxy, has_been_read, in_kernel, noise, switching, table,
-    upgrade, value, wait_until,
+    Backend, PATIENCE, Peer, Program, Proxy, has_been_read, in_kernel, noise,
+    raise_descriptor_limit, section, switching, table, upgrade, value, wait_until,
 };
 
 /// What the proxy reads at once, and what it may hold of a direction through memory.
@@ -65,21 +64,21 @@ fn what_was_sent_before_there_was_a_tunnel_comes_first_and_whole() {
         thread::scope(|scope| {
             let request = [upgrade("").as_bytes(), for_backend].concat();
             let sending = send_all(scope, &client, request, have_ended);
-            let mut behind = backend.accept();
-            behind.read_head();
+            let mut server = backend.accept();
+            server.read_head();
             if up < SCRATCH {
                 // All of it fits into what the proxy keeps before the switch, the end included.
                 sending.join().unwrap();
                 client.wait_until_read();
             }
             let answer = [switching("").as_bytes(), for_client].concat();
-            send_all(scope, &behind, answer, have_ended);
+            send_all(scope, &server, answer, have_ended);
 
             let head = client.read_head();
             assert!(head.starts_with("HTTP/1.1 101 "), "{what}: {head}");
-            let mut client = client.again();
+            let mut client = client.clone_handle();
             let reading = scope.spawn(move || receive(&mut client, for_client.len(), have_ended));
-            assert_same(&receive(&mut behind, up, have_ended), for_backend, &what);
+            assert_same(&receive(&mut server, up, have_ended), for_backend, &what);
             assert_same(&reading.join().unwrap(), for_client, &what);
         });
     }
@@ -93,17 +92,17 @@ fn what_was_sent_before_there_was_a_tunnel_does_not_hold_up_what_follows() {
         let mut client = Peer::connect(proxy.address);
         thread::scope(|scope| {
             send_all(scope, &client, [upgrade("").as_bytes(), &NOISE[..size]].concat(), false);
-            let mut behind = backend.accept();
-            behind.read_head();
-            behind.send(switching("Glued: yes\r\n") + "glued");
+            let mut server = backend.accept();
+            server.read_head();
+            server.send(switching("Glued: yes\r\n") + "glued");
             client.read_head();
             client.expect("glued");
             // Nobody has sent anything since.
-            assert_same(&behind.read_exactly(size), &NOISE[..size], "early");
+            assert_same(&server.read_exactly(size), &NOISE[..size], "early");
             for _ in 0..10 {
                 client.send("up");
-                behind.expect("up");
-                behind.send("down");
+                server.expect("up");
+                server.send("down");
                 client.expect("down");
             }
         });
@@ -119,9 +118,9 @@ fn no_wake_up_is_lost_between_two_messages() {
     let proxy = on_one_worker(&backend);
     thread::scope(|scope| {
         for tunnel in 0..2 {
-            let (client, behind) = Peer::tunnel(proxy.address, &backend);
-            for (way, from, to) in [(0, &client, &behind), (1, &behind, &client)] {
-                let (mut from, mut to) = (from.again(), to.again());
+            let (client, server) = Peer::tunnel(proxy.address, &backend);
+            for (way, from, to) in [(0, &client, &server), (1, &server, &client)] {
+                let (mut from, mut to) = (from.clone_handle(), to.clone_handle());
                 let (arrived, confirmed) = channel();
                 let message = move |round: usize| match round {
                     0 => &HEADER[..],
@@ -159,8 +158,8 @@ fn no_wake_up_is_lost_between_two_workers() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..8 * 40 {
-                let (mut behind, _) = backend.accept_tunnel();
-                behind.send("hello");
+                let (mut server, _) = backend.accept_tunnel();
+                server.send("hello");
             }
         });
         for _ in 0..8 {
@@ -196,11 +195,11 @@ fn partial_writes_of_every_size_lose_nothing() {
     thread::scope(|scope| {
         let enough = SetOnDrop(&is_enough);
         let tunnels = takes.into_iter().enumerate().map(|(number, take)| {
-            let (client, behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
-            let connections = Connections::of(&client, &behind);
-            let (source, sink) = Way::BOTH[number % 2].ends(client, behind);
+            let (client, server) = Peer::connect_tight(proxy.address).into_tunnel(&backend);
+            let connections = Connections::of(&client, &server);
+            let (source, sink) = Way::BOTH[number % 2].ends(client, server);
             for (from, block) in [(&source, in_one_frame), (&sink, in_many_frames)] {
-                let (mut from, is_enough) = (from.again(), &is_enough);
+                let (mut from, is_enough) = (from.clone_handle(), &is_enough);
                 scope.spawn(move || {
                     while !is_enough.load(Ordering::Relaxed) {
                         block.chunks(take * 997).for_each(|piece| from.send(piece));
@@ -249,16 +248,16 @@ fn partial_writes_of_every_size_lose_nothing() {
 // The end, together with data.
 
 #[test]
-fn an_end_right_behind_data_of_any_size_arrives_with_it() {
+fn an_end_right_after_data_of_any_size_arrives_with_it() {
     let backend = Backend::start();
     let proxy = on_one_worker(&backend);
     for (up, down) in pairs_of_sizes() {
         let what = format!("{up} bytes up and {down} down at once");
-        let (client, behind) = Peer::tunnel(proxy.address, &backend);
+        let (client, server) = Peer::tunnel(proxy.address, &backend);
         let together = Barrier::new(2);
         thread::scope(|scope| {
-            for (from, to, size) in [(&client, &behind, up), (&behind, &client, down)] {
-                let (mut from, mut to) = (from.again(), to.again());
+            for (from, to, size) in [(&client, &server, up), (&server, &client, down)] {
+                let (mut from, mut to) = (from.clone_handle(), to.clone_handle());
                 let (together, what) = (&together, &what);
                 let bytes = &NOISE[..size];
                 scope.spawn(move || {
@@ -273,14 +272,14 @@ fn an_end_right_behind_data_of_any_size_arrives_with_it() {
 }
 
 #[test]
-fn an_end_right_behind_data_of_any_size_leaves_the_way_back_open() {
+fn an_end_right_after_data_of_any_size_leaves_the_way_back_open() {
     let backend = Backend::start();
     let proxy = on_one_worker(&backend);
     for size in SIZES {
         let bytes = &NOISE[..size];
-        let (client, behind) = Peer::tunnel(proxy.address, &backend);
-        let (other_client, other_behind) = Peer::tunnel(proxy.address, &backend);
-        for (mut first, mut second) in [(client, behind), (other_behind, other_client)] {
+        let (client, server) = Peer::tunnel(proxy.address, &backend);
+        let (other_client, other_server) = Peer::tunnel(proxy.address, &backend);
+        for (mut first, mut second) in [(client, server), (other_server, other_client)] {
             thread::scope(|scope| {
                 send_all(scope, &first, bytes.to_vec(), true);
                 assert_same(&second.read_to_end(), bytes, "the way there");
@@ -305,9 +304,9 @@ fn half_close_in_every_order_under_load_loses_nothing() {
         let rows = table([(LESS, MORE), (MORE, LESS), (MORE, MORE), (0, MORE), (MORE, 0)]);
         for (up, down) in rows {
             for _ in 0..2 {
-                let (client, behind) = Peer::tunnel(proxy.address, &backend);
-                for (from, to, size) in [(&client, &behind, up), (&behind, &client, down)] {
-                    let (mut from, mut to) = (from.again(), to.again());
+                let (client, server) = Peer::tunnel(proxy.address, &backend);
+                for (from, to, size) in [(&client, &server, up), (&server, &client, down)] {
+                    let (mut from, mut to) = (from.clone_handle(), to.clone_handle());
                     scope.spawn(move || {
                         let mut sent = Endless::from(size);
                         while sent.count < size {
@@ -333,9 +332,9 @@ fn an_end_and_data_pass_while_the_other_direction_is_blocked() {
     let backend = Backend::tight();
     let proxy = on_one_worker(&backend);
     for blocked in Way::BOTH {
-        let (client, behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
-        let connections = Connections::of(&client, &behind);
-        let (source, mut sink) = blocked.ends(client, behind);
+        let (client, server) = Peer::connect_tight(proxy.address).into_tunnel(&backend);
+        let connections = Connections::of(&client, &server);
+        let (source, mut sink) = blocked.ends(client, server);
         let mut flood = Flood::new(source, 0, PLENTY);
         flood.flow();
         connections.still(QUIET / 4);
@@ -364,7 +363,7 @@ fn a_reset_by_the_sink_of_held_bytes_is_noticed() {
     reset_while_blocked(Way::sink);
 }
 
-/// Blocks tunnels each way, through memory and through a pipe, with and without the source's end behind the bytes;
+/// Blocks tunnels each way, through memory and through a pipe, with and without the source's end after the bytes;
 /// resets one side, and waits until the proxy and the other side know.
 fn reset_while_blocked(who: fn(Way) -> &'static str) {
     thread::scope(|scope| {
@@ -377,13 +376,13 @@ fn reset_while_blocked(who: fn(Way) -> &'static str) {
                 let backend = blocked.backend();
                 let (mut program, address, idle) = program_that_idles(&backend);
 
-                let (client, behind) = blocked.tunnel(address, &backend);
-                let connections = Connections::of(&client, &behind);
-                let (mut source, sink) = blocked.ends(client, behind);
+                let (client, server) = blocked.tunnel(address, &backend);
+                let connections = Connections::of(&client, &server);
+                let (mut source, sink) = blocked.ends(client, server);
                 if through_pipe {
                     // Only a pipe can hold so much.
                     flood_until(
-                        &mut [(Flood::new(source.again(), 0, PLENTY), sink.again())],
+                        &mut [(Flood::new(source.clone_handle(), 0, PLENTY), sink.clone_handle())],
                         |floods| connections.held(floods[0].0.on_its_way()) > SCRATCH,
                     );
                     assert_eq!(program.descriptors(), idle + 4, "{what}");
@@ -411,12 +410,12 @@ fn reset_while_blocked(who: fn(Way) -> &'static str) {
 }
 
 #[test]
-fn a_reset_behind_an_end_is_noticed_where_nothing_is_read_any_more() {
+fn a_reset_after_an_end_is_noticed_where_nothing_is_read_any_more() {
     let backend = Backend::start();
     let (mut program, address, _) = program_that_idles(&backend);
     for way in Way::BOTH {
-        let (client, behind) = Peer::tunnel(address, &backend);
-        let (mut ends, mut stays) = way.ends(client, behind);
+        let (client, server) = Peer::tunnel(address, &backend);
+        let (mut ends, mut stays) = way.ends(client, server);
         ends.end_sending();
         stays.expect_eof();
         ends.reset();
@@ -431,9 +430,7 @@ fn a_reset_behind_an_end_is_noticed_where_nothing_is_read_any_more() {
 #[test]
 fn two_thousand_tunnels_on_one_worker_answer_and_leave_no_descriptor() {
     const TUNNELS: usize = 2_000;
-    // The program inherits the limit.
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    raise_descriptor_limit();
     let backend = Backend::start();
     let (program, address, idle) = program_that_idles(&backend);
     let mut tunnels: Vec<_> = (0..TUNNELS).map(|_| Peer::tunnel(address, &backend)).collect();
@@ -445,10 +442,10 @@ fn two_thousand_tunnels_on_one_worker_answer_and_leave_no_descriptor() {
     // One after the other.
     random.shuffle(&mut order);
     for &number in &order {
-        let (client, behind) = &mut tunnels[number];
+        let (client, server) = &mut tunnels[number];
         client.send(message(number));
-        behind.expect(message(number));
-        behind.send(message(!number));
+        server.expect(message(number));
+        server.send(message(!number));
         client.expect(message(!number));
     }
     // All at once: more events than one wait takes.
@@ -466,15 +463,15 @@ fn two_thousand_tunnels_on_one_worker_answer_and_leave_no_descriptor() {
     random.shuffle(&mut order);
     let mut tunnels: Vec<_> = tunnels.into_iter().map(Some).collect();
     for number in order {
-        let (mut client, mut behind) = tunnels[number].take().unwrap();
+        let (mut client, mut server) = tunnels[number].take().unwrap();
         match number % 4 {
             0 => {
                 client.end_sending();
-                behind.end_sending();
+                server.end_sending();
             }
             1 => client.reset(),
-            2 => behind.reset(),
-            _ => drop((behind, client)),
+            2 => server.reset(),
+            _ => drop((server, client)),
         }
     }
     program.wait_for_descriptors(idle);
@@ -511,10 +508,10 @@ fn bulk_that_finds_no_pipe_costs_little_more() {
     let backend = Backend::tight();
     let (program, address, idle) = program_that_idles(&backend);
     let _blocked = block_more_than_pipes(&program, address, &backend, idle);
-    let (client, mut behind) = Peer::tunnel(address, &backend);
+    let (client, mut server) = Peer::tunnel(address, &backend);
     let before = program.cpu_ticks();
     thread::scope(|scope| {
-        let mut source = client.again();
+        let mut source = client.clone_handle();
         scope.spawn(move || {
             let mut sent = Endless::from(0);
             while sent.count < TOTAL {
@@ -523,7 +520,7 @@ fn bulk_that_finds_no_pipe_costs_little_more() {
                 sent.pass(piece.len());
             }
         });
-        Endless::from(0).read(&mut behind, TOTAL);
+        Endless::from(0).read(&mut server, TOTAL);
     });
     let ticks = program.cpu_ticks() - before;
     assert!(ticks < TICKS, "{ticks} ticks for {TOTAL} bytes");
@@ -538,8 +535,8 @@ fn block_more_than_pipes(
 ) -> Vec<(Flood, Peer)> {
     const TUNNELS: usize = 100;
     let tunnels = (0..TUNNELS).map(|number| {
-        let (client, behind) = Peer::tunnel_of(Peer::connect_tight(address), backend);
-        let (source, sink) = Way::BOTH[number % 2].ends(client, behind);
+        let (client, server) = Peer::connect_tight(address).into_tunnel(backend);
+        let (source, sink) = Way::BOTH[number % 2].ends(client, server);
         (Flood::new(source, number, SOME), sink)
     });
     let mut floods: Vec<_> = tunnels.collect();
@@ -562,15 +559,15 @@ fn a_tunnel_that_whispers_is_heard_beside_tunnels_that_flood() {
     let backend = Backend::start();
     let proxy = on_one_worker(&backend);
     let is_over = AtomicBool::new(false);
-    let (mut client, mut behind) = Peer::tunnel(proxy.address, &backend);
+    let (mut client, mut server) = Peer::tunnel(proxy.address, &backend);
     thread::scope(|scope| {
         let (in_flow, flowing) = channel();
         // Whatever comes of the whispers, the floods end.
         let over = SetOnDrop(&is_over);
         for number in 0..3 {
-            let (client, behind) = Peer::tunnel(proxy.address, &backend);
-            for (from, to) in [(&client, &behind), (&behind, &client)] {
-                let (mut from, mut to) = (from.again(), to.again());
+            let (client, server) = Peer::tunnel(proxy.address, &backend);
+            for (from, to) in [(&client, &server), (&server, &client)] {
+                let (mut from, mut to) = (from.clone_handle(), to.clone_handle());
                 let (in_flow, is_over) = (in_flow.clone(), &is_over);
                 let mut sent = Endless::from(number);
                 let mut came = sent;
@@ -594,8 +591,8 @@ fn a_tunnel_that_whispers_is_heard_beside_tunnels_that_flood() {
         for time in &mut times {
             let start = Instant::now();
             client.send("psst");
-            behind.expect("psst");
-            behind.send("what?");
+            server.expect("psst");
+            server.send("what?");
             client.expect("what?");
             *time = start.elapsed();
         }
@@ -614,9 +611,9 @@ fn spliced_and_copied_frames_mixed_keep_their_order() {
     let proxy = on_one_worker(&backend);
     thread::scope(|scope| {
         for tunnel in 0..2 {
-            let (client, behind) = Peer::tunnel(proxy.address, &backend);
-            for (way, from, to) in [(1, &client, &behind), (2, &behind, &client)] {
-                let (mut from, mut to) = (from.again(), to.again());
+            let (client, server) = Peer::tunnel(proxy.address, &backend);
+            for (way, from, to) in [(1, &client, &server), (2, &server, &client)] {
+                let (mut from, mut to) = (from.clone_handle(), to.clone_handle());
                 let seed = 10 * tunnel + way;
                 // Both know the frames: as many short as long ones, each somewhere in the noise.
                 let frames = move || {
@@ -667,9 +664,9 @@ fn what_is_held_of_a_blocked_direction_is_bounded() {
         let backend = blocked.backend();
         let proxy = on_one_worker(&backend);
         for (in_bulk, bound) in [(false, SCRATCH), (true, PIPE)] {
-            let (client, behind) = blocked.tunnel(proxy.address, &backend);
-            let connections = Connections::of(&client, &behind);
-            let (mut source, sink) = blocked.ends(client, behind);
+            let (client, server) = blocked.tunnel(proxy.address, &backend);
+            let connections = Connections::of(&client, &server);
+            let (mut source, sink) = blocked.ends(client, server);
             let held = if in_bulk {
                 let mut held = 0;
                 flood_until(&mut [(Flood::new(source, 0, PLENTY), sink)], |floods| {
@@ -694,17 +691,17 @@ fn what_is_held_of_a_blocked_direction_is_bounded() {
 // Urgent data.
 
 #[test]
-fn bytes_behind_urgent_data_are_not_forgotten() {
+fn bytes_after_urgent_data_are_not_forgotten() {
     let backend = Backend::tight();
     let proxy = on_one_worker(&backend);
     for way in Way::BOTH {
-        let (client, behind) = Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
-        let (mut source, mut sink) = way.ends(client, behind);
+        let (client, server) = Peer::connect_tight(proxy.address).into_tunnel(&backend);
+        let (mut source, mut sink) = way.ends(client, server);
         // While the direction is blocked, all of it comes together.
         let held = block_gently(&mut source);
         source.send("before");
         send(&source.stream, b"!", SendFlags::OOB).unwrap();
-        source.send("behind");
+        source.send("follow");
         sink.read_exactly(held);
         sink.expect("before");
         // The urgent byte itself may come or not.
@@ -713,31 +710,31 @@ fn bytes_behind_urgent_data_are_not_forgotten() {
             got.remove(0);
             got.extend(sink.read_exactly(1));
         }
-        assert_eq!(got, b"behind");
+        assert_eq!(got, b"follow");
     }
 }
 
 #[test]
-fn an_end_behind_urgent_data_in_bulk_cuts_nothing_off() {
+fn an_end_after_urgent_data_in_bulk_cuts_nothing_off() {
     for way in Way::BOTH {
         let backend = way.backend();
         let proxy = on_one_worker(&backend);
-        let (client, behind) = way.tunnel(proxy.address, &backend);
-        let connections = Connections::of(&client, &behind);
-        let (source, sink) = way.ends(client, behind);
+        let (client, server) = way.tunnel(proxy.address, &backend);
+        let connections = Connections::of(&client, &server);
+        let (source, sink) = way.ends(client, server);
         let mut floods = [(Flood::new(source, 0, PLENTY), sink)];
         flood_until(&mut floods, |floods| connections.held(floods[0].0.on_its_way()) > SCRATCH);
         let [(mut flood, mut sink)] = floods;
-        let mut source = flood.peer.again();
+        let mut source = flood.peer.clone_handle();
         thread::scope(|scope| {
             scope.spawn(move || {
                 send(&source.stream, b"!", SendFlags::OOB).unwrap();
-                source.send("behind");
+                source.send("follow");
                 source.end_sending();
             });
             flood.came.read(&mut sink, flood.on_its_way());
             let rest = sink.read_to_end();
-            assert!(rest == b"behind" || rest == b"!behind", "{}", rest.escape_ascii());
+            assert!(rest == b"follow" || rest == b"!follow", "{}", rest.escape_ascii());
         });
     }
 }
@@ -751,10 +748,7 @@ fn on_one_worker(backend: &Backend) -> Proxy {
 
 /// The same as a process of its own, which has carried a tunnel, and how many descriptors it has without one.
 fn program_that_idles(backend: &Backend) -> (Program, SocketAddr, usize) {
-    let mut program = Program::with_config(&format!(
-        "workers = 1\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
-        backend.address
-    ));
+    let mut program = Program::with_config(&format!("workers = 1\n{}", section(backend.address)));
     let address = program.address();
     drop(Peer::tunnel(address, backend));
     program.wait_for("event=tunnel_end");
@@ -785,15 +779,15 @@ impl Way {
     fn tunnel(self, proxy: SocketAddr, backend: &Backend) -> (Peer, Peer) {
         match self {
             Self::Up => Peer::tunnel(proxy, backend),
-            Self::Down => Peer::tunnel_of(Peer::connect_tight(proxy), backend),
+            Self::Down => Peer::connect_tight(proxy).into_tunnel(backend),
         }
     }
 
     /// Who sends and who receives.
-    fn ends(self, client: Peer, behind: Peer) -> (Peer, Peer) {
+    fn ends(self, client: Peer, server: Peer) -> (Peer, Peer) {
         match self {
-            Self::Up => (client, behind),
-            Self::Down => (behind, client),
+            Self::Up => (client, server),
+            Self::Down => (server, client),
         }
     }
 
@@ -825,7 +819,7 @@ fn send_all<'scope>(
     bytes: Vec<u8>,
     and_end: bool,
 ) -> thread::ScopedJoinHandle<'scope, ()> {
-    let mut peer = peer.again();
+    let mut peer = peer.clone_handle();
     scope.spawn(move || {
         peer.send(bytes);
         if and_end {
@@ -882,7 +876,7 @@ impl Endless {
     fn expect(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let expected = self.ahead(bytes.len());
-            assert!(bytes.starts_with(expected), "damaged behind byte {}", self.count);
+            assert!(bytes.starts_with(expected), "damaged after byte {}", self.count);
             bytes = &bytes[expected.len()..];
             self.pass(expected.len());
         }
@@ -979,9 +973,9 @@ fn flood_until(floods: &mut [(Flood, Peer)], mut holds: impl FnMut(&[(Flood, Pee
 struct Connections([(SocketAddr, SocketAddr); 2]);
 
 impl Connections {
-    fn of(client: &Peer, behind: &Peer) -> Self {
+    fn of(client: &Peer, server: &Peer) -> Self {
         Self(
-            [client, behind]
+            [client, server]
                 .map(|peer| (peer.stream.local_addr().unwrap(), peer.stream.peer_addr().unwrap())),
         )
     }

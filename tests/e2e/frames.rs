@@ -1,4 +1,4 @@
-//! Limits known from the header, strictness, directions that cannot be followed, and what is counted (issue 4).
+//! Frames: limits judged at the header, strictness, opaque directions, and counters.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::libraries::{assert_unharmed, block_on, soketto_pair};
 use crate::support::{
-    ACCEPT, Backend, CLOSE, Frame, From, Knowing, PING, PONG, Peer, Proxy, TEXT, noise, table,
+    ACCEPT, Backend, CLOSE, Frame, From, PING, PONG, Peer, Proxy, ProxyProgram, TEXT, noise, table,
     upgrade, value,
 };
 
@@ -21,7 +21,7 @@ fn other_of(from: From) -> From {
 /// Sends what passes and then a header that does not, and nothing of its payload: the sender gets a Close with this
 /// code, the other side all that passes and a Close with 1001.
 fn assert_refused(
-    proxy: &mut Knowing,
+    proxy: &mut ProxyProgram,
     from: From,
     passing: &[u8],
     refused: &[u8],
@@ -32,8 +32,8 @@ fn assert_refused(
     let (mut sender, mut other) = proxy.tunnel_from(from);
     sender.send([passing, refused].concat());
     other.expect(passing);
-    other.expect_close_of_ours(other_of(from), 1001);
-    sender.expect_close_of_ours(from, code);
+    other.expect_proxy_close(other_of(from), 1001);
+    sender.expect_proxy_close(from, code);
     sender.send(from.close(code));
     other.send(other_of(from).close(1001));
     // Nothing more comes, neither the refused frame nor a second Close.
@@ -44,7 +44,7 @@ fn assert_refused(
 }
 
 /// Sends bytes that pass as they are, and shows that the tunnel lives on.
-fn assert_passes(proxy: &Knowing, from: From, bytes: &[u8]) {
+fn assert_passes(proxy: &ProxyProgram, from: From, bytes: &[u8]) {
     let (mut sender, mut other) = proxy.tunnel_from(from);
     sender.send(bytes);
     other.expect(bytes);
@@ -60,7 +60,7 @@ mod limits {
         for (limit, over) in
             table([(100, 101), (100, 1 << 40), (125, 126), (65_535, 65_536), (70_000, 70_001)])
         {
-            let mut proxy = Knowing::start(&format!("max_frame_bytes = {limit}"), GRACE);
+            let mut proxy = ProxyProgram::start(&format!("max_frame_bytes = {limit}"), GRACE);
             for from in [C, B] {
                 let refused = from.header(0x82, over);
                 assert_refused(&mut proxy, from, &[], &refused, 1009, "message_too_big");
@@ -73,7 +73,7 @@ mod limits {
     #[test]
     fn a_frame_of_exactly_the_limit_passes() {
         for limit in table([1, 125, 126, 65_535, 65_536, 300_000]) {
-            let proxy = Knowing::start(&format!("max_frame_bytes = {limit}"), GRACE);
+            let proxy = ProxyProgram::start(&format!("max_frame_bytes = {limit}"), GRACE);
             for from in [C, B] {
                 let (mut sender, mut other) = proxy.tunnel_from(from);
                 let bytes = [from.frame(0x82, noise(1, limit)), from.text("x")].concat();
@@ -85,7 +85,7 @@ mod limits {
 
     #[test]
     fn a_message_over_the_limit_is_refused_at_the_fragment_that_is_too_much() {
-        let mut proxy = Knowing::start("max_message_bytes = 100", GRACE);
+        let mut proxy = ProxyProgram::start("max_message_bytes = 100", GRACE);
         for from in [C, B] {
             let start = [from.frame(0x01, [b'a'; 60]), from.frame(PING, [b'p'; 90])].concat();
             assert_refused(
@@ -110,7 +110,7 @@ mod limits {
 
     #[test]
     fn messages_of_exactly_the_limit_pass_and_control_frames_do_not_count() {
-        let proxy = Knowing::start("max_message_bytes = 100", GRACE);
+        let proxy = ProxyProgram::start("max_message_bytes = 100", GRACE);
         for from in [C, B] {
             let message = [
                 from.frame(0x01, [b'a'; 60]),
@@ -126,14 +126,14 @@ mod limits {
 
     #[test]
     fn fragments_without_end_are_refused_by_the_message_limit_and_not_by_that_of_frames() {
-        let mut proxy = Knowing::start("max_message_bytes = 100\nmax_frame_bytes = 60", GRACE);
+        let mut proxy = ProxyProgram::start("max_message_bytes = 100\nmax_frame_bytes = 60", GRACE);
         let start = [C.frame(0x02, [0; 50]), C.frame(0x00, [0; 50])].concat();
         assert_refused(&mut proxy, C, &start, &C.header(0x00, 1), 1009, "message_too_big");
     }
 
     #[test]
     fn with_its_header_half_passed_the_other_side_gets_the_bare_end() {
-        let mut proxy = Knowing::start("max_frame_bytes = 100", GRACE);
+        let mut proxy = ProxyProgram::start("max_frame_bytes = 100", GRACE);
         for from in [C, B] {
             let header = from.header(0x82, 1_000);
             for cut in 1..header.len() {
@@ -141,7 +141,7 @@ mod limits {
                 sender.send(&header[..cut]);
                 other.expect(&header[..cut]);
                 sender.send(&header[cut..]);
-                sender.expect_close_of_ours(from, 1009);
+                sender.expect_proxy_close(from, 1009);
                 sender.send(from.close(1009));
                 other.expect_eof();
                 drop(other);
@@ -153,22 +153,22 @@ mod limits {
 
     #[test]
     fn nothing_that_follows_a_refused_frame_passes() {
-        let proxy = Knowing::start("max_frame_bytes = 10", "close_grace_ms = 1000");
-        let (mut client, mut behind) = proxy.tunnel();
+        let proxy = ProxyProgram::start("max_frame_bytes = 10", "close_grace_ms = 1000");
+        let (mut client, mut server) = proxy.tunnel();
         client.send([C.text("good"), C.text("this one is too long"), C.text("good")].concat());
         client.send(C.text("late"));
-        behind.expect(C.text("good"));
-        behind.expect_close_of_ours(B, 1001);
-        behind.expect_eof();
-        client.expect_close_of_ours(C, 1009);
+        server.expect(C.text("good"));
+        server.expect_proxy_close(B, 1001);
+        server.expect_eof();
+        client.expect_proxy_close(C, 1009);
     }
 
     #[test]
     fn too_many_messages_wait_for_their_second() {
-        let proxy = Knowing::start("max_messages_per_second = 5", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
+        let proxy = ProxyProgram::start("max_messages_per_second = 5", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
         let start = Instant::now();
-        let mut sending = client.again();
+        let mut sending = client.clone_handle();
         let sender = std::thread::spawn(move || {
             for number in 0..18 {
                 sending.send(C.text(&number.to_string()));
@@ -176,7 +176,7 @@ mod limits {
         });
         let mut first = Duration::ZERO;
         for number in 0..18 {
-            behind.expect(C.text(&number.to_string()));
+            server.expect(C.text(&number.to_string()));
             if number == 0 {
                 first = start.elapsed();
             }
@@ -186,27 +186,27 @@ mod limits {
         assert!(first < Duration::from_millis(900), "{first:?}");
         // Only what comes later shows it.
         client.send(C.text("later"));
-        behind.expect(C.text("later"));
+        server.expect(C.text("later"));
         let all = start.elapsed();
         assert!(all > Duration::from_millis(1_500) && all < Duration::from_secs(10), "{all:?}");
         // The other direction was never limited.
         for _ in 0..50 {
-            behind.send(B.text("free"));
+            server.send(B.text("free"));
             client.expect(B.text("free"));
         }
     }
 
     #[test]
     fn messages_within_the_rate_are_not_held_up() {
-        let proxy = Knowing::start("max_messages_per_second = 100", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
+        let proxy = ProxyProgram::start("max_messages_per_second = 100", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
         let start = Instant::now();
         for _ in 0..50 {
             // Control frames and fragments are no messages.
             client.send(
                 [C.frame(0x01, "a"), C.frame(PING, ""), C.frame(0, ""), C.frame(0x80, "")].concat(),
             );
-            let frames: [Frame; 4] = std::array::from_fn(|_| behind.read_frame());
+            let frames: [Frame; 4] = std::array::from_fn(|_| server.read_frame());
             assert_eq!(frames.map(|frame| frame.first), [0x01, PING, 0, 0x80]);
         }
         assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
@@ -215,19 +215,19 @@ mod limits {
     #[test]
     fn too_many_messages_end_the_tunnel_where_that_is_asked_for() {
         let mut proxy =
-            Knowing::start("max_messages_per_second = 3\nrate_action = \"close\"", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
+            ProxyProgram::start("max_messages_per_second = 3\nrate_action = \"close\"", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
         client.send(C.text("x").repeat(3));
-        behind.expect(C.text("x").repeat(3));
+        server.expect(C.text("x").repeat(3));
         // In one write, which passes as one.
         client.send(C.text("x").repeat(4));
-        client.expect_close_of_ours(C, 1008);
-        behind.expect(C.text("x").repeat(4));
-        behind.expect_close_of_ours(B, 1001);
+        client.expect_proxy_close(C, 1008);
+        server.expect(C.text("x").repeat(4));
+        server.expect_proxy_close(B, 1001);
         client.send(C.close(1008));
-        behind.send(B.close(1001));
+        server.send(B.close(1001));
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         let line = proxy.end_line();
         assert_eq!(
             (value(&line, "reason"), value(&line, "client_messages")),
@@ -271,7 +271,7 @@ mod strictness {
 
     #[test]
     fn violations_end_the_tunnel_where_frames_are_strict() {
-        let mut proxy = Knowing::start("strict_frames = true", GRACE);
+        let mut proxy = ProxyProgram::start("strict_frames = true", GRACE);
         for from in [C, B] {
             for (before, wrong) in violations(from) {
                 assert_refused(&mut proxy, from, &before, &wrong, 1002, "protocol");
@@ -281,8 +281,10 @@ mod strictness {
 
     #[test]
     fn violations_pass_unchanged_where_they_are_not() {
-        let proxies =
-            [Knowing::start("", GRACE), Knowing::start("max_frame_bytes = 100000", GRACE)];
+        let proxies = [
+            ProxyProgram::start("", GRACE),
+            ProxyProgram::start("max_frame_bytes = 100000", GRACE),
+        ];
         for proxy in &proxies {
             for from in [C, B] {
                 for (before, wrong) in violations(from) {
@@ -295,7 +297,7 @@ mod strictness {
 
     #[test]
     fn what_is_lawful_passes_where_frames_are_strict() {
-        let proxy = Knowing::start("strict_frames = true", GRACE);
+        let proxy = ProxyProgram::start("strict_frames = true", GRACE);
         for from in [C, B] {
             let frames = [
                 from.frame(0x01, ""),
@@ -315,27 +317,26 @@ mod strictness {
 
     #[test]
     fn reserved_bits_are_lawful_with_an_extension() {
-        let proxy = Knowing::start("strict_frames = true", GRACE);
+        let proxy = ProxyProgram::start("strict_frames = true", GRACE);
         let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
-        let mut client = Peer::sending(proxy.address, upgrade(extension));
-        let mut behind = proxy.backend.accept();
-        behind.read_head();
-        behind.send(crate::support::switching(extension));
+        let (mut client, mut server) =
+            Peer::handshake(proxy.address, &proxy.backend, upgrade(extension));
+        server.send(crate::support::switching(extension));
         assert!(client.read_head().contains(ACCEPT));
         client.send(C.frame(0xc1, "compressed"));
-        behind.expect(C.frame(0xc1, "compressed"));
-        behind.send(B.frame(0xc1, "compressed"));
+        server.expect(C.frame(0xc1, "compressed"));
+        server.send(B.frame(0xc1, "compressed"));
         client.expect(B.frame(0xc1, "compressed"));
         // Other violations are still some.
         client.send(C.frame(0x83, ""));
-        client.expect_close_of_ours(C, 1002);
+        client.expect_proxy_close(C, 1002);
     }
 }
 
-mod blindness {
+mod opaque {
     use super::*;
 
-    /// A header that nobody can follow, and what comes behind it.
+    /// A header whose length is invalid (RFC 6455, 5.2), and bytes after it.
     fn beyond(from: From) -> Vec<u8> {
         let bit = if from == C { 0x80 } else { 0 };
         [
@@ -348,13 +349,13 @@ mod blindness {
 
     #[test]
     fn bytes_flow_on_where_frames_cannot_be_followed() {
-        let mut proxy = Knowing::start(
+        let mut proxy = ProxyProgram::start(
             "strict_frames = true\nmax_frame_bytes = 1000\nping_interval_ms = 250",
             GRACE,
         );
         for (from, idle) in [(C, B), (B, C)] {
             let (mut sender, mut other) = proxy.tunnel_from(from);
-            let mut sending = sender.again();
+            let mut sending = sender.clone_handle();
             let writer = std::thread::spawn(move || {
                 sending.send([from.text("seen"), beyond(from)].concat())
             });
@@ -373,32 +374,32 @@ mod blindness {
 
     #[test]
     fn nothing_is_injected_into_a_blind_direction() {
-        let proxy = Knowing::start("ping_interval_ms = 250\npong_timeout_ms = 60000", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
-        behind.send(beyond(B));
+        let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 60000", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
+        server.send(beyond(B));
         client.expect(beyond(B));
         client.expect_silence(Duration::from_millis(900));
     }
 
     #[test]
     fn a_side_that_cannot_be_followed_is_not_pinged_since_its_answer_could_not_be_taken_out() {
-        let proxy = Knowing::start("ping_interval_ms = 250\npong_timeout_ms = 60000", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
+        let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 60000", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
         client.send(beyond(C));
-        behind.expect(beyond(C));
+        server.expect(beyond(C));
         client.expect_silence(Duration::from_millis(900));
     }
 
     #[test]
     fn what_flows_blindly_is_not_idle() {
-        let proxy = Knowing::start("idle_timeout_ms = 750", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
+        let proxy = ProxyProgram::start("idle_timeout_ms = 750", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
         client.send(beyond(C));
-        behind.expect(beyond(C));
+        server.expect(beyond(C));
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(2_000) {
             client.send("more");
-            behind.expect("more");
+            server.expect("more");
             client.expect_silence(Duration::from_millis(50));
         }
     }
@@ -406,15 +407,15 @@ mod blindness {
     #[test]
     fn a_drain_just_ends_a_blind_tunnel() {
         let mut proxy =
-            Knowing::start("", "spread_ms = 0\ntimeout_ms = 15000\nclose_grace_ms = 300");
-        let (mut client, mut behind) = proxy.tunnel();
+            ProxyProgram::start("", "spread_ms = 0\ntimeout_ms = 15000\nclose_grace_ms = 300");
+        let (mut client, mut server) = proxy.tunnel();
         client.send(beyond(C));
-        behind.expect(beyond(C));
-        behind.send(beyond(B));
+        server.expect(beyond(C));
+        server.send(beyond(B));
         client.expect(beyond(B));
         proxy.program.signal(Signal::TERM);
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         let line = proxy.end_line();
         assert_eq!((value(&line, "opaque"), value(&line, "reason")), ("2", "drain"), "{line}");
         assert_eq!(proxy.program.wait().code(), Some(0));
@@ -430,8 +431,8 @@ mod counts {
             "",
             "ping_interval_ms = 250\npong_timeout_ms = 60000\nmax_message_bytes = 1000000\nstrict_frames = true",
         ] {
-            let mut proxy = Knowing::start(section, GRACE);
-            let (mut client, mut behind) = proxy.tunnel();
+            let mut proxy = ProxyProgram::start(section, GRACE);
+            let (mut client, mut server) = proxy.tunnel();
             let up = [
                 C.text("one"),
                 C.frame(0x02, "two, "),
@@ -443,19 +444,19 @@ mod counts {
             ];
             client.send(up.concat());
             for frame in &up {
-                let got = behind.read_frame_of_other();
+                let got = server.read_relayed_frame();
                 assert_eq!(got.first, frame[0]);
             }
-            behind.send(B.frame(0x82, noise(1, 300_000)));
-            assert_eq!(client.read_frame_of_other().payload.len(), 300_000);
+            server.send(B.frame(0x82, noise(1, 300_000)));
+            assert_eq!(client.read_relayed_frame().payload.len(), 300_000);
             // Split within the code.
             let close = C.close(4321);
             client.send_in_pieces([&close[..7], &close[7..]].into_iter());
-            assert_eq!(behind.read_frame_of_other().close_code(), Some(4321));
-            behind.send(B.close(4322));
-            assert_eq!(client.read_frame_of_other().close_code(), Some(4322));
+            assert_eq!(server.read_relayed_frame().close_code(), Some(4321));
+            server.send(B.close(4322));
+            assert_eq!(client.read_relayed_frame().close_code(), Some(4322));
             client.expect_eof();
-            behind.expect_eof();
+            server.expect_eof();
             let line = proxy.end_line();
             let got =
                 ["client_messages", "backend_messages", "client_close", "backend_close", "opaque"]
@@ -476,14 +477,14 @@ mod counts {
             ("max_message_bytes = 10", 0x82, "one too many", 1009),
             ("strict_frames = true", TEXT | 0x40, "", 1002),
         ]) {
-            let mut proxy = Knowing::start(section, GRACE);
+            let mut proxy = ProxyProgram::start(section, GRACE);
             for (from, counts) in [(C, ["2", "0"]), (B, ["0", "2"])] {
                 let (mut sender, mut other) = proxy.tunnel_from(from);
                 let passing = [from.text("one"), from.frame(0x82, "two")].concat();
                 sender.send([&passing[..], &from.frame(first, payload)].concat());
                 other.expect(passing);
-                sender.expect_close_of_ours(from, code);
-                other.expect_close_of_ours(other_of(from), 1001);
+                sender.expect_proxy_close(from, code);
+                other.expect_proxy_close(other_of(from), 1001);
                 sender.send(from.close(code));
                 other.send(other_of(from).close(1001));
                 sender.expect_eof();
@@ -500,16 +501,16 @@ mod counts {
 
     #[test]
     fn a_close_without_a_code_has_none_in_the_log() {
-        let mut proxy = Knowing::start("", GRACE);
-        let (mut client, mut behind) = proxy.tunnel();
-        behind.send(B.frame(CLOSE, ""));
+        let mut proxy = ProxyProgram::start("", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
+        server.send(B.frame(CLOSE, ""));
         client.expect(B.frame(CLOSE, ""));
         client.send(C.frame(CLOSE, ""));
-        behind.expect(C.frame(CLOSE, ""));
-        behind.end_sending();
+        server.expect(C.frame(CLOSE, ""));
+        server.end_sending();
         client.expect_eof();
         client.end_sending();
-        behind.expect_eof();
+        server.expect_eof();
         let line = proxy.end_line();
         let got =
             ["reason", "ended_by", "client_close", "backend_close"].map(|key| value(&line, key));
@@ -518,7 +519,7 @@ mod counts {
 
     #[test]
     fn ends_without_a_close_are_named_by_side_and_manner() {
-        let mut proxy = Knowing::start("", GRACE);
+        let mut proxy = ProxyProgram::start("", GRACE);
         for (from, eof, reset) in
             [(C, "client_eof", "client_reset"), (B, "backend_eof", "backend_reset")]
         {
@@ -664,37 +665,37 @@ mod any_frames {
 
     #[test]
     fn what_each_side_gets_is_what_the_other_sent() {
-        let proxy = Knowing::start(
+        let proxy = ProxyProgram::start(
             "ping_interval_ms = 250\npong_timeout_ms = 60000\nmax_message_bytes = 100000000\nstrict_frames = true",
             GRACE,
         );
         let runs: Vec<_> = (0..12)
             .map(|_| {
                 let seed = fastrand::u64(..);
-                let (client, behind) = proxy.tunnel();
-                (seed, client, behind)
+                let (client, server) = proxy.tunnel();
+                (seed, client, server)
             })
             .collect();
         let pings: usize = std::thread::scope(|scope| {
             let threads: Vec<_> = runs
                 .into_iter()
-                .map(|(seed, client, behind)| {
+                .map(|(seed, client, server)| {
                     scope.spawn(move || {
                         println!("seed {seed}");
                         let mut random = fastrand::Rng::with_seed(seed);
                         let (up, down) = (sequence(C, &mut random), sequence(B, &mut random));
                         let ((to_c, of_c), (to_b, of_b)) =
                             (std::sync::mpsc::channel(), std::sync::mpsc::channel());
-                        let (mut client_in, mut client_out) = (client.again(), client);
-                        let (mut behind_in, mut behind_out) = (behind.again(), behind);
+                        let (mut client_in, mut client_out) = (client.clone_handle(), client);
+                        let (mut server_in, mut server_out) = (server.clone_handle(), server);
                         std::thread::scope(|scope| {
                             let (up_bytes, down_bytes) = (&up, &down);
                             scope.spawn(move || send(&mut client_out, up_bytes, &of_c, C, seed));
                             scope.spawn(move || {
-                                send(&mut behind_out, down_bytes, &of_b, B, seed.wrapping_add(1))
+                                send(&mut server_out, down_bytes, &of_b, B, seed.wrapping_add(1))
                             });
                             let at_client = scope.spawn(move || receive(&mut client_in, B, &to_c));
-                            let (got_up, pings_up) = receive(&mut behind_in, C, &to_b);
+                            let (got_up, pings_up) = receive(&mut server_in, C, &to_b);
                             let (got_down, pings_down) = at_client.join().unwrap();
                             assert!(got_up == up, "seed {seed}: the backend got something else");
                             assert!(got_down == down, "seed {seed}: the client got something else");

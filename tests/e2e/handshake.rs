@@ -23,20 +23,20 @@ fn an_upgrade_passes_and_the_backends_own_101_comes_back() {
     let proxy = Proxy::before(&backend);
 
     let mut client = Peer::sending(proxy.address, upgrade("X-Mine: 1\r\n"));
-    let mut behind = backend.accept();
-    let head = behind.read_head();
+    let mut server = backend.accept();
+    let head = server.read_head();
     assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
     assert!(head.contains(&format!("\r\nHost: {}\r\n", backend.address)), "{head}");
     assert!(head.contains("\r\nX-Mine: 1\r\n"), "{head}");
 
-    behind.send(switching("Set-Cookie: a=b\r\nSet-Cookie: c=d\r\n"));
+    server.send(switching("Set-Cookie: a=b\r\nSet-Cookie: c=d\r\n"));
     let answer = client.read_head();
     assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
     assert!(answer.contains("\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n"), "{answer}");
 
     client.send("from the client");
-    behind.expect("from the client");
-    behind.send("from the backend");
+    server.expect("from the client");
+    server.send("from the backend");
     client.expect("from the backend");
 }
 
@@ -47,7 +47,7 @@ fn a_head_that_does_not_come_in_time_gets_408_however_it_trickles() {
     let backend = Backend::start();
     let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(300));
     let mut client = Peer::sending(proxy.address, "GET / HT");
-    let mut trickling = client.again();
+    let mut trickling = client.clone_handle();
     let trickle = thread::spawn(move || {
         // Each byte comes well within the time; the whole head does not.
         while trickling.stream.write_all(b"x").is_ok() {
@@ -93,7 +93,7 @@ fn a_head_of_8192_bytes_passes() {
     let proxy = Proxy::before(&backend);
     let handshake = upgrade_of(MOST);
     assert_eq!(handshake.len(), MOST);
-    Peer::tunnel_by(proxy.address, &backend, handshake);
+    Peer::tunnel_with(proxy.address, &backend, handshake);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn the_longest_request_line_passes() {
     let target = format!("/{}", "a".repeat(MOST + 4 - upgrade("").len()));
     let handshake = upgrade_but("/chat", &target);
     assert_eq!(handshake.len(), MOST);
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, handshake);
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, handshake);
     assert!(head.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{head}");
 }
 
@@ -172,7 +172,7 @@ fn four_hundred_tiny_fields_pass() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let tiny = "a: b\r\n".repeat(400);
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(&tiny));
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(&tiny));
     assert!(head.contains(&tiny), "{head}");
 }
 
@@ -181,14 +181,14 @@ fn a_head_may_come_in_two_pieces_split_anywhere() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let handshake = upgrade("X-Mine: 1\r\n");
-    let (_, _, whole) = Peer::tunnel_by(proxy.address, &backend, &handshake);
+    let (_, _, whole) = Peer::tunnel_with(proxy.address, &backend, &handshake);
     for at in 1..handshake.len() {
         let (first, second) = handshake.as_bytes().split_at(at);
         let mut client = Peer::sending(proxy.address, first);
         client.wait_until_read();
         assert!(!backend.has_waiting(), "a backend heard of {at} bytes");
         client.send(second);
-        let (_behind, head) = backend.accept_tunnel();
+        let (_server, head) = backend.accept_tunnel();
         assert_eq!(head, whole, "split at {at}");
         let answer = client.read_head();
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
@@ -221,7 +221,7 @@ fn a_large_head_may_come_in_large_pieces() {
 fn an_empty_line_before_the_head_is_ignored() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, format!("\r\n{}", upgrade("")));
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, format!("\r\n{}", upgrade("")));
     assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
 }
 
@@ -255,7 +255,7 @@ fn every_spelling_of_an_upgrade_is_accepted() {
     let proxy = Proxy::before(&backend);
     for (part, by) in rows {
         println!("{by:?}");
-        Peer::tunnel_by(proxy.address, &backend, upgrade_but(part, by));
+        Peer::tunnel_with(proxy.address, &backend, upgrade_but(part, by));
     }
 }
 
@@ -406,7 +406,7 @@ fn assert_origins(listed: &[&str], passing: &[&str], refused: &[&str]) {
     let proxy = Proxy::start(Proxy::to(&[&backend]).origins(listed.iter().copied()));
     for one in passing {
         println!("{one:?} passes {listed:?}");
-        let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(&origin(one)));
+        let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(&origin(one)));
         assert!(head.contains(&origin(one)), "{head}");
     }
     for one in refused {
@@ -462,7 +462,7 @@ fn a_missing_origin_passes_if_none_is_listed() {
 fn without_a_list_every_origin_passes() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    Peer::tunnel_by(proxy.address, &backend, upgrade("Origin: https://anyone.example\r\n"));
+    Peer::tunnel_with(proxy.address, &backend, upgrade("Origin: https://anyone.example\r\n"));
 }
 
 #[test]
@@ -477,34 +477,30 @@ fn two_origins_are_malformed() {
 fn bytes_sent_with_the_head_wait_for_the_101() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let mut client = Peer::sending(proxy.address, upgrade("") + "early");
-    let mut behind = backend.accept();
-    behind.read_head();
-    behind.expect_silence(SILENCE);
-    behind.send(switching(""));
-    behind.expect("early");
+    let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade("") + "early");
+    server.expect_silence(SILENCE);
+    server.send(switching(""));
+    server.expect("early");
     client.send(" late");
-    behind.expect(" late");
+    server.expect(" late");
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     client.end_sending();
-    behind.expect_eof();
+    server.expect_eof();
 }
 
 #[test]
-fn bytes_sent_behind_the_head_wait_for_the_101() {
+fn bytes_sent_after_the_head_wait_for_the_101() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let mut client = Peer::sending(proxy.address, upgrade("") + "one");
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade("") + "one");
     client.send_in_pieces([&b" two"[..], b" three"].into_iter());
-    behind.expect_silence(SILENCE);
-    behind.send("HTTP/1.1 100 Continue\r\n\r\n");
-    behind.wait_until_read();
-    behind.expect_silence(SILENCE);
-    behind.send(switching(""));
+    server.expect_silence(SILENCE);
+    server.send("HTTP/1.1 100 Continue\r\n\r\n");
+    server.wait_until_read();
+    server.expect_silence(SILENCE);
+    server.send(switching(""));
     client.end_sending();
-    assert_eq!(behind.read_text_to_end(), "one two three");
+    assert_eq!(server.read_text_to_end(), "one two three");
 }
 
 #[test]
@@ -512,21 +508,19 @@ fn early_bytes_are_bounded_and_none_is_lost() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let bytes = noise(1, PLENTY);
-    let mut client = Peer::sending(proxy.address, upgrade(""));
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(""));
     let taken = client.offer(&bytes);
     assert!((64 * 1024..PLENTY).contains(&taken), "{taken} bytes were taken");
-    behind.expect_silence(SILENCE);
+    server.expect_silence(SILENCE);
 
-    behind.send(switching(""));
+    server.send(switching(""));
     let rest = bytes[taken..].to_vec();
     let sending = thread::spawn(move || {
         client.send(rest);
         client.end_sending();
         client
     });
-    assert!(behind.read_to_end() == bytes, "the bytes are not the same");
+    assert!(server.read_to_end() == bytes, "the bytes are not the same");
     sending.join().unwrap();
 }
 
@@ -536,11 +530,9 @@ fn early_bytes_are_bounded_and_none_is_lost() {
 fn a_client_that_resets_while_the_backend_thinks_ends_the_attempt() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let client = Peer::sending(proxy.address, upgrade(""));
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(""));
     client.reset();
-    behind.expect_end();
+    server.expect_end();
 }
 
 #[test]
@@ -549,25 +541,23 @@ fn a_client_that_resets_after_its_sending_side_ended_ends_the_attempt() {
     let proxy = Proxy::before(&backend);
     let mut client = Peer::sending(proxy.address, upgrade(""));
     client.end_sending();
-    let mut behind = backend.accept();
-    behind.read_head();
+    let mut server = backend.accept();
+    server.read_head();
     client.wait_until_read();
-    behind.expect_silence(SILENCE);
+    server.expect_silence(SILENCE);
     client.reset();
-    behind.expect_end();
+    server.expect_end();
 }
 
 #[test]
 fn a_client_that_resets_with_its_early_bytes_unread_ends_the_attempt() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let mut client = Peer::sending(proxy.address, upgrade(""));
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(""));
     assert!(client.offer(&vec![0; PLENTY]) < PLENTY);
-    behind.expect_silence(SILENCE);
+    server.expect_silence(SILENCE);
     client.reset();
-    behind.expect_end();
+    server.expect_end();
 }
 
 #[test]
@@ -588,20 +578,20 @@ fn a_client_that_resets_while_the_backend_is_dialled_ends_the_attempt() {
 }
 
 #[test]
-fn a_client_that_ends_its_sending_behind_the_head_gets_its_101_and_what_follows() {
+fn a_client_that_ends_its_sending_after_the_head_gets_its_101_and_what_follows() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let mut client = Peer::sending(proxy.address, upgrade("") + "last words");
     client.end_sending();
-    let mut behind = backend.accept();
-    behind.read_head();
+    let mut server = backend.accept();
+    server.read_head();
     client.wait_until_read();
-    behind.send(switching(""));
-    assert_eq!(behind.read_text_to_end(), "last words");
+    server.send(switching(""));
+    assert_eq!(server.read_text_to_end(), "last words");
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
-    behind.send("an answer");
+    server.send("an answer");
     client.expect("an answer");
-    drop(behind);
+    drop(server);
     client.expect_eof();
 }
 
@@ -611,9 +601,9 @@ fn a_client_that_ended_its_sending_gets_refusals_too() {
     let proxy = Proxy::before(&backend);
     let mut client = Peer::sending(proxy.address, upgrade(""));
     client.end_sending();
-    let mut behind = backend.accept();
-    behind.read_head();
-    behind.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno\n");
+    let mut server = backend.accept();
+    server.read_head();
+    server.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno\n");
     let answer = client.read_text_to_end();
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.ends_with("\r\n\r\nno\n"), "{answer}");
 }

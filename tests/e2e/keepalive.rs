@@ -1,8 +1,8 @@
-//! Pings for silent tunnels, dead sides, idle tunnels and lifetimes (issue 4).
+//! Keep-alive: Pings for silent sides, dead sides, idle tunnels and lifetimes.
 
 use std::time::{Duration, Instant};
 
-use crate::support::{From, Knowing, PING, PONG, TEXT, noise, value};
+use crate::support::{From, PING, PONG, ProxyProgram, TEXT, noise, value};
 
 use From::{Backend as B, Client as C};
 
@@ -14,30 +14,33 @@ const GRACE: &str = "close_grace_ms = 300";
 
 #[test]
 fn a_silent_client_gets_an_unmasked_ping_and_a_silent_backend_a_masked_one() {
-    let proxy = Knowing::start(PATIENT, GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let to_client = client.read_frame();
     assert_eq!((to_client.first, to_client.mask, to_client.payload.len()), (PING, None, 8));
-    let to_backend = behind.read_frame();
+    let to_backend = server.read_frame();
     assert_eq!((to_backend.first, to_backend.payload.len()), (PING, 8));
     assert!(to_backend.mask.is_some());
     assert_ne!(to_client.payload, to_backend.payload);
 
     // The next one has another key.
-    behind.send(B.frame(PONG, &to_backend.payload));
-    let next = behind.read_frame();
-    assert!(next.is_our_ping() && next.mask.is_some() && next.mask != to_backend.mask, "{next:?}");
+    server.send(B.frame(PONG, &to_backend.payload));
+    let next = server.read_frame();
+    assert!(
+        next.is_proxy_ping() && next.mask.is_some() && next.mask != to_backend.mask,
+        "{next:?}"
+    );
 }
 
 #[test]
 fn a_side_that_talks_gets_no_ping() {
-    let proxy = Knowing::start("ping_interval_ms = 1000\npong_timeout_ms = 60000", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start("ping_interval_ms = 1000\npong_timeout_ms = 60000", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(2_500) {
         client.send(C.text("up"));
-        behind.expect(C.text("up"));
-        behind.send(B.text("down"));
+        server.expect(C.text("up"));
+        server.send(B.text("down"));
         client.expect(B.text("down"));
         client.expect_silence(Duration::from_millis(50));
     }
@@ -45,68 +48,68 @@ fn a_side_that_talks_gets_no_ping() {
 
 #[test]
 fn nobody_is_pinged_unless_it_is_asked_for() {
-    let proxy = Knowing::start("", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start("", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     client.expect_silence(Duration::from_millis(600));
-    behind.expect_silence(Duration::from_millis(50));
+    server.expect_silence(Duration::from_millis(50));
 }
 
 #[test]
 fn the_answer_to_our_ping_is_never_seen_by_the_other_side() {
-    let proxy = Knowing::start(PATIENT, GRACE);
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
     for from in [C, B] {
         let (mut pinged, mut other) = proxy.tunnel_from(from);
-        let pong = from.frame(PONG, pinged.read_ping());
+        let pong = from.frame(PONG, pinged.read_proxy_ping());
         pinged.send(&pong);
-        pinged.send(from.text("behind a whole one"));
-        other.expect_text("behind a whole one");
+        pinged.send(from.text("after a whole one"));
+        other.expect_text("after a whole one");
 
         // Byte by byte.
-        let pong = from.frame(PONG, pinged.read_ping());
+        let pong = from.frame(PONG, pinged.read_proxy_ping());
         pinged.send_in_pieces(pong.chunks(1));
-        pinged.send(from.text("behind bytes"));
-        other.expect_text("behind bytes");
+        pinged.send(from.text("after single bytes"));
+        other.expect_text("after single bytes");
 
         // Glued to others on both sides.
-        let pong = from.frame(PONG, pinged.read_ping());
+        let pong = from.frame(PONG, pinged.read_proxy_ping());
         pinged.send([from.text("before"), pong, from.text("after")].concat());
         other.expect_text("before");
         other.expect_text("after");
 
         // Between the fragments of a message.
-        let pong = from.frame(PONG, pinged.read_ping());
+        let pong = from.frame(PONG, pinged.read_proxy_ping());
         pinged.send([from.frame(0x01, "first, "), pong, from.frame(0x80, "last")].concat());
-        let fragments = [other.read_frame_of_other(), other.read_frame_of_other()];
+        let fragments = [other.read_relayed_frame(), other.read_relayed_frame()];
         assert_eq!(fragments.map(|frame| frame.first), [0x01, 0x80]);
     }
 }
 
 #[test]
 fn every_split_of_the_answer_is_recognised() {
-    let proxy = Knowing::start(PATIENT, GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     for cut in 1..14 {
-        let pong = C.frame(PONG, client.read_ping());
+        let pong = C.frame(PONG, client.read_proxy_ping());
         let (head, tail) = pong.split_at(cut);
         client.send_in_pieces([head, tail].into_iter());
         client.send(C.text("next"));
-        behind.expect_text("next");
+        server.expect_text("next");
     }
 }
 
 #[test]
 fn other_pongs_pass_unchanged() {
-    let proxy = Knowing::start(PATIENT, GRACE);
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
     for from in [C, B] {
         let (mut pinged, mut other) = proxy.tunnel_from(from);
         let mut unchanged = |pinged: &mut crate::support::Peer, payload: &[u8]| {
             pinged.send(from.frame(PONG, payload));
-            let frame = other.read_frame_of_other();
+            let frame = other.read_relayed_frame();
             assert_eq!((frame.first, &*frame.payload), (PONG, payload));
         };
         // One that nobody asked for, before there is a Ping.
         unchanged(&mut pinged, b"12345678");
-        let payload = pinged.read_ping();
+        let payload = pinged.read_proxy_ping();
         let mut almost = payload.clone();
         almost[7] ^= 1;
         let longer = [&payload[..], b"x"].concat();
@@ -121,43 +124,43 @@ fn other_pongs_pass_unchanged() {
 
 #[test]
 fn a_late_answer_to_an_earlier_ping_of_ours_is_taken_out_too() {
-    let proxy = Knowing::start(PATIENT, GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
-    let first = client.read_ping();
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
+    let (mut client, mut server) = proxy.tunnel();
+    let first = client.read_proxy_ping();
     client.send(C.text("a sign of life"));
-    behind.expect_text("a sign of life");
-    let second = client.read_ping();
+    server.expect_text("a sign of life");
+    let second = client.read_proxy_ping();
     client.send([C.frame(PONG, first), C.frame(PONG, second), C.text("next")].concat());
-    behind.expect_text("next");
+    server.expect_text("next");
 }
 
 #[test]
 fn pings_of_an_endpoint_pass_and_are_not_answered_by_the_proxy() {
-    let proxy = Knowing::start(PATIENT, GRACE);
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
     for from in [C, B] {
         let (mut pinging, mut other) = proxy.tunnel_from(from);
         pinging.send(from.frame(PING, "are you there?"));
-        let frame = other.read_frame_of_other();
+        let frame = other.read_relayed_frame();
         assert_eq!((frame.first, &*frame.payload), (PING, &b"are you there?"[..]));
         // What comes next is a Ping to this side, and no Pong.
-        pinging.read_ping();
+        pinging.read_proxy_ping();
         other.send(from.other().frame(PONG, "are you there?"));
-        let frame = pinging.read_frame_of_other();
+        let frame = pinging.read_relayed_frame();
         assert_eq!((frame.first, &*frame.payload), (PONG, &b"are you there?"[..]));
     }
 }
 
 #[test]
 fn a_frozen_client_is_found_dead() {
-    let mut proxy = Knowing::start(STRICT, GRACE);
-    let (client, mut behind) = proxy.tunnel();
+    let mut proxy = ProxyProgram::start(STRICT, GRACE);
+    let (client, mut server) = proxy.tunnel();
     let start = Instant::now();
-    let close = behind.answer_pings(B);
+    let close = server.answer_pings(B);
     assert_eq!(close.close_code(), Some(1001), "{close:?}");
     assert!(close.mask.is_some());
     assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
-    behind.send(B.close(1001));
-    behind.expect_eof();
+    server.send(B.close(1001));
+    server.expect_eof();
     let line = proxy.end_line();
     assert_eq!(
         (value(&line, "reason"), value(&line, "ended_by")),
@@ -169,8 +172,8 @@ fn a_frozen_client_is_found_dead() {
 
 #[test]
 fn a_dead_backend_is_told_to_the_client_as_1014() {
-    let mut proxy = Knowing::start(STRICT, GRACE);
-    let (mut client, behind) = proxy.tunnel();
+    let mut proxy = ProxyProgram::start(STRICT, GRACE);
+    let (mut client, server) = proxy.tunnel();
     let close = client.answer_pings(C);
     assert_eq!((close.close_code(), close.mask), (Some(1014), None), "{close:?}");
     client.send(C.close(1014));
@@ -181,21 +184,21 @@ fn a_dead_backend_is_told_to_the_client_as_1014() {
         ("pong_timeout", "1014"),
         "{line}"
     );
-    drop(behind);
+    drop(server);
 }
 
 #[test]
 fn a_tunnel_does_not_wait_for_its_dead_side() {
     // Longer than any test waits.
-    let mut proxy = Knowing::start(STRICT, "close_grace_ms = 60000");
+    let mut proxy = ProxyProgram::start(STRICT, "close_grace_ms = 60000");
     for (from, code) in [(B, 1001), (C, 1014)] {
         let (mut other, mut dead) = proxy.tunnel_from(from);
         assert_eq!(other.answer_pings(from).close_code(), Some(code));
-        // More than all buffers take on the way to the dead side, and behind it the answer.
+        // More than all buffers take on the way to the dead side, and after it the answer.
         let rest = [from.header(0x82, 24 << 20), vec![0; 24 << 20], from.close(code)];
         other.send(rest.concat());
         other.expect_eof();
-        dead.read_ping();
+        dead.read_proxy_ping();
         dead.expect_eof();
         assert_eq!(value(&proxy.end_line(), "reason"), "pong_timeout");
     }
@@ -204,15 +207,15 @@ fn a_tunnel_does_not_wait_for_its_dead_side() {
 #[test]
 fn a_client_in_the_middle_of_a_message_from_the_backend_is_found_dead() {
     let message = [B.header(0x82, 64 << 20), vec![7; 64 << 20]].concat();
-    let mut proxy = Knowing::start(STRICT, GRACE);
-    let (client, mut behind) = proxy.tunnel();
-    let mut sending = behind.again();
+    let mut proxy = ProxyProgram::start(STRICT, GRACE);
+    let (client, mut server) = proxy.tunnel();
+    let mut sending = server.clone_handle();
     // More than all buffers take, so that the Ping never gets its boundary.
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let _ = std::io::Write::write_all(&mut sending.stream, &message);
         });
-        let close = behind.answer_pings(B);
+        let close = server.answer_pings(B);
         assert_eq!(close.close_code(), Some(1001), "{close:?}");
         drop(client);
         let line = proxy.end_line();
@@ -223,32 +226,32 @@ fn a_client_in_the_middle_of_a_message_from_the_backend_is_found_dead() {
 
 #[test]
 fn both_sides_that_answer_live_on() {
-    let proxy = Knowing::start(STRICT, GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start(STRICT, GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let answering = std::thread::spawn(move || {
-        let last = behind.answer_pings(B);
-        (behind, last)
+        let last = server.answer_pings(B);
+        (server, last)
     });
     for _ in 0..5 {
-        let payload = client.read_ping();
+        let payload = client.read_proxy_ping();
         client.send(C.frame(PONG, payload));
     }
     client.send(C.text("still here"));
-    let (_behind, frame) = answering.join().unwrap();
+    let (_server, frame) = answering.join().unwrap();
     assert_eq!((frame.first, &*frame.payload), (TEXT, &b"still here"[..]));
 }
 
 #[test]
 fn any_byte_is_a_sign_of_life() {
-    let proxy = Knowing::start(STRICT, GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start(STRICT, GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let answering = std::thread::spawn(move || {
-        assert_eq!(behind.answer_pings(B).payload, b"12345678");
-        behind
+        assert_eq!(server.answer_pings(B).payload, b"12345678");
+        server
     });
     // Never a Pong, but a byte of a long message.
     for byte in C.text("12345678").chunks(1) {
-        client.read_ping();
+        client.read_proxy_ping();
         client.send(byte);
     }
     drop(answering.join().unwrap());
@@ -256,7 +259,7 @@ fn any_byte_is_a_sign_of_life() {
 
 #[test]
 fn a_ping_waits_for_the_end_of_a_frame_that_is_under_way() {
-    let proxy = Knowing::start(PATIENT, GRACE);
+    let proxy = ProxyProgram::start(PATIENT, GRACE);
     for from in [C, B] {
         let (mut sending, mut other) = proxy.tunnel_from(from);
         let frame = from.text("a message in two parts");
@@ -266,26 +269,26 @@ fn a_ping_waits_for_the_end_of_a_frame_that_is_under_way() {
         other.expect_silence(Duration::from_millis(900));
         sending.send(tail);
         other.expect(tail);
-        other.read_ping();
+        other.read_proxy_ping();
     }
 }
 
 #[test]
 fn a_ping_that_had_to_wait_gives_its_side_the_whole_timeout() {
-    let proxy = Knowing::start("ping_interval_ms = 250\npong_timeout_ms = 2000", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 2000", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let frame = B.text("a message in two parts");
     let (head, tail) = frame.split_at(9);
-    behind.send(head);
+    server.send(head);
     client.expect(head);
     // The Ping is asked for after 250 to 500 ms, and would be overdue after 2,250 to 2,750.
     client.expect_silence(Duration::from_millis(1_600));
-    behind.send(tail);
+    server.send(tail);
     client.expect(tail);
-    let payload = client.read_ping();
+    let payload = client.read_proxy_ping();
     client.expect_silence(Duration::from_millis(1_400));
     client.send([C.frame(PONG, payload), C.text("alive")].concat());
-    behind.expect_text("alive");
+    server.expect_text("alive");
 }
 
 #[test]
@@ -293,64 +296,64 @@ fn a_client_that_is_not_read_is_not_dead() {
     // Made before there is a tunnel that could fall silent meanwhile.
     let mut bytes = C.frame(0x82, noise(1, 24 << 20));
     bytes.extend(C.text("the end"));
-    let proxy = Knowing::start(STRICT, GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
-    let (mut writing, sent) = (client.again(), bytes.clone());
+    let proxy = ProxyProgram::start(STRICT, GRACE);
+    let (mut client, mut server) = proxy.tunnel();
+    let (mut writing, sent) = (client.clone_handle(), bytes.clone());
     let writer = std::thread::spawn(move || writing.send(sent));
     // The backend lives, but reads nothing for longer than a dead client would be given.
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(2_500) {
-        behind.send(B.text("busy"));
+        server.send(B.text("busy"));
         client.expect_text("busy");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(behind.read_exactly(bytes.len()) == bytes, "the message is damaged");
+    assert!(server.read_exactly(bytes.len()) == bytes, "the message is damaged");
     writer.join().unwrap();
 }
 
 #[test]
 fn a_client_that_is_paused_by_its_rate_is_not_dead() {
-    let proxy = Knowing::start(&format!("{STRICT}\nmax_messages_per_second = 2"), GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start(&format!("{STRICT}\nmax_messages_per_second = 2"), GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     // In one write, so that seconds are owed.
     client.send(C.text("x").repeat(10));
     let start = Instant::now();
-    let mut reading = client.again();
+    let mut reading = client.clone_handle();
     let answering = std::thread::spawn(move || reading.answer_pings(C));
     for _ in 0..10 {
-        assert_eq!(behind.answer_pings(B).payload, b"x");
+        assert_eq!(server.answer_pings(B).payload, b"x");
     }
     // It is not read for about four seconds; the backend keeps answering.
     client.send(C.text("y"));
-    assert_eq!(behind.answer_pings(B).payload, b"y");
+    assert_eq!(server.answer_pings(B).payload, b"y");
     assert!(start.elapsed() > Duration::from_secs(2), "it was not paused");
-    behind.send(B.text("bye"));
+    server.send(B.text("bye"));
     assert_eq!(answering.join().unwrap().payload, b"bye");
 }
 
 #[test]
 fn an_idle_tunnel_is_closed_both_ways() {
-    let mut proxy = Knowing::start("idle_timeout_ms = 500", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let mut proxy = ProxyProgram::start("idle_timeout_ms = 500", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let start = Instant::now();
-    client.expect_close_of_ours(C, 1001);
-    behind.expect_close_of_ours(B, 1001);
+    client.expect_proxy_close(C, 1001);
+    server.expect_proxy_close(B, 1001);
     assert!(start.elapsed() < Duration::from_secs(5));
     client.send(C.close(1001));
-    behind.send(B.close(1001));
+    server.send(B.close(1001));
     client.expect_eof();
-    behind.expect_eof();
+    server.expect_eof();
     let line = proxy.end_line();
     assert_eq!((value(&line, "reason"), value(&line, "ended_by")), ("idle", "proxy"), "{line}");
 }
 
 #[test]
 fn a_tunnel_is_not_closed_as_idle_before_its_time() {
-    let proxy = Knowing::start("idle_timeout_ms = 500", GRACE);
+    let proxy = ProxyProgram::start("idle_timeout_ms = 500", GRACE);
     for _ in 0..4 {
         let start = Instant::now();
-        let (mut client, _behind) = proxy.tunnel();
-        client.expect_close_of_ours(C, 1001);
+        let (mut client, _server) = proxy.tunnel();
+        client.expect_proxy_close(C, 1001);
         assert!(
             start.elapsed() >= Duration::from_millis(500),
             "closed after {:?}",
@@ -363,16 +366,16 @@ fn a_tunnel_is_not_closed_as_idle_before_its_time() {
 
 #[test]
 fn pings_and_pongs_do_not_keep_a_tunnel_from_being_idle() {
-    let mut proxy = Knowing::start("idle_timeout_ms = 1000\nping_interval_ms = 250", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let mut proxy = ProxyProgram::start("idle_timeout_ms = 1000\nping_interval_ms = 250", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     let answering = std::thread::spawn(move || {
-        let frame = behind.answer_pings(B);
-        (behind, frame)
+        let frame = server.answer_pings(B);
+        (server, frame)
     });
     let mut pings = 0;
     let close = loop {
         let frame = client.read_frame();
-        if !frame.is_our_ping() {
+        if !frame.is_proxy_ping() {
             break frame;
         }
         pings += 1;
@@ -386,7 +389,7 @@ fn pings_and_pongs_do_not_keep_a_tunnel_from_being_idle() {
 
 #[test]
 fn data_in_either_direction_keeps_a_tunnel_from_being_idle() {
-    let proxy = Knowing::start("idle_timeout_ms = 1000", GRACE);
+    let proxy = ProxyProgram::start("idle_timeout_ms = 1000", GRACE);
     for from in [C, B] {
         let (mut sending, mut other) = proxy.tunnel_from(from);
         let start = Instant::now();
@@ -400,27 +403,27 @@ fn data_in_either_direction_keeps_a_tunnel_from_being_idle() {
 
 #[test]
 fn one_long_message_that_flows_is_not_idle() {
-    let proxy = Knowing::start("idle_timeout_ms = 750", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let proxy = ProxyProgram::start("idle_timeout_ms = 750", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     client.send(C.header(0x82, 1_000));
-    behind.expect(C.header(0x82, 1_000));
+    server.expect(C.header(0x82, 1_000));
     for part in noise(1, 1_000).chunks(40) {
         client.send(part);
-        behind.expect(part);
-        behind.expect_silence(Duration::from_millis(80));
+        server.expect(part);
+        server.expect_silence(Duration::from_millis(80));
     }
     client.send(C.text("next"));
-    behind.expect_text("next");
+    server.expect_text("next");
 }
 
 #[test]
 fn an_unanswered_close_does_not_keep_a_tunnel_from_being_idle() {
-    let mut proxy = Knowing::start("idle_timeout_ms = 500", GRACE);
-    let (mut client, mut behind) = proxy.tunnel();
+    let mut proxy = ProxyProgram::start("idle_timeout_ms = 500", GRACE);
+    let (mut client, mut server) = proxy.tunnel();
     client.send(C.close(1000));
-    behind.expect(C.close(1000));
+    server.expect(C.close(1000));
     // Nothing is added, and there is an end.
-    behind.expect_eof();
+    server.expect_eof();
     client.expect_eof();
     let line = proxy.end_line();
     assert_eq!(
@@ -432,18 +435,19 @@ fn an_unanswered_close_does_not_keep_a_tunnel_from_being_idle() {
 
 #[test]
 fn a_tunnel_whose_time_is_up_gets_its_close_code() {
-    let mut proxy = Knowing::start("max_lifetime_ms = 1000\nlifetime_close_code = 4001", GRACE);
+    let mut proxy =
+        ProxyProgram::start("max_lifetime_ms = 1000\nlifetime_close_code = 4001", GRACE);
     let start = Instant::now();
-    let (mut client, mut behind) = proxy.tunnel();
+    let (mut client, mut server) = proxy.tunnel();
     client.send(C.text("busy"));
-    behind.expect(C.text("busy"));
-    client.expect_close_of_ours(C, 4001);
+    server.expect(C.text("busy"));
+    client.expect_proxy_close(C, 4001);
     // A tenth less at least.
     assert!(start.elapsed() >= Duration::from_millis(900), "after {:?}", start.elapsed());
     assert!(start.elapsed() <= Duration::from_millis(4_000), "after {:?}", start.elapsed());
     client.send(C.close(4001));
-    behind.expect(C.close(4001));
-    behind.expect_eof();
+    server.expect(C.close(4001));
+    server.expect_eof();
     client.expect_eof();
     let line = proxy.end_line();
     assert_eq!(
@@ -455,15 +459,15 @@ fn a_tunnel_whose_time_is_up_gets_its_close_code() {
 
 #[test]
 fn lifetimes_differ() {
-    let proxy = Knowing::start("max_lifetime_ms = 6000", GRACE);
+    let proxy = ProxyProgram::start("max_lifetime_ms = 6000", GRACE);
     // A tick is 250 ms, and a tenth of this either way is 1,200 ms: of 24 tunnels, not all have the same.
     let tunnels: Vec<_> = (0..24).map(|_| proxy.tunnel()).collect();
     let threads: Vec<_> = tunnels
         .into_iter()
-        .map(|(mut client, behind)| {
+        .map(|(mut client, server)| {
             std::thread::spawn(move || {
-                client.expect_close_of_ours(C, 1001);
-                drop(behind);
+                client.expect_proxy_close(C, 1001);
+                drop(server);
                 Instant::now()
             })
         })

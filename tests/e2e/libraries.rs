@@ -239,8 +239,8 @@ fn a_message_glued_to_the_101_reaches_the_client() {
     let proxy = Proxy::before(&backend);
     thread::scope(|scope| {
         let engine_io = scope.spawn(|| {
-            let mut behind = backend.accept();
-            let head = behind.read_head();
+            let mut server = backend.accept();
+            let head = server.read_head();
             let key =
                 head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
             let accept = derive_accept_key(key.as_bytes());
@@ -249,8 +249,8 @@ fn a_message_glued_to_the_101_reaches_the_client() {
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                  Sec-WebSocket-Accept: {accept}\r\n\r\n"
             );
-            behind.send([answer.as_bytes(), b"\x81\x0b0{\"sid\":42}"].concat());
-            behind
+            server.send([answer.as_bytes(), b"\x81\x0b0{\"sid\":42}"].concat());
+            server
         });
         let stream = Peer::connect(proxy.address).stream;
         let (mut client, _) = tungstenite::client(request(&proxy), stream).unwrap();
@@ -264,7 +264,7 @@ fn a_message_glued_to_the_request_reaches_a_strict_server() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let mut client = Peer::connect(proxy.address);
-    // A text frame, masked with zeroes. Tungstenite refuses requests with bytes behind them.
+    // A text frame, masked with zeroes. Tungstenite refuses requests with bytes after them.
     client.stream.write_all(&[upgrade("").as_bytes(), b"\x81\x85\0\0\0\0early"].concat()).unwrap();
     let mut server = tungstenite::accept(backend.accept().stream).unwrap();
     assert_eq!(server.read().unwrap(), Message::text("early"));
@@ -352,8 +352,8 @@ async fn soketto_client(proxy: &Proxy) -> Ends {
 }
 
 /// A soketto server that grants them.
-async fn soketto_server(behind: Peer) -> Ends {
-    let mut server = soketto::handshake::Server::new(to_async(behind));
+async fn soketto_server(server: Peer) -> Ends {
+    let mut server = soketto::handshake::Server::new(to_async(server));
     server.add_protocol("chat");
     server.add_extension(Box::new(Compression(Deflate::new(Mode::Server))));
     let key = {

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt::Display;
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
@@ -15,19 +15,14 @@ use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, WsProxy};
 
-use crate::support::{Backend, PATIENCE, Peer, Proxy, taken_port, upgrade, value, wait_until};
+use crate::support::{
+    Backend, PATIENCE, Peer, Proxy, assert_alive, expect_refused, taken_port, upgrade, value,
+};
 
 /// A proxy before this backend, that has its port and does not serve yet. Its address is one whose ports no other test
 /// takes as soon as they are free.
 fn listen(backend: &Backend) -> BoundProxy {
     Proxy::to(&[backend]).drain_timeout_ms(60_000).listen("127.0.0.2:0").unwrap()
-}
-
-fn assert_alive(client: &mut Peer, behind: &mut Peer) {
-    client.send("up");
-    behind.expect("up");
-    behind.send("down");
-    client.expect("down");
 }
 
 mod errors {
@@ -117,20 +112,15 @@ mod running {
         let (stop, stopped) = bounded(1);
         thread::scope(|scope| {
             let running = scope.spawn(move || run(bound, stopped));
-            let (mut client, mut behind) = Peer::tunnel(address, &backend);
-            assert_alive(&mut client, &mut behind);
+            let (mut client, mut server) = Peer::tunnel(address, &backend);
+            assert_alive(&mut client, &mut server);
             drop(stop);
             expect_refused(address);
-            assert_alive(&mut client, &mut behind);
+            assert_alive(&mut client, &mut server);
             assert!(!running.is_finished());
-            drop((client, behind));
+            drop((client, server));
             running.join().unwrap();
         });
-    }
-
-    /// Waits until nobody listens there.
-    fn expect_refused(address: SocketAddr) {
-        wait_until("new clients are refused", || TcpStream::connect(address).is_err());
     }
 
     async fn until(stopped: Receiver<()>) {
@@ -219,10 +209,10 @@ mod running {
         let (stop, stopped) = shutdown();
         thread::scope(|scope| {
             scope.spawn(|| smol::block_on(bound.run(stopped)));
-            let (mut behind, _) = backend.accept_tunnel();
+            let (mut server, _) = backend.accept_tunnel();
             client.read_head();
-            assert_alive(&mut client, &mut behind);
-            drop((client, behind, stop));
+            assert_alive(&mut client, &mut server);
+            drop((client, server, stop));
         });
     }
 
@@ -244,10 +234,10 @@ mod running {
         let address = bound.local_addr();
         let (stop, stopped) = shutdown();
         let running = thread::spawn(|| smol::block_on(bound.run(stopped)));
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let (mut client, mut server) = Peer::tunnel(address, &backend);
         let start = Instant::now();
         drop(stop);
-        assert_alive(&mut client, &mut behind);
+        assert_alive(&mut client, &mut server);
         running.join().unwrap();
         assert!(
             start.elapsed() >= Duration::from_millis(200),
@@ -255,7 +245,7 @@ mod running {
             start.elapsed()
         );
         client.expect_end();
-        behind.expect_end();
+        server.expect_end();
     }
 
     #[test]
@@ -267,12 +257,12 @@ mod running {
         let running = thread::spawn(|| {
             smol::block_on(future::or(bound.run(future::pending()), stopped));
         });
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
-        assert_alive(&mut client, &mut behind);
+        let (mut client, mut server) = Peer::tunnel(address, &backend);
+        assert_alive(&mut client, &mut server);
         drop(stop);
         running.join().unwrap();
         client.expect_end();
-        behind.expect_end();
+        server.expect_end();
         assert!(TcpListener::bind(address).is_ok(), "the port is not free again");
     }
 
@@ -285,12 +275,12 @@ mod running {
         let running = thread::spawn(|| {
             smol::block_on(future::zip(bound_one.run(stopped_one), bound_two.run(stopped_two)));
         });
-        let (mut client, mut behind) = Peer::tunnel(address_two, &two);
+        let (mut client, mut server) = Peer::tunnel(address_two, &two);
         drop(Peer::tunnel(address_one, &one));
         drop(stop_one);
         expect_refused(address_one);
-        assert_alive(&mut client, &mut behind);
-        drop((client, behind, stop_two));
+        assert_alive(&mut client, &mut server);
+        drop((client, server, stop_two));
         running.join().unwrap();
     }
 
@@ -304,8 +294,8 @@ mod running {
         thread::spawn(move || proxy.bind("127.0.0.1:0"));
         let line = log.wait_for(&format!("event=listening section={name} "));
         let address = value(&line, "address").parse().unwrap();
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
-        assert_alive(&mut client, &mut behind);
+        let (mut client, mut server) = Peer::tunnel(address, &backend);
+        assert_alive(&mut client, &mut server);
     }
 }
 
@@ -360,14 +350,12 @@ mod settings {
         let backend = Backend::start();
         let proxy = Proxy::to(&[&backend]).read_timeout_ms(100).response_timeout_ms(60_000);
         let proxy = Proxy::start(proxy);
-        let mut client = Peer::sending(proxy.address, upgrade(""));
-        let mut behind = backend.accept();
-        behind.read_head();
+        let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(""));
         // It must not be the read timeout that ends this.
         client.expect_silence(Duration::from_millis(200));
-        behind.send(crate::support::switching(""));
+        server.send(crate::support::switching(""));
         client.read_head();
-        assert_alive(&mut client, &mut behind);
+        assert_alive(&mut client, &mut server);
     }
 
     #[test]
@@ -413,8 +401,7 @@ mod settings {
         let held = |bytes| {
             let backend = Backend::tight();
             let proxy = Proxy::start(Proxy::to(&[&backend]).socket_buffer_bytes(bytes));
-            let (mut client, _behind) =
-                Peer::tunnel_of(Peer::connect_tight(proxy.address), &backend);
+            let (mut client, _server) = Peer::connect_tight(proxy.address).into_tunnel(&backend);
             client.flood()
         };
         let (limited, unlimited) = (held(16 * 1024), held(0));

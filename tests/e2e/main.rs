@@ -6,10 +6,10 @@
 mod support;
 
 mod backends;
+mod closing;
 mod commands;
 mod event_loop;
 mod frames;
-mod goodbye;
 mod handshake;
 mod keepalive;
 mod libraries;

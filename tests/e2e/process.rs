@@ -1,16 +1,15 @@
-//! What the program is to the system: signals, limits, load, what it leaves behind, and its log.
+//! The program as a process: signals, limits, load, leaks, and its log.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process, setrlimit, waitpid,
-};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::support::{
-    Backend, PATIENCE, Peer, Program, is_dialled, switching, upgrade, value, wait_until,
+    Backend, PATIENCE, Peer, Program, assert_alive, expect_refused, is_dialled,
+    raise_descriptor_limit, section, switching, upgrade, value, wait_until,
 };
 
 /// What "at once" means on a machine that is busy with other tests.
@@ -29,32 +28,17 @@ fn flags(backend: &str) -> [&str; 4] {
 
 /// The same, with such a time for draining.
 fn start_with_drain_timeout(backend: &Backend, ms: u64) -> (Program, SocketAddr) {
-    let mut program = Program::with_config(&format!(
-        "[drain]\ntimeout_ms = {ms}\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
-        backend.address
-    ));
+    let section = section(backend.address);
+    let mut program = Program::with_config(&format!("[drain]\ntimeout_ms = {ms}\n{section}"));
     let address = program.address();
     (program, address)
-}
-
-/// Lets this process have as many descriptors as it may.
-fn raise_own_descriptor_limit() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-}
-
-fn assert_alive(client: &mut Peer, behind: &mut Peer) {
-    client.send("up");
-    behind.expect("up");
-    behind.send("down");
-    client.expect("down");
 }
 
 /// A new client, which is not kept waiting.
 fn assert_serves_at_once(address: SocketAddr, backend: &Backend) {
     let start = Instant::now();
-    let (mut client, mut behind) = Peer::tunnel(address, backend);
-    assert_alive(&mut client, &mut behind);
+    let (mut client, mut server) = Peer::tunnel(address, backend);
+    assert_alive(&mut client, &mut server);
     assert!(start.elapsed() < AT_ONCE, "a new client waits {:?}", start.elapsed());
 }
 
@@ -76,14 +60,6 @@ fn assert_costs_no_cpu(program: &Program) {
 
 mod signals {
     use super::*;
-
-    /// Waits until nobody listens there.
-    fn expect_refused(address: SocketAddr) {
-        let is_refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
-        wait_until("new clients are refused", || {
-            TcpStream::connect(address).is_err_and(is_refused)
-        });
-    }
 
     #[test]
     fn term_and_int_stop_accepting_and_wait_for_the_last_tunnel() {
@@ -136,15 +112,13 @@ mod signals {
     fn a_handshake_that_is_under_way_is_finished_before_the_end() {
         let backend = Backend::start();
         let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
-        let mut client = Peer::sending(address, upgrade(""));
-        let mut behind = backend.accept();
-        behind.read_head();
+        let (mut client, mut server) = Peer::handshake(address, &backend, upgrade(""));
         program.signal(Signal::TERM);
         program.wait_for("event=draining");
-        behind.send(switching(""));
+        server.send(switching(""));
         client.read_head();
-        assert_alive(&mut client, &mut behind);
-        drop((client, behind));
+        assert_alive(&mut client, &mut server);
+        drop((client, server));
         assert_eq!(program.wait().code(), Some(0));
     }
 
@@ -152,11 +126,11 @@ mod signals {
     fn a_tunnel_that_goes_on_is_cut_at_the_drain_timeout() {
         let backend = Backend::start();
         let (mut program, address) = start_with_drain_timeout(&backend, 300);
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let (mut client, mut server) = Peer::tunnel(address, &backend);
         let start = Instant::now();
         program.signal(Signal::TERM);
         program.wait_for("event=draining");
-        assert_alive(&mut client, &mut behind);
+        assert_alive(&mut client, &mut server);
         assert_eq!(program.wait().code(), Some(0));
         assert!(
             start.elapsed() >= Duration::from_millis(300),
@@ -164,7 +138,7 @@ mod signals {
             start.elapsed()
         );
         client.expect_end();
-        behind.expect_end();
+        server.expect_end();
     }
 
     #[test]
@@ -174,14 +148,14 @@ mod signals {
         {
             let backend = Backend::start();
             let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
-            let (mut client, mut behind) = Peer::tunnel(address, &backend);
+            let (mut client, mut server) = Peer::tunnel(address, &backend);
             program.signal(first);
             program.wait_for("event=draining");
-            assert_alive(&mut client, &mut behind);
+            assert_alive(&mut client, &mut server);
             program.signal(second);
             program.wait();
             client.expect_end();
-            behind.expect_end();
+            server.expect_end();
         }
     }
 
@@ -189,10 +163,10 @@ mod signals {
     fn hangups_and_broken_pipes_do_not_end_it() {
         let backend = Backend::start();
         let (program, address) = start(&backend);
-        let (mut client, mut behind) = Peer::tunnel(address, &backend);
+        let (mut client, mut server) = Peer::tunnel(address, &backend);
         for signal in [Signal::HUP, Signal::PIPE, Signal::HUP] {
             program.signal(signal);
-            assert_alive(&mut client, &mut behind);
+            assert_alive(&mut client, &mut server);
         }
         assert_serves_at_once(address, &backend);
     }
@@ -200,13 +174,10 @@ mod signals {
     #[test]
     fn every_section_drains() {
         let (one, two) = (Backend::start(), Backend::start());
-        let section = |backend: &Backend| {
-            format!(
-                "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]\nname = \"to-{0}\"\n",
-                backend.address
-            )
+        let named = |backend: &Backend| {
+            format!("{}name = \"to-{}\"\n", section(backend.address), backend.address)
         };
-        let config = format!("[drain]\ntimeout_ms = 60000\n{}{}", section(&one), section(&two));
+        let config = format!("[drain]\ntimeout_ms = 60000\n{}{}", named(&one), named(&two));
         let mut program = Program::with_config(&config);
         let mut addresses = listening(&mut program, 2);
         let mut address =
@@ -259,8 +230,8 @@ mod limits {
 
         // It keeps serving, and neither spins nor floods its log.
         let ticks = program.cpu_ticks();
-        for (client, behind) in &mut tunnels {
-            assert_alive(client, behind);
+        for (client, server) in &mut tunnels {
+            assert_alive(client, server);
         }
         let second = time(&program.wait_for("event=accept_failed"));
         let between = second.duration_since(first).unwrap();
@@ -268,16 +239,16 @@ mod limits {
         let ticks = program.cpu_ticks() - ticks;
         assert!(ticks <= 5, "{ticks} hundredths of a second went into failing");
         // The end of a direction needs no descriptor that is not there.
-        let [(client, behind), _] = &mut tunnels;
+        let [(client, server), _] = &mut tunnels;
         client.end_sending();
-        behind.expect_eof();
-        behind.send("still");
+        server.expect_eof();
+        server.send("still");
         client.expect("still");
 
         drop(idle);
         assert_recovers(address, &backend);
-        for (client, behind) in &mut tunnels[1..] {
-            assert_alive(client, behind);
+        for (client, server) in &mut tunnels[1..] {
+            assert_alive(client, server);
         }
     }
 
@@ -305,8 +276,8 @@ mod limits {
         idle.pop();
         let refusal = client.read_text_to_end();
         assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal}");
-        for (client, behind) in &mut tunnels {
-            assert_alive(client, behind);
+        for (client, server) in &mut tunnels {
+            assert_alive(client, server);
         }
         drop(idle);
         assert_recovers(address, &backend);
@@ -319,9 +290,9 @@ mod limits {
             wait_until("it is answered", || backend.has_waiting() || !client.is_silent());
             let is_served = backend.has_waiting();
             if is_served {
-                let (mut behind, _) = backend.accept_tunnel();
+                let (mut server, _) = backend.accept_tunnel();
                 client.read_head();
-                assert_alive(&mut client, &mut behind);
+                assert_alive(&mut client, &mut server);
             }
             is_served
         });
@@ -335,7 +306,7 @@ mod limits {
 
     #[test]
     fn a_thousand_connections_wait_for_their_accept() {
-        raise_own_descriptor_limit();
+        raise_descriptor_limit();
         let backend = Backend::start();
         let (program, address) = start(&backend);
         program.signal(Signal::STOP);
@@ -346,9 +317,9 @@ mod limits {
         program.signal(Signal::CONT);
         let mut last = waiting.pop().unwrap();
         last.send(upgrade(""));
-        let (mut behind, _) = backend.accept_tunnel();
+        let (mut server, _) = backend.accept_tunnel();
         last.read_head();
-        assert_alive(&mut last, &mut behind);
+        assert_alive(&mut last, &mut server);
     }
 }
 
@@ -357,7 +328,7 @@ mod load {
 
     #[test]
     fn connections_opened_and_dropped_at_once_do_no_harm() {
-        raise_own_descriptor_limit();
+        raise_descriptor_limit();
         let backend = Backend::start();
         let (mut program, address) = start(&backend);
         let (connections, threads) = at_rest(&mut program, address, &backend);
@@ -375,7 +346,7 @@ mod load {
 
     #[test]
     fn idle_tunnels_and_stalled_heads_do_no_harm_and_cost_no_cpu() {
-        raise_own_descriptor_limit();
+        raise_descriptor_limit();
         let backend = Backend::start();
         let (mut program, address) = start(&backend);
         let (connections, threads) = at_rest(&mut program, address, &backend);
@@ -384,8 +355,8 @@ mod load {
             (0..300).map(|index| Peer::sending(address, &upgrade("")[..index % 100])).collect();
         assert_serves_at_once(address, &backend);
         assert_costs_no_cpu(&program);
-        for (client, behind) in &mut tunnels {
-            assert_alive(client, behind);
+        for (client, server) in &mut tunnels {
+            assert_alive(client, server);
         }
         drop((tunnels, stalled));
         program.wait_for_connections(connections);
@@ -403,7 +374,7 @@ mod load {
         tunnels[1].1.end_sending();
         tunnels[1].0.expect_eof();
         tunnels[2].0.flood();
-        // An end behind bytes that cannot be written.
+        // An end after bytes that cannot be written.
         tunnels[3].1.flood();
         tunnels[3].1.end_sending();
         assert_costs_no_cpu(&program);
@@ -413,10 +384,8 @@ mod load {
     fn tunnels_that_nobody_reads_cost_little_memory_and_leave_no_pipes() {
         let backend = Backend::start();
         // With one worker, so that what it keeps for later is not multiplied.
-        let mut program = Program::with_config(&format!(
-            "workers = 1\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]",
-            backend.address
-        ));
+        let mut program =
+            Program::with_config(&format!("workers = 1\n{}", section(backend.address)));
         let address = program.address();
         let (connections, _) = at_rest(&mut program, address, &backend);
         let (descriptors, memory) = (program.descriptors(), program.memory());
@@ -428,8 +397,8 @@ mod load {
         });
         let grown = program.memory().saturating_sub(memory);
         assert!(grown < 20 * 256 * 1024, "twenty blocked tunnels cost {grown} bytes");
-        for (index, (client, behind)) in tunnels.into_iter().enumerate() {
-            if index % 2 == 0 { client.reset() } else { behind.reset() }
+        for (index, (client, server)) in tunnels.into_iter().enumerate() {
+            if index % 2 == 0 { client.reset() } else { server.reset() }
         }
         program.wait_for_connections(connections);
         let left = program.descriptors().saturating_sub(descriptors);
@@ -442,10 +411,10 @@ mod load {
         let (program, address) = start(&backend);
         let mut client = Peer::sending(address, upgrade("") + "early");
         client.end_sending();
-        let mut behind = backend.accept();
-        behind.read_head();
+        let mut server = backend.accept();
+        server.read_head();
         assert_costs_no_cpu(&program);
-        behind.send(switching(""));
+        server.send(switching(""));
         client.read_head();
     }
 }
@@ -473,9 +442,7 @@ impl Sections {
         ];
         let config: Vec<String> = sections
             .iter()
-            .map(|(name, backend, more)| {
-                format!("[[ws_proxy]]\nname = \"{name}\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{backend}\"]\n{more}\n")
-            })
+            .map(|(name, backend, more)| format!("{}name = \"{name}\"\n{more}\n", section(backend)))
             .collect();
         let mut program =
             Program::with_config(&format!("[drain]\ntimeout_ms = 60000\n{}", config.concat()));
@@ -492,15 +459,12 @@ impl Sections {
         Peer::tunnel(self.addresses["plain"], &self.backend)
     }
 
-    /// A client that has sent its handshake, and a backend that has read it.
-    fn asked(&self, section: &str) -> (Peer, Peer) {
-        let client = self.sending(section, upgrade(""));
-        let mut behind = self.backend.accept();
-        behind.read_head();
-        (client, behind)
+    /// A client whose handshake awaits its response, and the backend's end.
+    fn awaiting(&self, section: &str) -> (Peer, Peer) {
+        Peer::handshake(self.addresses[section], &self.backend, upgrade(""))
     }
 
-    /// What a client is answered that sends this.
+    /// The whole response to a client that sends this.
     fn answer(&self, section: &str, bytes: impl AsRef<[u8]>) -> String {
         self.sending(section, bytes).read_text_to_end()
     }
@@ -512,54 +476,54 @@ type Way = fn(&Sections);
 type State = fn(&mut Peer, &mut Peer, &[u8]);
 
 #[test]
-fn no_way_of_ending_leaves_anything_behind() {
+fn no_way_of_ending_leaks() {
     let ways: [(&str, Way); 22] = [
         ("the client closes the tunnel", |it| {
-            let (client, mut behind) = it.tunnel();
+            let (client, mut server) = it.tunnel();
             drop(client);
-            behind.expect_eof();
+            server.expect_eof();
         }),
         ("the backend closes the tunnel", |it| {
-            let (mut client, behind) = it.tunnel();
-            drop(behind);
+            let (mut client, server) = it.tunnel();
+            drop(server);
             client.expect_eof();
         }),
         ("both close the tunnel", |it| drop(it.tunnel())),
         ("the halves end one after the other", |it| {
-            let (mut client, mut behind) = it.tunnel();
+            let (mut client, mut server) = it.tunnel();
             client.end_sending();
-            behind.expect_eof();
-            behind.end_sending();
+            server.expect_eof();
+            server.end_sending();
             client.expect_eof();
         }),
         ("the client resets the tunnel", |it| {
-            let (client, mut behind) = it.tunnel();
+            let (client, mut server) = it.tunnel();
             client.reset();
-            behind.expect_end();
+            server.expect_end();
         }),
         ("the backend resets the tunnel", |it| {
-            let (mut client, behind) = it.tunnel();
-            behind.reset();
+            let (mut client, server) = it.tunnel();
+            server.reset();
             client.expect_end();
         }),
         ("both reset the tunnel", |it| {
-            let (client, behind) = it.tunnel();
+            let (client, server) = it.tunnel();
             client.reset();
-            behind.reset();
+            server.reset();
         }),
         ("the client resets after the backend has ended", |it| {
-            let (mut client, mut behind) = it.tunnel();
-            behind.end_sending();
+            let (mut client, mut server) = it.tunnel();
+            server.end_sending();
             client.expect_eof();
             client.reset();
-            behind.expect_end();
+            server.expect_end();
         }),
         ("the client resets after it has ended", |it| {
-            let (mut client, mut behind) = it.tunnel();
+            let (mut client, mut server) = it.tunnel();
             client.end_sending();
-            behind.expect_eof();
+            server.expect_eof();
             client.reset();
-            behind.write_until_broken();
+            server.write_until_broken();
         }),
         ("the client says nothing and closes", |it| drop(Peer::connect(it.addresses["plain"]))),
         ("the client resets within its head", |it| it.sending("plain", "GET / HT").reset()),
@@ -591,25 +555,25 @@ fn no_way_of_ending_leaves_anything_behind() {
             wait_until("it is dialled no more", || !is_dialled(it.stuck.address));
         }),
         ("the client resets while the backend thinks", |it| {
-            let (client, mut behind) = it.asked("plain");
+            let (client, mut server) = it.awaiting("plain");
             client.reset();
-            behind.expect_end();
+            server.expect_end();
         }),
         ("the backend resets instead of answering", |it| {
-            let (mut client, behind) = it.asked("plain");
-            behind.reset();
+            let (mut client, server) = it.awaiting("plain");
+            server.reset();
             assert!(client.read_head().starts_with("HTTP/1.1 502 "));
         }),
         ("the backend does not answer in time", |it| {
-            let (mut client, _behind) = it.asked("hasty");
+            let (mut client, _server) = it.awaiting("hasty");
             assert!(client.read_head().starts_with("HTTP/1.1 504 "));
         }),
         ("the client resets while a refusal is passed on", |it| {
-            let (mut client, mut behind) = it.asked("plain");
-            behind.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf");
+            let (mut client, mut server) = it.awaiting("plain");
+            server.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf");
             client.read_head();
             client.reset();
-            behind.expect_end();
+            server.expect_end();
         }),
     ];
 
@@ -623,7 +587,7 @@ fn no_way_of_ending_leaves_anything_behind() {
         it.program.wait_for_connections(connections);
         it.program.wait_for_threads(threads);
     }
-    // A task that was left behind would hold up the drain.
+    // A task that was left would hold up the drain.
     it.program.signal(Signal::TERM);
     assert_eq!(it.program.wait().code(), Some(0));
     for line in it.program.rest_of_log() {
@@ -652,7 +616,7 @@ fn a_reset_frees_both_connections_whatever_the_other_side_does() {
             one.end_sending();
             other.expect_eof();
         }),
-        ("finished behind what is not read", |one, _, much| {
+        ("finished after bytes that are not read", |one, _, much| {
             assert!(one.offer(much) < much.len());
             one.end_sending();
         }),
@@ -664,8 +628,8 @@ fn a_reset_frees_both_connections_whatever_the_other_side_does() {
     let mut held = Vec::new();
     for is_client_first in [true, false] {
         let mut tunnels = states.map(|_| {
-            let (client, behind) = it.tunnel();
-            if is_client_first { (client, behind) } else { (behind, client) }
+            let (client, server) = it.tunnel();
+            if is_client_first { (client, server) } else { (server, client) }
         });
         std::thread::scope(|scope| {
             for ((state, prepare), (one, other)) in states.iter().zip(&mut tunnels) {
@@ -707,20 +671,20 @@ mod log {
     #[test]
     fn each_tunnels_end_is_a_line() {
         let ends: [(&str, &str, End); 4] = [
-            ("client", "client_eof", |mut client, mut behind| {
+            ("client", "client_eof", |mut client, mut server| {
                 client.end_sending();
-                behind.expect_eof();
+                server.expect_eof();
             }),
-            ("backend", "backend_eof", |mut client, mut behind| {
-                behind.end_sending();
+            ("backend", "backend_eof", |mut client, mut server| {
+                server.end_sending();
                 client.expect_eof();
             }),
-            ("client", "client_reset", |client, mut behind| {
+            ("client", "client_reset", |client, mut server| {
                 client.reset();
-                behind.expect_end();
+                server.expect_end();
             }),
-            ("backend", "backend_reset", |mut client, behind| {
-                behind.reset();
+            ("backend", "backend_reset", |mut client, server| {
+                server.reset();
                 client.expect_end();
             }),
         ];
@@ -729,16 +693,16 @@ mod log {
         for (by, reason, end) in ends {
             // Some bytes come together with the heads.
             let mut client = it.sending("plain", upgrade("") + "12345");
-            let mut behind = it.backend.accept();
-            behind.read_head();
-            behind.send(switching("") + "123");
-            behind.expect("12345");
+            let mut server = it.backend.accept();
+            server.read_head();
+            server.send(switching("") + "123");
+            server.expect("12345");
             client.read_head();
             client.expect("123");
-            behind.send("4567");
+            server.send("4567");
             client.expect("4567");
             let address = client.stream.local_addr().unwrap();
-            end(client, behind);
+            end(client, server);
 
             let line = it.program.wait_for("event=tunnel_end");
             assert_eq!(value(&line, "section"), "plain");
@@ -762,13 +726,13 @@ mod log {
     #[test]
     fn the_times_of_a_tunnel_are_those_that_it_took() {
         let mut it = Sections::start();
-        let (mut client, mut behind) = it.asked("plain");
+        let (mut client, mut server) = it.awaiting("plain");
         // The times are the subject.
         std::thread::sleep(Duration::from_millis(100));
-        behind.send(switching(""));
+        server.send(switching(""));
         client.read_head();
         std::thread::sleep(Duration::from_millis(100));
-        drop((client, behind));
+        drop((client, server));
         let line = it.program.wait_for("event=tunnel_end");
         let number = |key| value(&line, key).parse::<f64>().unwrap();
         assert!(number("handshake_ms") >= 99.0, "{line}");
@@ -804,7 +768,7 @@ mod log {
     #[test]
     fn a_refusal_of_one_client_too_many_is_a_line() {
         let mut it = Sections::start();
-        let _first = it.asked("full");
+        let _first = it.awaiting("full");
         let mut second = it.sending("full", upgrade(""));
         assert!(second.read_head().starts_with("HTTP/1.1 503 "));
         assert_refusal_line(&mut it.program, &second, "full", 503);
@@ -813,10 +777,10 @@ mod log {
     #[test]
     fn a_refusal_by_the_backend_is_a_line() {
         let mut it = Sections::start();
-        let (mut client, mut behind) = it.asked("plain");
-        behind.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+        let (mut client, mut server) = it.awaiting("plain");
+        server.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
         assert!(client.read_head().starts_with("HTTP/1.1 401 "));
-        drop(behind);
+        drop(server);
         let line = assert_refusal_line(&mut it.program, &client, "plain", 401);
         assert_eq!(value(&line, "backend"), it.backend.address.to_string());
     }
@@ -828,7 +792,7 @@ mod log {
         status: u16,
     ) -> String {
         // The line is written when the connection has ended.
-        client.again().end_sending();
+        client.clone_handle().end_sending();
         let line = program.wait_for("event=refused");
         assert_eq!(value(&line, "section"), section);
         assert_eq!(value(&line, "client"), client.stream.local_addr().unwrap().to_string());
@@ -868,9 +832,9 @@ mod log {
 
     #[test]
     fn buffers_that_the_system_does_not_permit_are_a_line() {
-        let mut program = Program::with_config(
-            "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"127.0.0.1:1\"]\nsocket_buffer_bytes = 1073741824",
-        );
+        let section = section("127.0.0.1:1");
+        let mut program =
+            Program::with_config(&format!("{section}socket_buffer_bytes = 1073741824"));
         let line = program.wait_for("event=socket_buffer_capped");
         assert_eq!(value(&line, "wanted"), "1073741824");
         assert!(value(&line, "bytes").parse::<usize>().unwrap() > 0, "{line}");
@@ -902,8 +866,8 @@ mod log {
         let address = value(&line, "address").parse().unwrap();
         // The reader is gone; each of these would be a line.
         for _ in 0..2 {
-            let (mut client, mut behind) = Peer::tunnel(address, &backend);
-            assert_alive(&mut client, &mut behind);
+            let (mut client, mut server) = Peer::tunnel(address, &backend);
+            assert_alive(&mut client, &mut server);
         }
         kill_process(Pid::from_child(&program), Signal::TERM).unwrap();
         assert_eq!(program.wait().unwrap().code(), Some(0));

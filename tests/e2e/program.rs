@@ -6,18 +6,13 @@ use std::net::{SocketAddr, TcpListener};
 use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::support::{Backend, Directory, Peer, Program, table, taken_port, value};
-
-/// A section that listens on any port, in front of this backend.
-fn section(backend: &str) -> String {
-    format!("[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{backend}\"]\n")
-}
+use crate::support::{Backend, Directory, Peer, Program, section, table, taken_port, value};
 
 /// A client's message reaches this backend through the proxy.
 fn assert_leads_to(address: SocketAddr, backend: &Backend) {
-    let (mut client, mut behind) = Peer::tunnel(address, backend);
+    let (mut client, mut server) = Peer::tunnel(address, backend);
     client.send("hello");
-    behind.expect("hello");
+    server.expect("hello");
 }
 
 #[test]
@@ -25,7 +20,7 @@ fn each_section_has_its_own_port_and_backends() {
     let (one, two, three) = (Backend::start(), Backend::start(), Backend::start());
     let mut program = Program::with_config(&format!(
         "{}name = \"one\"\n[[ws_proxy]]\nname = \"two\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\", \"ws://{}\"]\n",
-        section(&one.address.to_string()),
+        section(one.address),
         two.address,
         three.address,
     ));
@@ -48,7 +43,7 @@ fn each_section_has_its_own_port_and_backends() {
 #[test]
 fn port_zero_is_chosen_and_logged() {
     let backend = Backend::start();
-    let mut program = Program::with_config(&section(&backend.address.to_string()));
+    let mut program = Program::with_config(&section(backend.address));
     let address = program.address();
     assert_ne!(address.port(), 0);
     assert_leads_to(address, &backend);
@@ -97,7 +92,7 @@ fn a_file_in_the_working_directory_is_used_and_the_log_says_so() {
     let backend = Backend::start();
     for name in ["ws-proxy.toml", "rws.config.toml"] {
         let directory = Directory::new();
-        directory.write(name, &section(&backend.address.to_string()));
+        directory.write(name, &section(backend.address));
         let mut program = Program::start(&[], Some(directory.path()));
         let line = program.wait_for("event=config ");
         assert!(line.contains(name), "{line}");
@@ -109,7 +104,7 @@ fn a_file_in_the_working_directory_is_used_and_the_log_says_so() {
 fn of_both_files_the_own_one_is_used() {
     let backend = Backend::start();
     let directory = Directory::new();
-    directory.write("ws-proxy.toml", &section(&backend.address.to_string()));
+    directory.write("ws-proxy.toml", &section(backend.address));
     directory.write("rws.config.toml", "this is not even TOML");
     let mut program = Program::start(&[], Some(directory.path()));
     assert_leads_to(program.address(), &backend);
@@ -120,7 +115,7 @@ fn a_named_file_wins_over_the_working_directory() {
     let backend = Backend::start();
     let directory = Directory::new();
     directory.write("ws-proxy.toml", "this is not even TOML");
-    directory.write("other.toml", &section(&backend.address.to_string()));
+    directory.write("other.toml", &section(backend.address));
     let mut program = Program::start(&["--config", "other.toml"], Some(directory.path()));
     assert_leads_to(program.address(), &backend);
 }
@@ -206,7 +201,7 @@ fn a_wrong_command_line_is_named() {
 
 #[test]
 fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
-    let good = "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"a:1\"]\n";
+    let good = section("a:1");
     let with = |line: &str| format!("{good}{line}\n");
     // The text, the line and the key that the message must have, and a part of what it must say.
     let cases = [

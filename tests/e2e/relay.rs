@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
-use crate::support::{Backend, PATIENCE, Peer, Proxy, noise, switching, upgrade};
+use crate::support::{Backend, PATIENCE, Peer, Proxy, assert_alive, noise, switching, upgrade};
 
 /// What "soon" means for an end: longer than closing in stages takes, much shorter than a timeout of TCP.
 const SOON: Duration = Duration::from_secs(8);
@@ -31,8 +31,8 @@ fn both_ways(test: impl Fn(Peer, Peer)) {
     let proxy = Proxy::before(&backend);
     for first in ["client", "backend"] {
         println!("the first peer is the {first}");
-        let (client, behind) = Peer::tunnel(proxy.address, &backend);
-        if first == "client" { test(client, behind) } else { test(behind, client) }
+        let (client, server) = Peer::tunnel(proxy.address, &backend);
+        if first == "client" { test(client, server) } else { test(server, client) }
     }
 }
 
@@ -59,7 +59,7 @@ fn receive(peer: &mut Peer, seed: u64, len: usize) {
 
 /// Pours so much both ways at once.
 fn exchange(one: &mut Peer, other: &mut Peer, len: usize) {
-    let (mut from_one, mut from_other) = (one.again(), other.again());
+    let (mut from_one, mut from_other) = (one.clone_handle(), other.clone_handle());
     thread::scope(|scope| {
         scope.spawn(|| pour(&mut from_one, 1, len));
         scope.spawn(|| pour(&mut from_other, 2, len));
@@ -68,30 +68,21 @@ fn exchange(one: &mut Peer, other: &mut Peer, len: usize) {
     });
 }
 
-/// A message and its answer.
-fn assert_alive(one: &mut Peer, other: &mut Peer) {
-    one.send("are you there?");
-    other.expect("are you there?");
-    other.send("yes");
-    one.expect("yes");
-}
-
 #[test]
 fn leftovers_of_both_heads_come_first() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let early = noise(1, 5_000);
-    let mut client = Peer::sending(proxy.address, [upgrade("").as_bytes(), &early].concat());
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (mut client, mut server) =
+        Peer::handshake(proxy.address, &backend, [upgrade("").as_bytes(), &early].concat());
     client.send("while the backend thinks, ");
     let glued = noise(2, 5_000);
-    behind.send([switching("").as_bytes(), &glued].concat());
+    server.send([switching("").as_bytes(), &glued].concat());
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     client.send("and after the 101");
-    behind.send("and later");
+    server.send("and later");
 
-    behind.expect([&early[..], b"while the backend thinks, and after the 101"].concat());
+    server.expect([&early[..], b"while the backend thinks, and after the 101"].concat());
     client.expect([&glued[..], b"and later"].concat());
 }
 
@@ -101,11 +92,11 @@ fn nothing_is_added_between_the_leftovers_and_an_immediate_end() {
     let proxy = Proxy::before(&backend);
     let mut client = Peer::sending(proxy.address, upgrade("") + "all that I say");
     client.end_sending();
-    let mut behind = backend.accept();
-    behind.read_head();
-    behind.send(switching("") + "all that I say too");
-    behind.end_sending();
-    assert_eq!(behind.read_text_to_end(), "all that I say");
+    let mut server = backend.accept();
+    server.read_head();
+    server.send(switching("") + "all that I say too");
+    server.end_sending();
+    assert_eq!(server.read_text_to_end(), "all that I say");
     client.read_head();
     assert_eq!(client.read_text_to_end(), "all that I say too");
 }
@@ -129,7 +120,7 @@ fn half_close_keeps_return_traffic() {
 fn an_eof_does_not_overtake_the_data_before_it() {
     both_ways(|mut one, mut other| {
         let len = 8 << 20;
-        let mut sending = one.again();
+        let mut sending = one.clone_handle();
         thread::scope(|scope| {
             scope.spawn(|| {
                 pour(&mut sending, 1, len);
@@ -156,7 +147,8 @@ fn both_ends_at_once_lose_nothing() {
     both_ways(|mut one, mut other| {
         let (to_other, to_one) = (noise(1, 200_000), noise(2, 200_000));
         thread::scope(|scope| {
-            for (peer, bytes) in [(one.again(), &to_other), (other.again(), &to_one)] {
+            for (peer, bytes) in [(one.clone_handle(), &to_other), (other.clone_handle(), &to_one)]
+            {
                 scope.spawn(move || {
                     let mut peer = peer;
                     peer.send(bytes);
@@ -191,7 +183,7 @@ fn a_reset_ends_an_idle_tunnel() {
 #[test]
 fn a_reset_ends_a_tunnel_in_full_flow() {
     both_ways(|mut one, mut other| {
-        let (mut pouring, mut reading) = (other.again(), one.again());
+        let (mut pouring, mut reading) = (other.clone_handle(), one.clone_handle());
         thread::scope(|scope| {
             scope.spawn(|| pouring.write_until_broken());
             scope.spawn(|| other.expect_end());
@@ -245,7 +237,7 @@ fn a_reset_after_the_other_half_was_finished_ends_the_tunnel() {
 }
 
 #[test]
-fn a_reset_behind_an_end_that_could_not_be_written_yet_ends_the_tunnel() {
+fn a_reset_after_an_end_that_could_not_be_written_yet_ends_the_tunnel() {
     reset_ends_the_tunnel(|one, _| {
         one.flood();
         one.end_sending();
@@ -318,11 +310,11 @@ fn a_side_that_does_not_read_stops_the_other_sides_reading() {
 fn a_blocked_direction_blocks_no_other() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = Peer::tunnel(proxy.address, &backend);
+    let (mut client, mut server) = Peer::tunnel(proxy.address, &backend);
     let mut neighbours = Peer::tunnel(proxy.address, &backend);
 
     client.flood();
-    behind.send("the other direction flows");
+    server.send("the other direction flows");
     client.expect("the other direction flows");
     exchange(&mut neighbours.0, &mut neighbours.1, 1 << 20);
 
@@ -330,8 +322,8 @@ fn a_blocked_direction_blocks_no_other() {
     neighbours.1.flood();
     neighbours.0.send("so does this one");
     neighbours.1.expect("so does this one");
-    let (mut third, mut behind_third) = Peer::tunnel(proxy.address, &backend);
-    assert_alive(&mut third, &mut behind_third);
+    let (mut third, mut server_third) = Peer::tunnel(proxy.address, &backend);
+    assert_alive(&mut third, &mut server_third);
 }
 
 #[test]
@@ -364,11 +356,11 @@ fn no_timeout_of_the_handshake_survives_into_the_tunnel() {
 fn sixty_four_mebibytes_each_way_at_once_are_unchanged() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = Peer::tunnel(proxy.address, &backend);
-    exchange(&mut client, &mut behind, 64 << 20);
+    let (mut client, mut server) = Peer::tunnel(proxy.address, &backend);
+    exchange(&mut client, &mut server, 64 << 20);
     client.end_sending();
-    behind.expect_eof();
-    behind.end_sending();
+    server.expect_eof();
+    server.end_sending();
     client.expect_eof();
 }
 
@@ -376,23 +368,23 @@ fn sixty_four_mebibytes_each_way_at_once_are_unchanged() {
 fn a_mebibyte_each_way_through_small_buffers_is_unchanged() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = Peer::tunnel(proxy.address, &backend);
-    for peer in [&client, &behind] {
+    let (mut client, mut server) = Peer::tunnel(proxy.address, &backend);
+    for peer in [&client, &server] {
         // The kernel fills smaller windows than this one only a few times a second.
         sockopt::set_socket_recv_buffer_size(&peer.stream, 32 * 1024).unwrap();
         sockopt::set_socket_send_buffer_size(&peer.stream, 4 * 1024).unwrap();
     }
-    exchange(&mut client, &mut behind, 1 << 20);
+    exchange(&mut client, &mut server, 1 << 20);
 }
 
 #[test]
 fn tiny_buffers_damage_nothing() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (mut client, mut behind) = Peer::tunnel(proxy.address, &backend);
+    let (mut client, mut server) = Peer::tunnel(proxy.address, &backend);
     client.shrink_buffers();
-    behind.shrink_buffers();
-    exchange(&mut client, &mut behind, 32 * 1024);
+    server.shrink_buffers();
+    exchange(&mut client, &mut server, 32 * 1024);
 }
 
 #[test]
@@ -409,14 +401,14 @@ fn pieces_of_odd_sizes_keep_their_order() {
     let sizes = [1, 2, 3, 5, 7, 11, 127, 1_021, 4_093, 16_381, 16_384, 16_385, 65_537];
     both_ways(|mut one, mut other| {
         let bytes = noise(3, sizes.iter().sum::<usize>() * 5);
-        let mut reading = other.again();
+        let mut reading = other.clone_handle();
         thread::scope(|scope| {
             scope.spawn(|| {
                 let mut rest = &bytes[..];
                 for &size in sizes.iter().cycle().take(sizes.len() * 5) {
-                    let (piece, behind) = rest.split_at(size);
+                    let (piece, server) = rest.split_at(size);
                     one.send(piece);
-                    rest = behind;
+                    rest = server;
                 }
                 one.end_sending();
             });
@@ -464,10 +456,10 @@ fn a_small_message_does_not_wait_for_the_one_before_it() {
 fn both_connections_of_a_tunnel_are_kept_alive_by_tcp() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (client, behind) = Peer::tunnel(proxy.address, &backend);
+    let (client, server) = Peer::tunnel(proxy.address, &backend);
     for (proxys, peers) in [
         (proxy.address, client.stream.local_addr().unwrap()),
-        (behind.stream.peer_addr().unwrap(), backend.address),
+        (server.stream.peer_addr().unwrap(), backend.address),
     ] {
         let seconds = keepalive_seconds(proxys, peers);
         assert!((1..=60).contains(&seconds), "the first probe is {seconds} s away");
@@ -502,22 +494,22 @@ fn two_hundred_tunnels_do_not_mix() {
     let proxy = Proxy::before(&backend);
     let mut tunnels: Vec<_> = (0..200).map(|_| Peer::tunnel(proxy.address, &backend)).collect();
     for round in 0..5 {
-        for (id, (client, behind)) in tunnels.iter_mut().enumerate() {
+        for (id, (client, server)) in tunnels.iter_mut().enumerate() {
             client.stream.write_all(format!("up {id:03} {round}").as_bytes()).unwrap();
-            behind.stream.write_all(format!("down {id:03} {round}").as_bytes()).unwrap();
+            server.stream.write_all(format!("down {id:03} {round}").as_bytes()).unwrap();
         }
-        for (id, (client, behind)) in tunnels.iter_mut().enumerate().rev() {
+        for (id, (client, server)) in tunnels.iter_mut().enumerate().rev() {
             client.expect(format!("down {id:03} {round}"));
-            behind.expect(format!("up {id:03} {round}"));
+            server.expect(format!("up {id:03} {round}"));
         }
         // The end of some is none of the others' business: half of them by a close, half by a reset.
-        for (index, (client, mut behind)) in tunnels.drain(..20).enumerate() {
+        for (index, (client, mut server)) in tunnels.drain(..20).enumerate() {
             if index % 2 == 0 {
                 drop(client)
             } else {
                 client.reset()
             }
-            behind.expect_end();
+            server.expect_end();
         }
     }
 }

@@ -13,19 +13,19 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: example.com\r\n\r\n";
 fn a_head_that_two_parsers_could_read_differently_gets_400() {
     const HOST: &str = "Host: example.com\r\n";
     let rows = table([
-        ("bare LF behind the request line", "HTTP/1.1\r\n", "HTTP/1.1\n"),
-        ("bare LF behind a field", HOST, "Host: example.com\n"),
+        ("bare LF after the request line", "HTTP/1.1\r\n", "HTTP/1.1\n"),
+        ("bare LF after a field", HOST, "Host: example.com\n"),
         ("bare LF in a value", HOST, "Host: example.com\r\nX-A: 1\nX-B: 2\r\n"),
         ("bare LF before the head", "GET", "\nGET"),
         ("bare LF as blank line", "13\r\n\r\n", "13\r\n\n"),
         ("only bare LFs at the end", "13\r\n\r\n", "13\n\n"),
         ("bare CR in a value", HOST, "Host: example.com\r\nX-A: 1\rX-B: 2\r\n"),
-        ("bare CR behind a field", HOST, "Host: example.com\r"),
+        ("bare CR after a field", HOST, "Host: example.com\r"),
         ("bare CR in the request line", "/chat", "/chat\r"),
         ("two CRs", HOST, "Host: example.com\r\r\n"),
         ("obs-fold with a blank", HOST, "Host: example.com\r\nX-A: 1\r\n 2\r\n"),
         ("obs-fold with a tab", HOST, "Host: example.com\r\nX-A: 1\r\n\t2\r\n"),
-        ("obs-fold behind the request line", HOST, " Host: example.com\r\n"),
+        ("obs-fold after the request line", HOST, " Host: example.com\r\n"),
         ("obs-fold before the end", "13\r\n\r\n", "13\r\n \r\n\r\n"),
         ("NUL in a value", HOST, "Host: example.com\r\nX-A: 1\x002\r\n"),
         ("NUL in a name", HOST, "Host: example.com\r\nX\0A: 1\r\n"),
@@ -74,14 +74,14 @@ fn one_faulty_request_gets_one_answer_however_many_follow() {
     assert!(!backend.has_waiting());
 }
 
-// What stays behind of a good request.
+// Fields of a good request that are not forwarded.
 
 /// The head that a backend gets of this handshake.
 fn forwarded(handshake: impl AsRef<[u8]>) -> String {
     let backend = Backend::start();
     let proxy =
         Proxy::start(Proxy::to(&[&backend]).host(HostHeader::Preserve).forwarded(Forwarded::Off));
-    Peer::tunnel_by(proxy.address, &backend, handshake).2
+    Peer::tunnel_with(proxy.address, &backend, handshake).2
 }
 
 /// How many lines of a head begin with this name, in any letter case.
@@ -91,7 +91,7 @@ fn count(head: &str, name: &str) -> usize {
 }
 
 #[test]
-fn fields_that_connection_names_stay_behind() {
+fn fields_that_connection_names_are_not_forwarded() {
     let lines = "Connection: x-secret ,COOKIE,,\r\nX-Secret: 1\r\nx-SECRET: 2\r\nCookie: a=b\r\nX-Secrets: 3\r\n";
     let head = forwarded(upgrade(lines));
     assert_eq!(
@@ -130,13 +130,13 @@ fn connection_cannot_strip_what_the_proxy_says_of_the_client() {
     let proxy = Proxy::before(&backend);
     let lines = "Connection: X-Forwarded-For, X-Forwarded-Host, X-Forwarded-Proto\r\n\
                  X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: forged.example\r\nX-Forwarded-Proto: https\r\n";
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, upgrade(lines));
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(lines));
     let own = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n";
     assert!(head.ends_with(own) && head.matches("X-Forwarded-").count() == 3, "{head}");
 }
 
 #[test]
-fn hop_by_hop_fields_stay_behind() {
+fn hop_by_hop_fields_are_not_forwarded() {
     let names = table([
         "Keep-Alive",
         "Proxy-Connection",
@@ -161,7 +161,7 @@ fn an_upgrade_to_h2c_is_not_passed_on() {
 }
 
 #[test]
-fn http2_settings_stay_behind_even_if_connection_does_not_name_them() {
+fn http2_settings_are_not_forwarded_even_if_connection_does_not_name_them() {
     let head = forwarded(upgrade("HTTP2-Settings: AAMAAABk\r\n"));
     assert_eq!(count(&head, "HTTP2-Settings"), 0, "{head}");
 }
@@ -192,7 +192,7 @@ fn the_authority_of_an_absolute_target_is_the_forwarded_host() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let handshake = upgrade_but("/chat", "http://other.example/chat");
-    let (_, _, head) = Peer::tunnel_by(proxy.address, &backend, handshake);
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, handshake);
     assert!(
         head.starts_with(&format!("GET /chat HTTP/1.1\r\nHost: {}\r\n", backend.address)),
         "{head}"
@@ -230,19 +230,18 @@ fn switching_but(part: &str, by: &str) -> String {
 }
 
 /// What the client gets of such an answer, and what the backend gets beside the head, for a client that sends a
-/// second request right behind its head.
+/// second request right after its head.
 fn answered(answer: &str) -> (String, Vec<u8>) {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let offer =
         "Sec-WebSocket-Protocol: chat, v2\r\nSec-WebSocket-Extensions: permessage-deflate; x=1\r\n";
-    let mut client = Peer::sending(proxy.address, upgrade(offer) + SMUGGLED);
-    let mut behind = backend.accept();
-    behind.read_head();
-    behind.send(answer);
+    let (mut client, mut server) =
+        Peer::handshake(proxy.address, &backend, upgrade(offer) + SMUGGLED);
+    server.send(answer);
     let answer = client.read_text_to_end();
     drop(client);
-    (answer, behind.read_to_end())
+    (answer, server.read_to_end())
 }
 
 #[test]
@@ -296,12 +295,10 @@ fn an_offered_subprotocol_and_extension_may_be_chosen() {
     let proxy = Proxy::before(&backend);
     let offer = "Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: v2\r\n\
                  Sec-WebSocket-Extensions: mux, permessage-deflate; client_max_window_bits\r\n";
-    let mut client = Peer::sending(proxy.address, upgrade(offer));
-    let mut behind = backend.accept();
-    behind.read_head();
+    let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(offer));
     let chosen = "Sec-WebSocket-Protocol: v2\r\n\
                   Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n";
-    behind.send(switching(chosen));
+    server.send(switching(chosen));
     let answer = client.read_head();
     assert!(answer.starts_with("HTTP/1.1 101 ") && answer.contains(chosen), "{answer}");
 }

@@ -9,10 +9,15 @@ mod wire;
 pub use self::peer::{Backend, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
-pub use self::sockets::{has_been_read, in_kernel, is_dialled, taken_port, wait_until};
-pub use self::wire::{CLOSE, Frame, From, Knowing, PING, PONG, TEXT};
+pub use self::sockets::{
+    expect_refused, has_been_read, in_kernel, is_dialled, taken_port, wait_until,
+};
+pub use self::wire::{CLOSE, Frame, From, PING, PONG, ProxyProgram, TEXT};
 
+use std::fmt::Display;
 use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How long anything may take before the test has failed. Long, for slow machines: passing tests never wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,7 +32,7 @@ pub fn table<T, const N: usize>(rows: [T; N]) -> [T; N] {
     rows
 }
 
-/// A client's good handshake, with more header lines behind, each with its CRLF.
+/// A valid handshake of a client. `more` is further header lines, each with its CRLF.
 pub fn upgrade(more: &str) -> String {
     format!(
         "GET /chat HTTP/1.1\r\nHost: example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -35,19 +40,39 @@ pub fn upgrade(more: &str) -> String {
     )
 }
 
-/// A client's good handshake with one part of it replaced.
+/// A valid handshake with one part of it replaced.
 pub fn upgrade_but(part: &str, by: &str) -> String {
     let good = upgrade("");
     assert_eq!(good.matches(part).count(), 1, "{part:?}");
     good.replace(part, by)
 }
 
-/// A backend's good answer to it.
+/// The 101 that a backend answers to it. `more` is further header lines.
 pub fn switching(more: &str) -> String {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {ACCEPT}\r\n{more}\r\n"
     )
+}
+
+/// The configuration of a section that listens on any port and leads to this backend. Lines that
+/// are appended belong to it.
+pub fn section(backend: impl Display) -> String {
+    format!("[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{backend}\"]\n")
+}
+
+/// Asserts that a message passes through a tunnel, and its answer back.
+pub fn assert_alive(one: &mut Peer, other: &mut Peer) {
+    one.send("are you there?");
+    other.expect("are you there?");
+    other.send("yes");
+    one.expect("yes");
+}
+
+/// Lets this process, and the programs that it starts, have as many descriptors as it may.
+pub fn raise_descriptor_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
 /// Bytes that look like nothing else, and are the same for the same seed.

@@ -119,15 +119,6 @@ impl Peer {
         Self::new(TcpStream::from(socket))
     }
 
-    /// This client and a backend that have a tunnel between them.
-    pub fn tunnel_of(mut client: Self, backend: &Backend) -> (Self, Self) {
-        client.send(upgrade(""));
-        let (behind, _) = backend.accept_tunnel();
-        let head = client.read_head();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        (client, behind)
-    }
-
     /// A client that has sent `bytes`.
     pub fn sending(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Self {
         let mut peer = Self::connect(address);
@@ -135,26 +126,45 @@ impl Peer {
         peer
     }
 
-    /// A client and a backend that have a tunnel between them.
-    pub fn tunnel(proxy: SocketAddr, backend: &Backend) -> (Self, Self) {
-        let mut client = Self::sending(proxy, upgrade(""));
-        let (behind, _) = backend.accept_tunnel();
-        let head = client.read_head();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        (client, behind)
+    /// A client whose handshake has been read by the backend, and that backend's end.
+    pub fn handshake(
+        proxy: SocketAddr,
+        backend: &Backend,
+        bytes: impl AsRef<[u8]>,
+    ) -> (Self, Self) {
+        let client = Self::sending(proxy, bytes);
+        let mut server = backend.accept();
+        server.read_head();
+        (client, server)
     }
 
-    /// A tunnel that these bytes opened, and the head that the backend got.
-    pub fn tunnel_by(
+    /// The two ends of a new tunnel: the client and the backend's server.
+    pub fn tunnel(proxy: SocketAddr, backend: &Backend) -> (Self, Self) {
+        Self::connect(proxy).into_tunnel(backend)
+    }
+
+    /// The same for a client that has connected already.
+    pub fn into_tunnel(mut self, backend: &Backend) -> (Self, Self) {
+        self.send(upgrade(""));
+        let (client, server, _) = self.switch(backend);
+        (client, server)
+    }
+
+    /// A tunnel that this handshake opens, and the head that the backend got.
+    pub fn tunnel_with(
         proxy: SocketAddr,
         backend: &Backend,
         handshake: impl AsRef<[u8]>,
     ) -> (Self, Self, String) {
-        let mut client = Self::sending(proxy, handshake);
-        let (behind, head) = backend.accept_tunnel();
-        let answer = client.read_head();
-        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
-        (client, behind, head)
+        Self::sending(proxy, handshake).switch(backend)
+    }
+
+    /// Has the backend answer this client's handshake with a 101.
+    fn switch(mut self, backend: &Backend) -> (Self, Self, String) {
+        let (server, head) = backend.accept_tunnel();
+        let response = self.read_head();
+        assert!(response.starts_with("HTTP/1.1 101 "), "{response}");
+        (self, server, head)
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -331,7 +341,7 @@ impl Peer {
     }
 
     /// A second handle of the same connection, for another thread.
-    pub fn again(&self) -> Self {
+    pub fn clone_handle(&self) -> Self {
         Self { stream: self.stream.try_clone().unwrap() }
     }
 }

@@ -141,7 +141,7 @@ impl Program {
     pub fn cpu_ticks(&self) -> u64 {
         let mut stat = String::new();
         fs::File::open(self.proc("stat")).unwrap().read_to_string(&mut stat).unwrap();
-        // The fields behind the name, which may have blanks in it: utime and stime are the 12th and 13th.
+        // proc(5): after the name, which may contain blanks, utime and stime are the 12th and 13th.
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }

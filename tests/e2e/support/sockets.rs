@@ -1,7 +1,8 @@
 //! What the kernel knows of the sockets of others: what the other side has not read yet, or is still dialling, shows
 //! nowhere else.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::net::{
@@ -41,6 +42,12 @@ pub fn taken_port() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
+}
+
+/// Waits until nobody listens on this address.
+pub fn expect_refused(address: SocketAddr) {
+    let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    wait_until("new clients are refused", || TcpStream::connect(address).is_err_and(is_refused));
 }
 
 /// Waits for what there is no event for.

@@ -71,7 +71,7 @@ impl From {
 
 impl Frame {
     /// Whether it is a Ping of the proxy's: those of the tests have another length.
-    pub fn is_our_ping(&self) -> bool {
+    pub fn is_proxy_ping(&self) -> bool {
         self.first == PING && self.payload.len() == 8
     }
 
@@ -99,25 +99,25 @@ impl Peer {
     }
 
     /// The next frame that is no Ping of the proxy's.
-    pub fn read_frame_of_other(&mut self) -> Frame {
+    pub fn read_relayed_frame(&mut self) -> Frame {
         loop {
             let frame = self.read_frame();
-            if !frame.is_our_ping() {
+            if !frame.is_proxy_ping() {
                 return frame;
             }
         }
     }
 
     /// The next frame, a Ping of the proxy's: its payload.
-    pub fn read_ping(&mut self) -> Vec<u8> {
+    pub fn read_proxy_ping(&mut self) -> Vec<u8> {
         let frame = self.read_frame();
-        assert!(frame.is_our_ping(), "{frame:?} is no Ping of the proxy");
+        assert!(frame.is_proxy_ping(), "{frame:?} is no Ping of the proxy");
         frame.payload
     }
 
     /// The next frame, a Close of the proxy's with this code, masked for a backend only.
-    pub fn expect_close_of_ours(&mut self, to: From, code: u16) {
-        let frame = self.read_frame_of_other();
+    pub fn expect_proxy_close(&mut self, to: From, code: u16) {
+        let frame = self.read_relayed_frame();
         assert_eq!(frame.close_code(), Some(code), "{frame:?}");
         assert_eq!(frame.mask.is_some(), to == From::Backend, "{frame:?}");
         assert!(
@@ -128,7 +128,7 @@ impl Peer {
 
     /// The next frame, but for Pings, is this text.
     pub fn expect_text(&mut self, text: &str) {
-        let frame = self.read_frame_of_other();
+        let frame = self.read_relayed_frame();
         assert_eq!(
             (frame.first, &*frame.payload.escape_ascii().to_string()),
             (TEXT, text),
@@ -141,7 +141,7 @@ impl Peer {
         let end = Instant::now() + PATIENCE;
         loop {
             let frame = self.read_frame();
-            if !frame.is_our_ping() {
+            if !frame.is_proxy_ping() {
                 return frame;
             }
             assert!(Instant::now() < end, "nothing comes but Pings");
@@ -150,41 +150,37 @@ impl Peer {
     }
 }
 
-/// A program in front of one backend, with more lines for its section, and for `[drain]`.
-pub struct Knowing {
+/// The program as a process of its own, with one section, and that section's only backend.
+pub struct ProxyProgram {
     pub program: Program,
     pub address: SocketAddr,
     pub backend: Backend,
 }
 
-impl Knowing {
+impl ProxyProgram {
+    /// Starts it with more lines for its section, and lines for `[drain]`.
     pub fn start(section: &str, drain: &str) -> Self {
-        Self::with(section, &format!("[drain]\n{drain}"))
-    }
-
-    /// The same, with lines for the top of the file.
-    pub fn with(section: &str, top: &str) -> Self {
         let backend = Backend::start();
         let mut program = Program::with_config(&format!(
-            "{top}\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\"]\n{section}\n",
-            backend.address
+            "[drain]\n{drain}\n{}{section}\n",
+            super::section(backend.address)
         ));
         let address = program.address();
         Self { program, address, backend }
     }
 
-    /// A client and a backend that have a tunnel between them.
+    /// The two ends of a new tunnel: the client and the backend's server.
     pub fn tunnel(&self) -> (Peer, Peer) {
         Peer::tunnel(self.address, &self.backend)
     }
 
     /// The same, with the sender first.
     pub fn tunnel_from(&self, from: From) -> (Peer, Peer) {
-        let (client, behind) = self.tunnel();
-        if from == From::Client { (client, behind) } else { (behind, client) }
+        let (client, server) = self.tunnel();
+        if from == From::Client { (client, server) } else { (server, client) }
     }
 
-    /// The line of the next tunnel that ends.
+    /// Waits for the line of the next tunnel that ends.
     pub fn end_line(&mut self) -> String {
         self.program.wait_for("event=tunnel_end")
     }

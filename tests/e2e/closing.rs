@@ -1,11 +1,13 @@
-//! How tunnels end: the drain, Close frames of the proxy, grace, and losses that are announced (issue 4).
+//! Ends of tunnels: the drain, Close frames of the proxy, the grace time, and lost sides.
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 use tungstenite::Message;
 
-use crate::support::{From, Knowing, Peer, noise, switching, table, upgrade, value};
+use crate::support::{
+    From, Peer, ProxyProgram, noise, raise_descriptor_limit, switching, table, upgrade, value,
+};
 
 use From::{Backend as B, Client as C};
 
@@ -14,9 +16,9 @@ const AT_ONCE: &str = "spread_ms = 0\ntimeout_ms = 18000\nclose_grace_ms = 15000
 /// Closes at once, and does not wait long for answers.
 const SOON: &str = "spread_ms = 0\ntimeout_ms = 18000\nclose_grace_ms = 500";
 
-impl Knowing {
+impl ProxyProgram {
     /// Tells the program to leave.
-    fn leave(&mut self) {
+    fn drain(&mut self) {
         self.program.signal(Signal::TERM);
         self.program.wait_for("event=draining");
     }
@@ -27,13 +29,13 @@ impl Knowing {
 }
 
 /// A client that is paused by its rate, in front of a proxy with such a drain.
-fn over_its_rate(drain: &str) -> (Knowing, Peer, Peer) {
-    let proxy = Knowing::start("max_messages_per_second = 1", drain);
-    let (mut client, mut behind) = proxy.tunnel();
+fn over_its_rate(drain: &str) -> (ProxyProgram, Peer, Peer) {
+    let proxy = ProxyProgram::start("max_messages_per_second = 1", drain);
+    let (mut client, mut server) = proxy.tunnel();
     // In one write, which passes as one: it owes more seconds than anybody waits here.
     client.send(C.text("x").repeat(100));
-    behind.expect(C.text("x").repeat(100));
-    (proxy, client, behind)
+    server.expect(C.text("x").repeat(100));
+    (proxy, client, server)
 }
 
 mod drain {
@@ -42,21 +44,21 @@ mod drain {
     #[test]
     fn a_client_gets_a_close_and_its_answer_reaches_the_backend() {
         for (keys, code) in table([("", 1001), ("\nclose_code = 1012", 1012)]) {
-            let mut proxy = Knowing::start("", &format!("{AT_ONCE}{keys}"));
-            let (mut client, mut behind) = proxy.tunnel();
-            behind.send(B.text("before"));
+            let mut proxy = ProxyProgram::start("", &format!("{AT_ONCE}{keys}"));
+            let (mut client, mut server) = proxy.tunnel();
+            server.send(B.text("before"));
             client.expect_text("before");
-            proxy.leave();
-            client.expect_close_of_ours(C, code);
+            proxy.drain();
+            client.expect_proxy_close(C, code);
             // Nothing of the backend follows it, while the client's bytes go on.
-            behind.send(B.text("too late"));
+            server.send(B.text("too late"));
             client.send(C.text("still heard"));
-            behind.expect(C.text("still heard"));
+            server.expect(C.text("still heard"));
             client.send(C.close(code));
-            behind.expect(C.close(code));
-            behind.send(B.close(code));
+            server.expect(C.close(code));
+            server.send(B.close(code));
             client.expect_eof();
-            behind.expect_eof();
+            server.expect_eof();
             let line = proxy.end_line();
             let got = ["reason", "ended_by", "client_close"].map(|key| value(&line, key));
             assert_eq!(got, ["drain", "proxy", &code.to_string()], "{line}");
@@ -68,24 +70,24 @@ mod drain {
     fn an_answer_that_comes_in_pieces_reaches_the_backend_whole() {
         let close = C.close(1001);
         for cut in 1..close.len() {
-            let mut proxy = Knowing::start("", AT_ONCE);
-            let (mut client, mut behind) = proxy.tunnel();
-            proxy.leave();
-            client.expect_close_of_ours(C, 1001);
+            let mut proxy = ProxyProgram::start("", AT_ONCE);
+            let (mut client, mut server) = proxy.tunnel();
+            proxy.drain();
+            client.expect_proxy_close(C, 1001);
             client.send(&close[..cut]);
-            behind.expect(&close[..cut]);
+            server.expect(&close[..cut]);
             client.send(&close[cut..]);
-            behind.expect(&close[cut..]);
+            server.expect(&close[cut..]);
             client.expect_eof();
-            behind.expect_eof();
+            server.expect_eof();
             proxy.expect_exit();
         }
     }
 
     #[test]
     fn a_close_in_the_middle_of_a_large_message_arrives_after_it() {
-        let mut proxy = Knowing::start("", AT_ONCE);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", AT_ONCE);
+        let (mut client, mut server) = proxy.tunnel();
         let payload = noise(1, 10_000_000);
         let message = [
             B.header(0x02, 6_000_000),
@@ -93,49 +95,49 @@ mod drain {
             B.frame(0x80, &payload[6_000_000..]),
         ]
         .concat();
-        let mut sending = behind.again();
+        let mut sending = server.clone_handle();
         let expected = message.clone();
         let writer = std::thread::spawn(move || {
-            // What is left behind the Close is swallowed.
+            // The proxy discards the rest after the Close.
             sending.send(message);
         });
         // A slow reader: it has read the beginning only when the drain begins.
         let mut got = client.read_exactly(1_000);
-        proxy.leave();
+        proxy.drain();
         got.extend(client.read_exactly(6_000_010 - 1_000));
         assert!(got == expected[..6_000_010], "the fragment is damaged");
         // Between two fragments is a boundary, too.
         let frame = client.read_frame();
         if frame.first == 0x80 {
             assert!(frame.payload == payload[6_000_000..], "the fragment is damaged");
-            client.expect_close_of_ours(C, 1001);
+            client.expect_proxy_close(C, 1001);
         } else {
             assert_eq!(frame.close_code(), Some(1001));
         }
         client.send(C.close(1001));
-        behind.expect(C.close(1001));
+        server.expect(C.close(1001));
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         writer.join().unwrap();
         proxy.expect_exit();
     }
 
     #[test]
     fn a_message_of_one_frame_arrives_whole_before_the_close() {
-        let mut proxy = Knowing::start("", AT_ONCE);
-        let (mut client, behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", AT_ONCE);
+        let (mut client, server) = proxy.tunnel();
         let message = B.frame(0x82, noise(1, 10_000_000));
-        let mut sending = behind.again();
+        let mut sending = server.clone_handle();
         let bytes = message.clone();
         let writer = std::thread::spawn(move || sending.send(bytes));
         let mut got = client.read_exactly(1_000);
-        proxy.leave();
+        proxy.drain();
         while got.len() < message.len() {
             let count = (message.len() - got.len()).min(300_000);
             got.extend(client.read_exactly(count));
         }
         assert!(got == message, "the message is damaged");
-        client.expect_close_of_ours(C, 1001);
+        client.expect_proxy_close(C, 1001);
         client.send(C.close(1001));
         client.expect_eof();
         writer.join().unwrap();
@@ -144,13 +146,13 @@ mod drain {
 
     #[test]
     fn a_client_that_never_answers_gets_a_fin_after_the_grace_time() {
-        let mut proxy = Knowing::start("", SOON);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", SOON);
+        let (mut client, mut server) = proxy.tunnel();
         let start = Instant::now();
-        proxy.leave();
-        client.expect_close_of_ours(C, 1001);
+        proxy.drain();
+        client.expect_proxy_close(C, 1001);
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(6), "{took:?}");
         proxy.expect_exit();
@@ -158,25 +160,25 @@ mod drain {
 
     #[test]
     fn a_message_that_never_ends_gets_a_fin_after_the_grace_time() {
-        let mut proxy = Knowing::start("", SOON);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", SOON);
+        let (mut client, mut server) = proxy.tunnel();
         let frame = B.text("a message that never ends");
-        behind.send(&frame[..10]);
+        server.send(&frame[..10]);
         client.expect(&frame[..10]);
-        proxy.leave();
+        proxy.drain();
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         proxy.expect_exit();
     }
 
     #[test]
     fn a_closing_that_is_under_way_is_left_alone() {
         for from in [C, B] {
-            let mut proxy = Knowing::start("", AT_ONCE);
+            let mut proxy = ProxyProgram::start("", AT_ONCE);
             let (mut closing, mut other) = proxy.tunnel_from(from);
             closing.send(from.close(1000));
             other.expect(from.close(1000));
-            proxy.leave();
+            proxy.drain();
             other.expect_silence(Duration::from_millis(600));
             closing.expect_silence(Duration::from_millis(50));
             other.send(from.other().close(1000));
@@ -194,13 +196,13 @@ mod drain {
 
     #[test]
     fn a_closing_that_nobody_answers_does_not_hold_up_the_drain() {
-        let mut proxy = Knowing::start("", SOON);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", SOON);
+        let (mut client, mut server) = proxy.tunnel();
         client.send(C.close(1000));
-        behind.expect(C.close(1000));
+        server.expect(C.close(1000));
         let start = Instant::now();
-        proxy.leave();
-        behind.expect_eof();
+        proxy.drain();
+        server.expect_eof();
         client.expect_eof();
         proxy.expect_exit();
         assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
@@ -208,14 +210,14 @@ mod drain {
 
     #[test]
     fn a_close_of_the_backend_whose_first_byte_has_passed_is_not_followed_by_another() {
-        let mut proxy = Knowing::start("", SOON);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", SOON);
+        let (mut client, mut server) = proxy.tunnel();
         let close = B.close(4000);
-        behind.send(&close[..1]);
+        server.send(&close[..1]);
         client.expect(&close[..1]);
-        proxy.leave();
+        proxy.drain();
         client.expect_silence(Duration::from_millis(400));
-        behind.send(&close[1..]);
+        server.send(&close[1..]);
         client.expect(&close[1..]);
         client.expect_eof();
         proxy.expect_exit();
@@ -223,31 +225,25 @@ mod drain {
 
     #[test]
     fn a_client_that_is_paused_by_its_rate_is_read_again_for_its_answer() {
-        let (mut proxy, mut client, mut behind) = over_its_rate(AT_ONCE);
+        let (mut proxy, mut client, mut server) = over_its_rate(AT_ONCE);
         client.send(C.text("held back"));
-        behind.expect_silence(Duration::from_millis(300));
-        proxy.leave();
-        client.expect_close_of_ours(C, 1001);
+        server.expect_silence(Duration::from_millis(300));
+        proxy.drain();
+        client.expect_proxy_close(C, 1001);
         // For what has come already there is no event.
-        behind.expect(C.text("held back"));
+        server.expect(C.text("held back"));
         client.send(C.close(1001));
-        behind.expect(C.close(1001));
+        server.expect(C.close(1001));
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         proxy.expect_exit();
-    }
-
-    /// Lets this process, and the programs that it starts, have as many descriptors as it may.
-    fn raise_descriptor_limit() {
-        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     }
 
     #[test]
     fn five_hundred_clients_see_a_clean_close_each_at_its_time() {
         raise_descriptor_limit();
         let mut proxy =
-            Knowing::start("", "spread_ms = 1500\ntimeout_ms = 15000\nclose_code = 1012");
+            ProxyProgram::start("", "spread_ms = 1500\ntimeout_ms = 15000\nclose_code = 1012");
         let url = format!("ws://{}/", proxy.address);
         let tunnels: Vec<_> = (0..500)
             .map(|_| {
@@ -280,7 +276,7 @@ mod drain {
                 })
             })
             .collect();
-        proxy.leave();
+        proxy.drain();
         let mut came: Vec<Instant> =
             threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         came.sort();
@@ -300,16 +296,16 @@ mod drain {
 
     #[test]
     fn it_still_accepts_during_the_delay_and_drains_what_came_then() {
-        let mut proxy = Knowing::start("", &format!("delay_ms = 1500\n{AT_ONCE}"));
-        let (mut old, _old_behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", &format!("delay_ms = 1500\n{AT_ONCE}"));
+        let (mut old, _old_server) = proxy.tunnel();
         proxy.program.signal(Signal::TERM);
         proxy.program.wait_for("event=lame_duck");
         let start = Instant::now();
-        let (mut new, mut new_behind) = proxy.tunnel();
+        let (mut new, mut new_server) = proxy.tunnel();
         new.send(C.text("new"));
-        new_behind.expect(C.text("new"));
+        new_server.expect(C.text("new"));
         for client in [&mut old, &mut new] {
-            client.expect_close_of_ours(C, 1001);
+            client.expect_proxy_close(C, 1001);
             client.send(C.close(1001));
             client.expect_eof();
         }
@@ -319,13 +315,13 @@ mod drain {
 
     #[test]
     fn what_is_left_at_the_timeout_is_cut() {
-        let mut proxy = Knowing::start("", CUT);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start("", CUT);
+        let (mut client, mut server) = proxy.tunnel();
         let start = Instant::now();
-        proxy.leave();
-        client.expect_close_of_ours(C, 1001);
+        proxy.drain();
+        client.expect_proxy_close(C, 1001);
         client.expect_end();
-        behind.expect_end();
+        server.expect_end();
         assert_eq!(value(&proxy.end_line(), "reason"), "drain");
         proxy.expect_exit();
         let took = start.elapsed();
@@ -336,13 +332,13 @@ mod drain {
 
     #[test]
     fn a_goodbye_that_is_cut_at_the_timeout_keeps_its_reason() {
-        let mut proxy = Knowing::start("idle_timeout_ms = 250", CUT);
-        let (mut client, mut behind) = proxy.tunnel();
-        client.expect_close_of_ours(C, 1001);
-        behind.expect_close_of_ours(B, 1001);
-        proxy.leave();
+        let mut proxy = ProxyProgram::start("idle_timeout_ms = 250", CUT);
+        let (mut client, mut server) = proxy.tunnel();
+        client.expect_proxy_close(C, 1001);
+        server.expect_proxy_close(B, 1001);
+        proxy.drain();
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         assert_eq!(value(&proxy.end_line(), "reason"), "idle");
         proxy.expect_exit();
     }
@@ -350,11 +346,11 @@ mod drain {
     #[test]
     fn a_closing_that_is_cut_at_the_timeout_keeps_its_reason() {
         for (from, reason) in [(C, "client_close"), (B, "backend_close")] {
-            let mut proxy = Knowing::start("", CUT);
+            let mut proxy = ProxyProgram::start("", CUT);
             let (mut closing, mut other) = proxy.tunnel_from(from);
             closing.send(from.close(1000));
             other.expect(from.close(1000));
-            proxy.leave();
+            proxy.drain();
             other.expect_eof();
             assert_eq!(value(&proxy.end_line(), "reason"), reason);
             proxy.expect_exit();
@@ -363,27 +359,25 @@ mod drain {
 
     #[test]
     fn a_tunnel_that_is_cut_before_its_goodbye_ends_by_the_drain_all_the_same() {
-        let mut proxy = Knowing::start("", "timeout_ms = 1");
-        let (_client, _behind) = proxy.tunnel();
-        proxy.leave();
+        let mut proxy = ProxyProgram::start("", "timeout_ms = 1");
+        let (_client, _server) = proxy.tunnel();
+        proxy.drain();
         assert_eq!(value(&proxy.end_line(), "reason"), "drain");
         proxy.expect_exit();
     }
 
     #[test]
     fn a_handshake_that_is_under_way_becomes_a_tunnel_that_is_closed_in_order() {
-        let mut proxy = Knowing::start("", AT_ONCE);
-        let mut client = Peer::sending(proxy.address, upgrade(""));
-        let mut behind = proxy.backend.accept();
-        behind.read_head();
-        proxy.leave();
-        behind.send([switching("").into_bytes(), B.text("hello")].concat());
+        let mut proxy = ProxyProgram::start("", AT_ONCE);
+        let (mut client, mut server) = Peer::handshake(proxy.address, &proxy.backend, upgrade(""));
+        proxy.drain();
+        server.send([switching("").into_bytes(), B.text("hello")].concat());
         assert!(client.read_head().starts_with("HTTP/1.1 101 "));
         client.expect_text("hello");
-        client.expect_close_of_ours(C, 1001);
+        client.expect_proxy_close(C, 1001);
         client.send(C.close(1001));
-        behind.expect(C.close(1001));
-        behind.expect_eof();
+        server.expect(C.close(1001));
+        server.expect_eof();
         client.expect_eof();
         proxy.expect_exit();
     }
@@ -394,7 +388,7 @@ mod grace {
 
     #[test]
     fn two_close_frames_and_no_end_get_fins_after_the_grace_time() {
-        let mut proxy = Knowing::start("", SOON);
+        let mut proxy = ProxyProgram::start("", SOON);
         for (from, reason) in [(C, "client_close"), (B, "backend_close")] {
             let (mut closing, mut other) = proxy.tunnel_from(from);
             closing.send(from.close(1000));
@@ -415,27 +409,27 @@ mod grace {
 
     #[test]
     fn a_close_of_the_backend_ends_the_pause_of_a_client_over_its_rate() {
-        let (mut proxy, mut client, mut behind) = over_its_rate(SOON);
+        let (mut proxy, mut client, mut server) = over_its_rate(SOON);
         // Both close at the same time.
         client.send(C.close(1000));
-        behind.expect_silence(Duration::from_millis(300));
-        behind.send(B.close(1000));
+        server.expect_silence(Duration::from_millis(300));
+        server.send(B.close(1000));
         client.expect(B.close(1000));
-        behind.expect(C.close(1000));
-        behind.expect_eof();
+        server.expect(C.close(1000));
+        server.expect_eof();
         client.expect_eof();
         assert_eq!(value(&proxy.end_line(), "reason"), "backend_close");
     }
 
     #[test]
     fn one_close_frame_alone_is_waited_on() {
-        let proxy = Knowing::start("", SOON);
-        let (mut client, mut behind) = proxy.tunnel();
+        let proxy = ProxyProgram::start("", SOON);
+        let (mut client, mut server) = proxy.tunnel();
         client.send(C.close(1000));
-        behind.expect(C.close(1000));
-        behind.expect_silence(Duration::from_millis(1_500));
+        server.expect(C.close(1000));
+        server.expect_silence(Duration::from_millis(1_500));
         // The backend may say what it still has to say.
-        behind.send([B.text("the last word"), B.close(1000)].concat());
+        server.send([B.text("the last word"), B.close(1000)].concat());
         client.expect([B.text("the last word"), B.close(1000)].concat());
     }
 }
@@ -446,7 +440,7 @@ mod loss {
     const ANNOUNCED: &str = "backend_lost_code = 1014\nclient_lost_code = 1001";
 
     /// Ends it, by an EOF or a reset.
-    fn lose(peer: Peer, is_reset: bool) {
+    fn disconnect(peer: Peer, is_reset: bool) {
         if is_reset { peer.reset() } else { drop(peer) }
     }
 
@@ -456,12 +450,12 @@ mod loss {
             [(B, 1014, ["backend_eof", "backend_reset"]), (C, 1001, ["client_eof", "client_reset"])]
         {
             for is_reset in [false, true] {
-                let mut proxy = Knowing::start(ANNOUNCED, SOON);
+                let mut proxy = ProxyProgram::start(ANNOUNCED, SOON);
                 let (mut lost, mut other) = proxy.tunnel_from(from);
                 lost.send(from.text("the last"));
                 other.expect(from.text("the last"));
-                lose(lost, is_reset);
-                other.expect_close_of_ours(from.other(), code);
+                disconnect(lost, is_reset);
+                other.expect_proxy_close(from.other(), code);
                 other.expect_eof();
                 let line = proxy.end_line();
                 assert_eq!(value(&line, "reason"), words[usize::from(is_reset)], "{line}");
@@ -473,12 +467,12 @@ mod loss {
     fn within_a_frame_it_is_the_bare_end() {
         for from in [C, B] {
             for is_reset in [false, true] {
-                let proxy = Knowing::start(ANNOUNCED, SOON);
+                let proxy = ProxyProgram::start(ANNOUNCED, SOON);
                 let (mut lost, mut other) = proxy.tunnel_from(from);
                 let frame = from.text("half of it");
                 lost.send(&frame[..frame.len() - 1]);
                 other.expect(&frame[..frame.len() - 1]);
-                lose(lost, is_reset);
+                disconnect(lost, is_reset);
                 other.expect_eof();
             }
         }
@@ -487,7 +481,7 @@ mod loss {
     #[test]
     fn a_side_that_has_sent_a_close_is_not_lost() {
         for from in [C, B] {
-            let proxy = Knowing::start(ANNOUNCED, SOON);
+            let proxy = ProxyProgram::start(ANNOUNCED, SOON);
             let (mut closing, mut other) = proxy.tunnel_from(from);
             closing.send(from.close(4000));
             other.expect(from.close(4000));
@@ -500,12 +494,12 @@ mod loss {
     fn a_side_that_is_lost_instead_of_answering_a_close_is_announced() {
         for (from, code, reason) in [(C, 1014, "client_close"), (B, 1001, "backend_close")] {
             for is_reset in [false, true] {
-                let mut proxy = Knowing::start(ANNOUNCED, SOON);
+                let mut proxy = ProxyProgram::start(ANNOUNCED, SOON);
                 let (mut closing, mut lost) = proxy.tunnel_from(from);
                 closing.send(from.close(1000));
                 lost.expect(from.close(1000));
-                lose(lost, is_reset);
-                closing.expect_close_of_ours(from, code);
+                disconnect(lost, is_reset);
+                closing.expect_proxy_close(from, code);
                 closing.expect_eof();
                 // It has been told, and is not waited for.
                 let line = proxy.end_line();
@@ -517,13 +511,13 @@ mod loss {
     #[test]
     fn a_client_that_is_lost_instead_of_answering_a_goodbye_is_announced() {
         for is_reset in [false, true] {
-            let mut proxy = Knowing::start(ANNOUNCED, AT_ONCE);
-            let (mut client, mut behind) = proxy.tunnel();
-            proxy.leave();
-            client.expect_close_of_ours(C, 1001);
-            lose(client, is_reset);
-            behind.expect_close_of_ours(B, 1001);
-            behind.expect_eof();
+            let mut proxy = ProxyProgram::start(ANNOUNCED, AT_ONCE);
+            let (mut client, mut server) = proxy.tunnel();
+            proxy.drain();
+            client.expect_proxy_close(C, 1001);
+            disconnect(client, is_reset);
+            server.expect_proxy_close(B, 1001);
+            server.expect_eof();
             assert_eq!(value(&proxy.end_line(), "reason"), "drain");
             proxy.expect_exit();
         }
@@ -531,14 +525,14 @@ mod loss {
 
     #[test]
     fn a_side_that_is_lost_after_both_were_told_to_go_is_not_announced() {
-        let proxy = Knowing::start(&format!("{ANNOUNCED}\nidle_timeout_ms = 250"), AT_ONCE);
+        let proxy = ProxyProgram::start(&format!("{ANNOUNCED}\nidle_timeout_ms = 250"), AT_ONCE);
         for from in [C, B] {
             for is_reset in [false, true] {
                 let (mut lost, mut other) = proxy.tunnel_from(from);
                 for (peer, side) in [(&mut lost, from), (&mut other, from.other())] {
-                    peer.expect_close_of_ours(side, 1001);
+                    peer.expect_proxy_close(side, 1001);
                 }
-                lose(lost, is_reset);
+                disconnect(lost, is_reset);
                 // Nothing follows a Close.
                 other.expect_eof();
             }
@@ -547,19 +541,19 @@ mod loss {
 
     #[test]
     fn an_announced_loss_is_the_end_of_the_tunnel_for_the_other_side_too() {
-        let mut proxy = Knowing::start(ANNOUNCED, SOON);
-        let (mut client, mut behind) = proxy.tunnel();
+        let mut proxy = ProxyProgram::start(ANNOUNCED, SOON);
+        let (mut client, mut server) = proxy.tunnel();
         // The backend ends its sending only, and would go on reading.
-        behind.end_sending();
-        client.expect_close_of_ours(C, 1014);
+        server.end_sending();
+        client.expect_proxy_close(C, 1014);
         client.expect_eof();
-        behind.expect_eof();
+        server.expect_eof();
         assert_eq!(value(&proxy.end_line(), "reason"), "backend_eof");
     }
 
     #[test]
     fn by_default_an_end_is_relayed_as_it_comes() {
-        let proxy = Knowing::start("", SOON);
+        let proxy = ProxyProgram::start("", SOON);
         for from in [C, B] {
             let (mut ending, mut other) = proxy.tunnel_from(from);
             ending.send(from.text("the last"));
@@ -579,7 +573,7 @@ mod loss {
 
     #[test]
     fn by_default_nothing_is_added_to_a_reset() {
-        let proxy = Knowing::start("", SOON);
+        let proxy = ProxyProgram::start("", SOON);
         for from in [C, B] {
             let (ending, mut other) = proxy.tunnel_from(from);
             ending.reset();
@@ -589,7 +583,7 @@ mod loss {
 
     #[test]
     fn a_lost_backend_is_no_clean_end_for_a_library() {
-        let proxy = Knowing::start(ANNOUNCED, SOON);
+        let proxy = ProxyProgram::start(ANNOUNCED, SOON);
         let backend = &proxy.backend;
         let mut client = std::thread::scope(|scope| {
             let server = scope.spawn(|| tungstenite::accept(backend.accept().stream).unwrap());
