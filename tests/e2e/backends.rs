@@ -87,7 +87,7 @@ fn a_backend_that_refuses_is_passed_over() {
 #[test]
 fn a_backend_that_does_not_accept_in_time_is_passed_over() {
     let (full, backend) = (Backend::full(), Backend::start());
-    let proxy = Proxy::start(Proxy::to(&[&full, &backend]).connect_timeout_ms(100));
+    let proxy = Proxy::start(Proxy::to(&[&full, &backend]).connect_timeout_ms(300));
     Peer::tunnel(proxy.address, &backend);
 }
 
@@ -508,7 +508,7 @@ fn a_silent_backend_gets_the_client_504() {
 #[test]
 fn the_answer_has_read_timeout_ms_if_nothing_else_is_said() {
     let backend = Backend::start();
-    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(150));
+    let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(300));
     let (mut client, _server) = awaiting(&proxy, &backend);
     assert_eq!(client.read_refusal().0, 504);
 }

@@ -14,10 +14,6 @@ use From::{Backend as B, Client as C};
 
 const GRACE: &str = "close_grace_ms = 300";
 
-fn other_of(from: From) -> From {
-    from.other()
-}
-
 /// Sends what passes and then a header that does not, and nothing of its payload: the sender gets a Close with this
 /// code, the other side all that passes and a Close with 1001.
 fn assert_refused(
@@ -32,10 +28,10 @@ fn assert_refused(
     let (mut sender, mut other) = proxy.tunnel_from(from);
     sender.send([passing, refused].concat());
     other.expect(passing);
-    other.expect_proxy_close(other_of(from), 1001);
+    other.expect_proxy_close(from.other(), 1001);
     sender.expect_proxy_close(from, code);
     sender.send(from.close(code));
-    other.send(other_of(from).close(1001));
+    other.send(from.other().close(1001));
     // Nothing more comes, neither the refused frame nor a second Close.
     other.expect_eof();
     sender.expect_eof();
@@ -48,8 +44,8 @@ fn assert_passes(proxy: &ProxyProgram, from: From, bytes: &[u8]) {
     let (mut sender, mut other) = proxy.tunnel_from(from);
     sender.send(bytes);
     other.expect(bytes);
-    other.send(other_of(from).text("back"));
-    sender.expect(other_of(from).text("back"));
+    other.send(from.other().text("back"));
+    sender.expect(from.other().text("back"));
 }
 
 mod limits {
@@ -174,21 +170,16 @@ mod limits {
                 sending.send(C.text(&number.to_string()));
             }
         });
-        let mut first = Duration::ZERO;
         for number in 0..18 {
             server.expect(C.text(&number.to_string()));
-            if number == 0 {
-                first = start.elapsed();
-            }
         }
         sender.join().unwrap();
-        // The first came at once. What comes in one read passes as one, but is owed: all take less than five seconds.
-        assert!(first < Duration::from_millis(900), "{first:?}");
-        // Only what comes later shows it.
+        // Messages that come in one read pass as one, and their time is owed: only a later one
+        // shows it.
         client.send(C.text("later"));
         server.expect(C.text("later"));
         let all = start.elapsed();
-        assert!(all > Duration::from_millis(1_500) && all < Duration::from_secs(10), "{all:?}");
+        assert!(all > Duration::from_millis(1_500), "{all:?}");
         // The other direction was never limited.
         for _ in 0..50 {
             server.send(B.text("free"));
@@ -197,19 +188,17 @@ mod limits {
     }
 
     #[test]
-    fn messages_within_the_rate_are_not_held_up() {
-        let proxy = ProxyProgram::start("max_messages_per_second = 100", GRACE);
+    fn control_frames_and_fragments_do_not_count_against_the_rate() {
+        let rate = "max_messages_per_second = 100\nrate_action = \"close\"";
+        let proxy = ProxyProgram::start(rate, GRACE);
         let (mut client, mut server) = proxy.tunnel();
-        let start = Instant::now();
-        for _ in 0..50 {
-            // Control frames and fragments are no messages.
+        for _ in 0..90 {
             client.send(
                 [C.frame(0x01, "a"), C.frame(PING, ""), C.frame(0, ""), C.frame(0x80, "")].concat(),
             );
             let frames: [Frame; 4] = std::array::from_fn(|_| server.read_frame());
             assert_eq!(frames.map(|frame| frame.first), [0x01, PING, 0, 0x80]);
         }
-        assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
     }
 
     #[test]
@@ -237,12 +226,12 @@ mod limits {
     }
 }
 
-mod strictness {
+mod strict {
     use super::*;
 
     /// A frame that is masked where it must not be, or the other way round.
     fn wrongly_masked(from: From, payload: &str) -> Vec<u8> {
-        other_of(from).text(payload)
+        from.other().text(payload)
     }
 
     /// What is against RFC 6455: what may come before it, and the first header that may not pass.
@@ -373,7 +362,7 @@ mod opaque {
     }
 
     #[test]
-    fn nothing_is_injected_into_a_blind_direction() {
+    fn nothing_is_injected_into_an_opaque_direction() {
         let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 60000", GRACE);
         let (mut client, mut server) = proxy.tunnel();
         server.send(beyond(B));
@@ -382,7 +371,7 @@ mod opaque {
     }
 
     #[test]
-    fn a_side_that_cannot_be_followed_is_not_pinged_since_its_answer_could_not_be_taken_out() {
+    fn an_opaque_side_is_not_pinged_since_its_pong_could_not_be_taken_out() {
         let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 60000", GRACE);
         let (mut client, mut server) = proxy.tunnel();
         client.send(beyond(C));
@@ -391,21 +380,19 @@ mod opaque {
     }
 
     #[test]
-    fn what_flows_blindly_is_not_idle() {
+    fn bytes_of_an_opaque_tunnel_keep_it_from_being_idle() {
         let proxy = ProxyProgram::start("idle_timeout_ms = 750", GRACE);
-        let (mut client, mut server) = proxy.tunnel();
-        client.send(beyond(C));
-        server.expect(beyond(C));
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(2_000) {
-            client.send("more");
-            server.expect("more");
-            client.expect_silence(Duration::from_millis(50));
-        }
+        let (time, gap) = (Duration::from_millis(2_000), Duration::from_millis(750));
+        // The first one makes the direction opaque, and nothing can end that.
+        let part = &beyond(C)[..32];
+        proxy.keep_busy(time, gap, |client, server| {
+            client.send(part);
+            server.receives(part) && client.stays_silent(Duration::from_millis(50))
+        });
     }
 
     #[test]
-    fn a_drain_just_ends_a_blind_tunnel() {
+    fn a_drain_just_ends_an_opaque_tunnel() {
         let mut proxy =
             ProxyProgram::start("", "spread_ms = 0\ntimeout_ms = 15000\nclose_grace_ms = 300");
         let (mut client, mut server) = proxy.tunnel();
@@ -422,7 +409,7 @@ mod opaque {
     }
 }
 
-mod counts {
+mod counters {
     use super::*;
 
     #[test]
@@ -484,9 +471,9 @@ mod counts {
                 sender.send([&passing[..], &from.frame(first, payload)].concat());
                 other.expect(passing);
                 sender.expect_proxy_close(from, code);
-                other.expect_proxy_close(other_of(from), 1001);
+                other.expect_proxy_close(from.other(), 1001);
                 sender.send(from.close(code));
-                other.send(other_of(from).close(1001));
+                other.send(from.other().close(1001));
                 sender.expect_eof();
                 other.expect_eof();
                 let line = proxy.end_line();

@@ -230,7 +230,7 @@ mod running {
     #[test]
     fn tunnels_that_go_on_are_cut_at_the_drain_timeout() {
         let backend = Backend::start();
-        let bound = Proxy::to(&[&backend]).drain_timeout_ms(200).listen("127.0.0.1:0").unwrap();
+        let bound = Proxy::to(&[&backend]).drain_timeout_ms(1_000).listen("127.0.0.1:0").unwrap();
         let address = bound.local_addr();
         let (stop, stopped) = shutdown();
         let running = thread::spawn(|| smol::block_on(bound.run(stopped)));
@@ -240,7 +240,7 @@ mod running {
         assert_alive(&mut client, &mut server);
         running.join().unwrap();
         assert!(
-            start.elapsed() >= Duration::from_millis(200),
+            start.elapsed() >= Duration::from_millis(1_000),
             "{:?} is too early",
             start.elapsed()
         );
@@ -335,7 +335,7 @@ mod settings {
     #[test]
     fn each_timeout_has_its_effect() {
         let (backend, stuck) = (Backend::start(), Backend::full());
-        let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(100));
+        let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(300));
         assert_eq!(status(&proxy, "GET /"), 408);
         // It is that of the answer too, where nothing else is said.
         assert_eq!(status(&proxy, upgrade("")), 504);
@@ -348,11 +348,11 @@ mod settings {
     #[test]
     fn a_response_timeout_of_its_own_wins_over_the_read_timeout() {
         let backend = Backend::start();
-        let proxy = Proxy::to(&[&backend]).read_timeout_ms(100).response_timeout_ms(60_000);
+        let proxy = Proxy::to(&[&backend]).read_timeout_ms(300).response_timeout_ms(60_000);
         let proxy = Proxy::start(proxy);
         let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(""));
         // It must not be the read timeout that ends this.
-        client.expect_silence(Duration::from_millis(200));
+        client.expect_silence(Duration::from_millis(500));
         server.send(crate::support::switching(""));
         client.read_head();
         assert_alive(&mut client, &mut server);

@@ -243,13 +243,24 @@ impl Peer {
 
     /// Asserts that nothing comes for a while. Only for what must never come; keep the time short.
     pub fn expect_silence(&mut self, time: Duration) {
-        self.stream.set_read_timeout(Some(time)).unwrap();
-        let mut byte = [0];
-        match self.stream.read(&mut byte) {
-            Err(error) if is_timeout(&error) => {}
-            other => panic!("{other:?} instead of silence ({byte:?})"),
+        assert!(self.stays_silent(time), "something comes instead of silence");
+    }
+
+    /// Waits this long, or until a byte or an end comes, which is left to be read; returns true for
+    /// silence.
+    pub fn stays_silent(&self, time: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&time.try_into().unwrap())).unwrap() == 0
+    }
+
+    /// Reads as many bytes as these; returns whether they are these, and not others or an end.
+    pub fn receives(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        let mut got = vec![0; bytes.as_ref().len()];
+        match self.stream.read_exact(&mut got) {
+            Ok(()) => got == bytes.as_ref(),
+            Err(error) if is_timeout(&error) => panic!("neither bytes nor an end come"),
+            Err(_) => false,
         }
-        self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Waits until the other side has read all that was sent.
@@ -298,12 +309,9 @@ impl Peer {
         taken
     }
 
-    /// Whether there is neither a byte nor an end to be read right now.
+    /// Returns whether there is neither a byte nor an end to read now.
     pub fn is_silent(&self) -> bool {
-        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
-        rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))
-            .unwrap()
-            == 0
+        self.stays_silent(Duration::ZERO)
     }
 
     /// Writes as much of `bytes` as the other side takes, until it takes no more for a moment; gives how much.

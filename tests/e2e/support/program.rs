@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::{PATIENCE, wait_until};
 
@@ -106,15 +107,11 @@ impl Program {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < end, "the program does not end");
-            // There is no event for this without a signal handler in the test.
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let process = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        let ended = poll(&mut fds, Some(&PATIENCE.try_into().unwrap())).unwrap();
+        assert!(ended > 0, "the program does not end");
+        self.child.wait().unwrap()
     }
 
     pub fn stdout(&mut self) -> ChildStdout {

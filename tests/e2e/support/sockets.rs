@@ -1,13 +1,18 @@
 //! What the kernel knows of the sockets of others: what the other side has not read yet, or is still dialling, shows
 //! nowhere else.
 
+use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::PATIENCE;
 
@@ -44,6 +49,21 @@ pub fn taken_port() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A copy of the socket at the other end of this connection, which is in this process too.
+pub fn socket_of_peer(stream: &TcpStream) -> OwnedFd {
+    let (local, remote) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+    let inode = ask(Question::Exactly(remote, local)).expect("the connection is there").inode;
+    let target = format!("socket:[{inode}]");
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+    // One that has been closed meanwhile has no target any more.
+    let path = { descriptors }
+        .find(|path| fs::read_link(path).is_ok_and(|link| link == Path::new(&target)))
+        .expect("the socket is in this process");
+    let number = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    pidfd_getfd(this, number, PidfdGetfdFlags::empty()).unwrap()
+}
+
 /// Waits until nobody listens on this address.
 pub fn expect_refused(address: SocketAddr) {
     let is_refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
@@ -67,16 +87,17 @@ enum Question {
     ConnectingTo(SocketAddr),
 }
 
-/// What a socket holds, in bytes.
-struct Queues {
+/// State of a socket: its queues in bytes, and its number.
+struct State {
     unread: u32,
     unacknowledged: u32,
+    inode: u32,
 }
 
-/// What the socket holds; `None` if there is no such socket.
+/// Returns the state of the socket; `None` if there is no such socket.
 ///
 /// This is sock_diag(7). `/proc/net/tcp` says the same, but has to be written anew as a whole for each question.
-fn ask(question: Question) -> Option<Queues> {
+fn ask(question: Question) -> Option<State> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST: u16 = 1;
     const DUMP: u16 = 0x300;
@@ -119,7 +140,7 @@ fn ask(question: Question) -> Option<Queues> {
     // The first message tells all: another struct nlmsghdr, and a struct inet_diag_msg or an error or an end. Instead
     // of a socket that is no more it may be the listening one.
     let is_socket = answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes() && answer[17] != LISTEN;
-    let queues = answer[..len].get(72..80).filter(|_| is_socket)?;
-    let number = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
-    Some(Queues { unread: number(&queues[..4]), unacknowledged: number(&queues[4..]) })
+    let state = answer[..len].get(72..88).filter(|_| is_socket)?;
+    let number = |at: usize| u32::from_ne_bytes(state[at..at + 4].try_into().unwrap());
+    Some(State { unread: number(0), unacknowledged: number(4), inode: number(12) })
 }

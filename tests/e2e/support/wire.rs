@@ -1,7 +1,7 @@
 //! Frames as bytes (RFC 6455, 5.2), and a program that is asked to know them.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Backend, PATIENCE, Peer, Program};
 
@@ -178,6 +178,33 @@ impl ProxyProgram {
     pub fn tunnel_from(&self, from: From) -> (Peer, Peer) {
         let (client, server) = self.tunnel();
         if from == From::Client { (client, server) } else { (server, client) }
+    }
+
+    /// Keeps a new tunnel busy for `time`: calls `exchange` again and again, less than `gap` apart.
+    /// It returns whether what it expects has come, and nothing else.
+    ///
+    /// A machine that pauses the test for longer than `gap` lets the proxy act, and rightly so: then
+    /// it begins anew with another tunnel.
+    pub fn keep_busy(
+        &self,
+        time: Duration,
+        gap: Duration,
+        mut exchange: impl FnMut(&mut Peer, &mut Peer) -> bool,
+    ) {
+        let patience = Instant::now() + PATIENCE;
+        'anew: loop {
+            assert!(Instant::now() < patience, "this machine is never fast enough");
+            let (mut client, mut server) = self.tunnel();
+            let start = Instant::now();
+            while start.elapsed() < time {
+                let before = Instant::now();
+                if !exchange(&mut client, &mut server) {
+                    assert!(before.elapsed() >= gap, "something else after {:?}", before.elapsed());
+                    continue 'anew;
+                }
+            }
+            return;
+        }
     }
 
     /// Waits for the line of the next tunnel that ends.
