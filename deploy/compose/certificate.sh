@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Puts tls.crt and tls.key for HAProxy into $TO: those in $FROM if there are any, or else self-signed ones for
-# localhost. $OWNER, if set, gets them. It runs in a container of compose.yaml, where there is no project to cd to.
+# Puts tls.crt and tls.key for HAProxy into $TO: those in $FROM if there are any, else self-signed
+# ones for localhost. $OWNER, if set, becomes their owner. Runs in a container of compose.yaml,
+# where there is no project to cd to.
 set -euo pipefail
 umask 077
 rm -f "$TO/tls.crt.new" "$TO/tls.key.new"
@@ -13,8 +14,9 @@ elif [ -e "$TO/tls.key" ] && openssl x509 -in "$TO/tls.crt" -noout -checkend 864
     echo "certificate.sh: the one that is there is still good"
     exit
 else
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 -subj /CN=localhost \
-        -addext subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1 -keyout "$TO/tls.key.new" -out "$TO/tls.crt.new"
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 365 \
+        -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1 \
+        -keyout "$TO/tls.key.new" -out "$TO/tls.crt.new"
     echo "certificate.sh: made a self-signed one for localhost"
 fi
 
