@@ -316,16 +316,7 @@ impl WsProxy {
 
     /// The settings of the section, if they can all be used.
     pub(crate) fn settings(&self, address: &str) -> Result<(Settings, Drain), Invalid> {
-        let drain = self.drain.check().map_err(|invalid| Invalid {
-            key: match invalid.key {
-                "delay_ms" => "drain_delay_ms",
-                "spread_ms" => "drain_spread_ms",
-                "timeout_ms" => "drain_timeout_ms",
-                "close_code" => "drain_close_code",
-                key => key,
-            },
-            ..invalid
-        })?;
+        let drain = self.drain.check()?;
         let raw = RawSection { bind: Some(address.to_owned()), ..self.raw.clone() };
         Ok((raw.check(&drain)?, drain))
     }

@@ -1,5 +1,6 @@
-//! Configuration text, read and checked.
+//! Configuration text: TOML, read and checked.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
@@ -8,16 +9,21 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::builder::WsProxy;
-use crate::settings::{DRAIN_KEYS, Drain, Invalid, RawDrain, RawSection, SECTION_KEYS};
+use crate::net::address::Address;
+use crate::settings::{Drain, Invalid, RawDrain, RawSection};
 
-/// The table of sections.
+/// Key of the sections.
 const SECTIONS: &str = "ws_proxy";
-/// What may stand beside the sections and is ours.
-const TOP_KEYS: [&str; 2] = ["workers", "drain"];
-/// More event loops than any machine has a use for.
+/// Key of the number of worker threads.
+const WORKERS: &str = "workers";
+/// Key of the drain's table.
+const DRAIN: &str = "drain";
+/// Largest number of worker threads, above any use for them.
 const MAX_WORKERS: i64 = 1_024;
+/// Error text where there is no section.
+const NO_SECTION: &str = "there is no [[ws_proxy]] section: add one with bind and backends";
 
-/// A checked configuration: everything in it can be used, though nothing has been opened.
+/// A checked configuration: everything in it can be used, though nothing has been opened yet.
 ///
 /// ```
 /// let config = ws_proxy::Config::parse(
@@ -34,35 +40,44 @@ const MAX_WORKERS: i64 = 1_024;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// The `[[ws_proxy]]` sections in their order; at least one.
-    pub sections: Vec<Section>,
-    /// Number of threads for all sections together, each with an event loop, for [`Workers::start`](crate::Workers);
-    /// 0, the default, is one per CPU.
+    /// The `[[ws_proxy]]` sections in the order of the text; at least one.
+    pub sections: Vec<SectionConfig>,
+    /// Number of worker threads that all sections share, as [`Workers::start`](crate::Workers)
+    /// takes it. Default: 0, one per CPU.
     pub workers: usize,
-    /// Top-level keys and tables that are not ws-proxy's, in the order of their names.
+    /// Top-level keys and tables that are not ws-proxy's, in alphabetical order.
     pub ignored: Vec<String>,
 }
 
 /// One `[[ws_proxy]]` section.
 #[derive(Clone, Debug)]
-pub struct Section {
-    /// Where it listens.
+#[non_exhaustive]
+pub struct SectionConfig {
+    /// Address to listen on, for [`WsProxy::listen`].
     pub bind: String,
-    /// Everything else that it says.
+    /// Proxy with all other settings of the section, and with those of `[drain]`.
     pub proxy: WsProxy,
 }
 
-/// What is wrong with a configuration, and where.
+impl SectionConfig {
+    /// Returns a section that no text was read for, as from a command line.
+    #[must_use]
+    pub fn new(bind: impl Into<String>, proxy: WsProxy) -> Self {
+        Self { bind: bind.into(), proxy }
+    }
+}
+
+/// A fault of a configuration, and its place.
 ///
-/// It is shown as `line: key: problem`; the program puts the file's name before it.
+/// Its text is `line: key: problem`; the program puts the file's name before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigError {
-    /// The line, counted from 1; `None` where the fault has no place, as when a section is missing.
+    /// Line, counted from 1; `None` where the fault has no place, as when there is no section.
     pub line: Option<usize>,
-    /// The key that it is about, if it is about one.
+    /// Key at fault, if it is one.
     pub key: Option<String>,
-    /// What is wrong, and what to write instead.
+    /// Problem: the value found, the values allowed, the mend.
     pub problem: String,
 }
 
@@ -83,230 +98,248 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads TOML text with one or more `[[ws_proxy]]` sections.
     ///
-    /// Other tables and keys at the top level are left alone and listed in [`Config::ignored`], so that a file
-    /// which also configures other programs works.
+    /// Other tables and keys at the top level are left alone and listed in [`Config::ignored`], so
+    /// that the text may configure other programs too.
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong: broken TOML, a wrong type, an unknown key in a section, a value that
+    /// The first fault: broken TOML, a wrong type, an unknown key in a section, a value that
     /// cannot be used, no section, two sections on one port.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let place = Place(text);
+        let source = SourceText(text);
         let document =
-            DeTable::parse(text).map_err(|error| place.toml_error(&error, None))?.into_inner();
+            DeTable::parse(text).map_err(|error| source.toml_error(&error, None))?.into_inner();
 
-        let mut sections = Vec::new();
-        for table in section_tables(&document, &place)? {
-            sections.push(CheckedSection::read(table, &place)?);
-        }
-        refuse_collisions(&sections, &place)?;
+        let sections = read_sections(&document, source)?;
+        let workers = read_workers(&document, source)?;
+        let drain = read_drain(&document, source)?;
 
-        let number =
-            |key: &'static str| match document.iter().find(|(name, _)| name.get_ref() == key) {
-                None => Ok(None),
-                Some((name, value)) => i64::deserialize(value.clone().into_deserializer())
-                    .map(|number| Some((number, name.span().start)))
-                    .map_err(|error| place.toml_error(&error, Some(key))),
-            };
-        let workers = match number("workers")? {
-            None => 0,
-            Some((given @ 0..=MAX_WORKERS, _)) => usize::try_from(given).unwrap_or_default(),
-            Some((given, at)) => {
-                let problem = format!("{given} is out of range: 0 (one per CPU) to {MAX_WORKERS}");
-                return Err(place.error(at, Some("workers"), problem));
-            }
+        let with_drain = |section: CheckedSection| {
+            SectionConfig::new(section.bind, section.proxy.with_drain(drain.clone()))
         };
-        let drain = read_drain(&document, &place)?;
-
-        let is_ours = |name: &str| name == SECTIONS || TOP_KEYS.contains(&name);
-        let ignored =
-            document.keys().map(|name| name.get_ref().as_ref()).filter(|name| !is_ours(name));
-        let ignored = ignored.map(str::to_owned).collect();
-
-        let with_drain = |CheckedSection { section: Section { bind, proxy }, .. }| Section {
-            bind,
-            proxy: proxy.with_drain(drain.clone()),
-        };
-        Ok(Self { sections: sections.into_iter().map(with_drain).collect(), workers, ignored })
-    }
-}
-
-/// The `[drain]` table, checked.
-fn read_drain(document: &DeTable<'_>, place: &Place<'_>) -> Result<RawDrain, ConfigError> {
-    let mut drain = RawDrain::default();
-    if let Some((_, table)) = document.iter().find(|(name, _)| name.get_ref() == "drain") {
-        let DeValue::Table(keys) = table.get_ref() else {
-            return Err(place.error(
-                table.span().start,
-                Some("drain"),
-                "this is a table: write [drain]",
-            ));
-        };
-        refuse_unknown(keys, &DRAIN_KEYS, "[drain]", place)?;
-        drain = deserialize(table, keys, place)?;
-        let at = |key: &str| {
-            keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start)
-        };
-        drain.check().map_err(|Invalid { key, problem, .. }| {
-            place.error(at(key).unwrap_or(table.span().start), Some(key), problem)
-        })?;
-    }
-    Ok(drain)
-}
-
-/// Refuses keys that a table has not.
-fn refuse_unknown(
-    keys: &DeTable<'_>,
-    known: &[&str],
-    table: &str,
-    place: &Place<'_>,
-) -> Result<(), ConfigError> {
-    let unknown = keys.keys().filter(|name| !known.contains(&name.get_ref().as_ref()));
-    let Some(name) = unknown.min_by_key(|name| name.span().start) else { return Ok(()) };
-    let problem = match nearest(name.get_ref(), known) {
-        Some(known) => format!("there is no such key; did you mean {known}?"),
-        None => format!("there is no such key; {table} has {}", known.join(", ")),
-    };
-    Err(place.error(name.span().start, Some(name.get_ref()), problem))
-}
-
-/// Reads a table whose keys are known.
-fn deserialize<'i, T: Deserialize<'i>>(
-    table: &Spanned<DeValue<'i>>,
-    keys: &DeTable<'i>,
-    place: &Place<'_>,
-) -> Result<T, ConfigError> {
-    T::deserialize(table.clone().into_deserializer()).map_err(|error| {
-        // The value that the error is about stands in one of the keys.
-        let span = error.span().unwrap_or_default();
-        let holds = |value: &Spanned<DeValue<'_>>| value.span().contains(&span.start);
-        let key =
-            keys.iter().find(|(_, value)| holds(value)).map(|(name, _)| name.get_ref().as_ref());
-        place.toml_error(&error, key)
-    })
-}
-
-/// A section together with where its address stands in the text.
-struct CheckedSection {
-    section: Section,
-    address: crate::net::address::Address,
-    bind_at: usize,
-}
-
-impl CheckedSection {
-    fn read(table: &Spanned<DeValue<'_>>, place: &Place<'_>) -> Result<Self, ConfigError> {
-        let keys = match table.get_ref() {
-            DeValue::Table(keys) => keys,
-            _ => {
-                return Err(place.error(
-                    table.span().start,
-                    Some(SECTIONS),
-                    "a section is a table: write [[ws_proxy]]",
-                ));
-            }
-        };
-        let at = |key: &str| {
-            keys.keys().find(|name| name.get_ref() == key).map(|name| name.span().start)
-        };
-        refuse_unknown(keys, &SECTION_KEYS, "a section", place)?;
-        let raw: RawSection = deserialize(table, keys, place)?;
-        // What the file says of the drain is checked where it stands.
-        let settings =
-            raw.check(&Drain::default()).map_err(|Invalid { key, index, problem }| {
-                let element = index.and_then(|index| match keys.get(key)?.get_ref() {
-                    DeValue::Array(elements) => {
-                        elements.get(index).map(|element| element.span().start)
-                    }
-                    _ => None,
-                });
-                place.error(
-                    element.or_else(|| at(key)).unwrap_or(table.span().start),
-                    Some(key),
-                    problem,
-                )
-            })?;
-
-        let bind = raw.bind.clone().unwrap_or_default();
-        let bind_at = at("bind").unwrap_or(table.span().start);
         Ok(Self {
-            section: Section { bind, proxy: WsProxy::from(raw) },
-            address: settings.bind,
-            bind_at,
+            sections: sections.into_iter().map(with_drain).collect(),
+            workers,
+            ignored: foreign_keys(&document),
         })
     }
 }
 
-/// The tables of `[[ws_proxy]]`.
-fn section_tables<'t, 'i>(
-    document: &'t DeTable<'i>,
-    place: &Place<'_>,
-) -> Result<&'t [Spanned<DeValue<'i>>], ConfigError> {
-    let none = "there is no [[ws_proxy]] section: add one with bind and backends";
-    let Some((name, value)) = document.iter().find(|(name, _)| name.get_ref() == SECTIONS) else {
-        return Err(ConfigError { line: None, key: None, problem: none.to_owned() });
-    };
-    match value.get_ref() {
-        DeValue::Array(tables) if tables.is_empty() => {
-            Err(place.error(name.span().start, Some(SECTIONS), none))
-        }
-        DeValue::Array(tables) => Ok(tables),
-        _ => Err(place.error(
-            name.span().start,
-            Some(SECTIONS),
-            "sections are a list: write [[ws_proxy]] with two brackets",
-        )),
-    }
+/// A section, and what its neighbours are compared with.
+struct CheckedSection {
+    bind: String,
+    proxy: WsProxy,
+    address: Address,
+    /// Offset of the bind address in the text.
+    bind_at: usize,
 }
 
-fn refuse_collisions(sections: &[CheckedSection], place: &Place<'_>) -> Result<(), ConfigError> {
+fn read_sections(
+    document: &DeTable<'_>,
+    source: SourceText<'_>,
+) -> Result<Vec<CheckedSection>, ConfigError> {
+    let Some((name, value)) = entry(document, SECTIONS) else {
+        return Err(ConfigError { line: None, key: None, problem: NO_SECTION.to_owned() });
+    };
+    let fault = |problem: &str| source.error(name.span().start, Some(SECTIONS), problem);
+    let tables = match value.get_ref() {
+        DeValue::Array(tables) if tables.is_empty() => return Err(fault(NO_SECTION)),
+        DeValue::Array(tables) => tables,
+        _ => {
+            return Err(fault("must be an array of tables: write [[ws_proxy]], with two brackets"));
+        }
+    };
+    let mut sections = Vec::new();
+    for table in tables {
+        sections.push(read_section(table, source)?);
+    }
+    refuse_collisions(&sections, source)?;
+    Ok(sections)
+}
+
+fn read_section(
+    table: &Spanned<DeValue<'_>>,
+    source: SourceText<'_>,
+) -> Result<CheckedSection, ConfigError> {
+    let table = Table::new(table, SECTIONS, "[[ws_proxy]]", source)?;
+    let raw: RawSection = table.read(RawSection::KEYS)?;
+    // The file's own [drain] is checked apart, since its errors belong to its lines.
+    let settings = raw.check(&Drain::default()).map_err(|invalid| table.invalid(invalid))?;
+    Ok(CheckedSection {
+        bind: raw.bind.clone().unwrap_or_default(),
+        address: settings.bind,
+        bind_at: table.at("bind"),
+        proxy: WsProxy::from(raw),
+    })
+}
+
+fn refuse_collisions(
+    sections: &[CheckedSection],
+    source: SourceText<'_>,
+) -> Result<(), ConfigError> {
     for (index, later) in sections.iter().enumerate() {
-        if let Some(first) =
-            sections[..index].iter().find(|first| first.address.collides_with(&later.address))
-        {
-            let line = place.line(first.bind_at);
+        let collides = |first: &&CheckedSection| first.address.collides_with(&later.address);
+        if let Some(first) = sections[..index].iter().find(collides) {
             let problem = format!(
-                "{} is taken by the section whose bind is on line {line}: each needs its own port",
-                later.address
+                "{} is taken by the section whose bind is on line {}: \
+                 each section needs a port of its own",
+                later.address,
+                source.line(first.bind_at),
             );
-            return Err(place.error(later.bind_at, Some("bind"), problem));
+            return Err(source.error(later.bind_at, Some("bind"), problem));
         }
     }
     Ok(())
 }
 
-/// The known key that an unknown one is a likely misspelling of.
+fn read_workers(document: &DeTable<'_>, source: SourceText<'_>) -> Result<usize, ConfigError> {
+    let Some((name, value)) = entry(document, WORKERS) else { return Ok(0) };
+    let workers = i64::deserialize(value.clone().into_deserializer())
+        .map_err(|error| source.toml_error(&error, Some(WORKERS)))?;
+    match usize::try_from(workers) {
+        Ok(number) if workers <= MAX_WORKERS => Ok(number),
+        _ => {
+            let problem =
+                format!("{workers} is out of range (0 for one per CPU, or 1 to {MAX_WORKERS})");
+            Err(source.error(name.span().start, Some(WORKERS), problem))
+        }
+    }
+}
+
+fn read_drain(document: &DeTable<'_>, source: SourceText<'_>) -> Result<RawDrain, ConfigError> {
+    let Some((_, value)) = entry(document, DRAIN) else { return Ok(RawDrain::default()) };
+    let table = Table::new(value, DRAIN, "[drain]", source)?;
+    let drain: RawDrain = table.read(RawDrain::KEYS)?;
+    drain.check().map_err(|invalid| {
+        // The builder's methods have the table's name before the key, the table has not.
+        let key = invalid.key.strip_prefix("drain_").unwrap_or(invalid.key);
+        table.invalid(Invalid { key, ..invalid })
+    })?;
+    Ok(drain)
+}
+
+/// Returns the top-level keys that belong to other programs.
+fn foreign_keys(document: &DeTable<'_>) -> Vec<String> {
+    let keys = document.keys().map(|name| name.get_ref().as_ref());
+    keys.filter(|key| ![SECTIONS, WORKERS, DRAIN].contains(key)).map(str::to_owned).collect()
+}
+
+/// A table of ours in the text.
+struct Table<'t, 'i> {
+    value: &'t Spanned<DeValue<'i>>,
+    keys: &'t DeTable<'i>,
+    /// Header, as errors name it.
+    header: &'static str,
+    source: SourceText<'t>,
+}
+
+impl<'t, 'i> Table<'t, 'i> {
+    /// Takes the value of a key as a table.
+    ///
+    /// # Errors
+    ///
+    /// A value of another type.
+    fn new(
+        value: &'t Spanned<DeValue<'i>>,
+        key: &str,
+        header: &'static str,
+        source: SourceText<'t>,
+    ) -> Result<Self, ConfigError> {
+        match value.get_ref() {
+            DeValue::Table(keys) => Ok(Self { value, keys, header, source }),
+            other => {
+                let problem =
+                    format!("must be a table, but is of type {}: write {header}", other.type_str());
+                Err(source.error(value.span().start, Some(key), problem))
+            }
+        }
+    }
+
+    /// Reads the table into a type that has these keys.
+    ///
+    /// # Errors
+    ///
+    /// The first unknown key, or else a value of a wrong type.
+    fn read<T: Deserialize<'i>>(&self, known: &[&str]) -> Result<T, ConfigError> {
+        self.refuse_unknown(known)?;
+        T::deserialize(self.value.clone().into_deserializer()).map_err(|error| {
+            // The error has a place in the text, and the key is the one whose value is there.
+            let at = error.span().unwrap_or_default().start;
+            let faulty = self.keys.iter().find(|(_, value)| value.span().contains(&at));
+            self.source.toml_error(&error, faulty.map(|(name, _)| name.get_ref().as_ref()))
+        })
+    }
+
+    fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
+        let unknown = self.keys.keys().filter(|name| !known.contains(&name.get_ref().as_ref()));
+        let Some(name) = unknown.min_by_key(|name| name.span().start) else { return Ok(()) };
+        let problem = match nearest(name.get_ref(), known) {
+            Some(key) => format!("unknown key; did you mean {key}?"),
+            None => format!("unknown key; the keys of {} are {}", self.header, known.join(", ")),
+        };
+        Err(self.source.error(name.span().start, Some(name.get_ref()), problem))
+    }
+
+    /// Places the error of a setting at the element of the list, the key, or else the table.
+    fn invalid(&self, Invalid { key, index, problem }: Invalid) -> ConfigError {
+        let element = index.and_then(|index| match self.keys.get(key)?.get_ref() {
+            DeValue::Array(elements) => elements.get(index).map(|element| element.span().start),
+            _ => None,
+        });
+        self.source.error(element.unwrap_or_else(|| self.at(key)), Some(key), problem)
+    }
+
+    /// Returns the offset of a key in the text, that of the table where the key is missing.
+    fn at(&self, key: &str) -> usize {
+        entry(self.keys, key).map_or(self.value.span().start, |(name, _)| name.span().start)
+    }
+}
+
+/// Returns a key, with its place in the text, and its value.
+fn entry<'t, 'i>(
+    table: &'t DeTable<'i>,
+    key: &str,
+) -> Option<(&'t Spanned<Cow<'i, str>>, &'t Spanned<DeValue<'i>>)> {
+    table.iter().find(|(name, _)| name.get_ref() == key)
+}
+
+/// Returns the known key that an unknown one is a likely misspelling of.
 fn nearest<'k>(unknown: &str, known: &[&'k str]) -> Option<&'k str> {
     let unknown = unknown.to_ascii_lowercase().replace('-', "_");
     let close = known.iter().map(|key| (strsim::damerau_levenshtein(&unknown, key), *key));
     let (distance, key) = close.min()?;
-    // A third of the letters wrong is another word; so is a word that only begins alike.
+    // With more than a quarter of its letters wrong it is another word.
     (distance <= 1 + key.len() / 4).then_some(key)
 }
 
-/// The text, for telling lines.
-struct Place<'t>(&'t str);
+/// The text of the configuration, which gives errors their lines.
+#[derive(Clone, Copy)]
+struct SourceText<'t>(&'t str);
 
-impl Place<'_> {
-    fn line(&self, at: usize) -> usize {
+impl SourceText<'_> {
+    fn line(self, at: usize) -> usize {
         self.0.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
     }
 
-    fn error(&self, at: usize, key: Option<&str>, problem: impl Into<String>) -> ConfigError {
-        ConfigError {
-            line: Some(self.line(at)),
-            key: key.map(str::to_owned),
-            problem: problem.into(),
-        }
+    fn error(self, at: usize, key: Option<&str>, problem: impl Into<String>) -> ConfigError {
+        let line = Some(self.line(at));
+        ConfigError { line, key: key.map(str::to_owned), problem: problem.into() }
     }
 
-    fn toml_error(&self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
-        // Some messages of the parser go over several lines; ours are one.
-        let problem = error.message().trim().replace('\n', ", ");
-        ConfigError {
-            line: error.span().map(|span| self.line(span.start)),
-            key: key.map(str::to_owned),
-            problem,
+    fn toml_error(self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
+        // Some messages of the parser have several lines; an error of ours has one.
+        let mut problem = error.message().trim().replace('\n', ", ");
+        // They name Rust's types, where TOML has words of its own.
+        for (rust, toml) in [("expected i64", "expected an integer"), ("a sequence", "an array")] {
+            if let Some(start) = problem.strip_suffix(rust) {
+                problem = format!("{start}{toml}");
+            }
         }
+        if let Some(rest) = problem.strip_prefix("unknown variant") {
+            problem = format!("unknown value{rest}");
+        }
+        let line = error.span().map(|span| self.line(span.start));
+        ConfigError { line, key: key.map(str::to_owned), problem }
     }
 }
 
@@ -338,13 +371,40 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = "workers = 2\n[drain]\ndelay_ms = 1\nspread_ms = 2\ntimeout_ms = 50\nclose_code = 4000\nclose_grace_ms = 3\n[[ws_proxy]]\nname = \"n\"\nbind = \"[::1]:0\"\nbackends = [\"ws://a:1\", \"[::1]\"]\n\
-            connect_timeout_ms = 1\nread_timeout_ms = 2\nresponse_timeout_ms = 3\nhost = \"preserve\"\nforwarded = \"off\"\n\
-            origins = [\"https://*.example.com\", \"none\"]\nmax_connections = 4\nsocket_buffer_bytes = 4096\n\
-            ping_interval_ms = 5\npong_timeout_ms = 6\nidle_timeout_ms = 7\nmax_lifetime_ms = 8\nlifetime_close_code = 1012\n\
-            max_message_bytes = 9\nmax_frame_bytes = 10\nmax_messages_per_second = 11\nrate_action = \"close\"\n\
-            strict_frames = true\nbackend_lost_code = 1014\nclient_lost_code = 1001\n";
-        for key in SECTION_KEYS.into_iter().chain(DRAIN_KEYS) {
+        let text = r#"
+workers = 2
+[drain]
+delay_ms = 1
+spread_ms = 2
+timeout_ms = 50
+close_code = 4000
+close_grace_ms = 3
+[[ws_proxy]]
+name = "n"
+bind = "[::1]:0"
+backends = ["ws://a:1", "[::1]"]
+connect_timeout_ms = 1
+read_timeout_ms = 2
+response_timeout_ms = 3
+host = "preserve"
+forwarded = "off"
+origins = ["https://*.example.com", "none"]
+max_connections = 4
+socket_buffer_bytes = 4096
+ping_interval_ms = 5
+pong_timeout_ms = 6
+idle_timeout_ms = 7
+max_lifetime_ms = 8
+lifetime_close_code = 1012
+max_message_bytes = 9
+max_frame_bytes = 10
+max_messages_per_second = 11
+rate_action = "close"
+strict_frames = true
+backend_lost_code = 1014
+client_lost_code = 1001
+"#;
+        for key in RawSection::KEYS.iter().chain(RawDrain::KEYS) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
         }
         let config = Config::parse(text).unwrap();
@@ -387,43 +447,58 @@ mod tests {
             (String::new(), "there is no [[ws_proxy]] section"),
             ("x = 1\n".to_owned(), "there is no [[ws_proxy]] section"),
             ("ws_proxy = []".to_owned(), "1: ws_proxy: there is no [[ws_proxy]]"),
-            ("\n[ws_proxy]\nbind = 1".to_owned(), "2: ws_proxy: sections are a list"),
-            ("ws_proxy = [1]".to_owned(), "1: ws_proxy: a section is a table"),
+            ("\n[ws_proxy]\nbind = 1".to_owned(), "2: ws_proxy: must be an array of tables"),
+            (
+                "ws_proxy = [1]".to_owned(),
+                "1: ws_proxy: must be a table, but is of type integer: write [[ws_proxy]]",
+            ),
             (with("bind = "), "4: "),
             (
                 with("connect_timeout_ms = \"5\""),
-                "4: connect_timeout_ms: invalid type: string \"5\", expected i64",
+                "4: connect_timeout_ms: invalid type: string \"5\", expected an integer",
             ),
             (
                 with("read_timeout_ms = 1.5"),
-                "4: read_timeout_ms: invalid type: floating point `1.5`, expected i64",
+                "4: read_timeout_ms: invalid type: floating point `1.5`, expected an integer",
             ),
-            (with("read_timeout_ms = 0"), "4: read_timeout_ms: 0 is no time to wait"),
+            (
+                with("read_timeout_ms = 0"),
+                "4: read_timeout_ms: must be at least 1 (milliseconds), got 0",
+            ),
             (
                 with("socket_buffer_bytes = 4095"),
-                "4: socket_buffer_bytes: 4095 is too small: write 4096 or more",
+                "4: socket_buffer_bytes: 4095 is out of range (0 for the system's default, or ",
             ),
             (
                 with("socket_buffer_bytes = 4294967296"),
                 "4: socket_buffer_bytes: 4294967296 is out of range",
             ),
-            (with("\nresponse_timeout_ms = -3"), "5: response_timeout_ms: -3 is no time to wait"),
+            (
+                with("\nresponse_timeout_ms = -3"),
+                "5: response_timeout_ms: must be at least 1 (milliseconds), got -3",
+            ),
             (
                 with("host = \"both\""),
-                "4: host: unknown variant `both`, expected `backend` or `preserve`",
+                "4: host: unknown value `both`, expected `backend` or `preserve`",
             ),
             (
                 with("conect_timeout_ms = 5"),
-                "4: conect_timeout_ms: there is no such key; did you mean connect_timeout_ms?",
+                "4: conect_timeout_ms: unknown key; did you mean connect_timeout_ms?",
             ),
             (
                 with("connect-timeout-ms = 5"),
-                "4: connect-timeout-ms: there is no such key; did you mean connect_timeout_ms?",
+                "4: connect-timeout-ms: unknown key; did you mean connect_timeout_ms?",
             ),
-            (with("backend = 5"), "4: backend: there is no such key; did you mean backends?"),
-            (with("colour = 5"), "4: colour: there is no such key; a section has name, bind, "),
+            (with("backend = 5"), "4: backend: unknown key; did you mean backends?"),
+            (
+                with("colour = 5"),
+                "4: colour: unknown key; the keys of [[ws_proxy]] are name, bind, ",
+            ),
             ("[[ws_proxy]]\nbackends = [\"a:1\"]".to_owned(), "1: bind: is missing"),
-            ("\n[[ws_proxy]]\nbind = \"a:1\"".to_owned(), "2: backends: there are none"),
+            (
+                "\n[[ws_proxy]]\nbind = \"a:1\"".to_owned(),
+                "2: backends: is missing: name at least one",
+            ),
             (
                 "[[ws_proxy]]\nbind = \"a\"\nbackends = [\"a:1\"]".to_owned(),
                 "2: bind: \"a\": the port is missing",
@@ -434,7 +509,7 @@ mod tests {
             ),
             (
                 "[[ws_proxy]]\nbind = \"a:1\"\nbackends = \"a:1\"".to_owned(),
-                "3: backends: invalid type: string \"a:1\", expected a sequence",
+                "3: backends: invalid type: string \"a:1\", expected an array",
             ),
             (
                 "[[ws_proxy]]\nbind = \"a:1\"\nbackends = [\n 1]".to_owned(),
@@ -444,23 +519,40 @@ mod tests {
                 format!("{GOOD}\n{GOOD}"),
                 "6: bind: 127.0.0.1:8080 is taken by the section whose bind is on line 2",
             ),
-            (format!("workers = -1\n{GOOD}"), "1: workers: -1 is out of range"),
+            (
+                format!("workers = -1\n{GOOD}"),
+                "1: workers: -1 is out of range (0 for one per CPU, or 1 to 1024)",
+            ),
+            (
+                format!("workers = 1025\n{GOOD}"),
+                "1: workers: 1025 is out of range (0 for one per CPU, or 1 to 1024)",
+            ),
             (
                 format!("workers = \"x\"\n{GOOD}"),
-                "1: workers: invalid type: string \"x\", expected i64",
+                "1: workers: invalid type: string \"x\", expected an integer",
             ),
-            (format!("\n[drain]\ntimeout_ms = 0\n{GOOD}"), "3: timeout_ms: 0 is no time to wait"),
-            (format!("drain = 5\n{GOOD}"), "1: drain: this is a table"),
+            (
+                format!("\n[drain]\ntimeout_ms = 0\n{GOOD}"),
+                "3: timeout_ms: must be at least 1 (milliseconds), got 0",
+            ),
+            (
+                format!("drain = 5\n{GOOD}"),
+                "1: drain: must be a table, but is of type integer: write [drain]",
+            ),
             (
                 format!("[drain]\ntimeout = 5\n{GOOD}"),
-                "2: timeout: there is no such key; did you mean timeout_ms?",
+                "2: timeout: unknown key; did you mean timeout_ms?",
             ),
-            (format!("[drain]\nspread_ms = -5\n{GOOD}"), "2: spread_ms: -5 is out of range"),
+            (
+                format!("[drain]\nspread_ms = -5\n{GOOD}"),
+                "2: spread_ms: -5 is out of range (0 for all at once, or a positive",
+            ),
             (
                 format!("[drain]\nclose_code = \"x\"\n{GOOD}"),
-                "2: close_code: invalid type: string \"x\", expected i64",
+                "2: close_code: invalid type: string \"x\", expected an integer",
             ),
         ];
+        assert!(!cases.is_empty());
         for (text, expected) in cases {
             let message = error(&text);
             assert!(message.starts_with(expected), "{message:?} for {text:?}");

@@ -57,7 +57,7 @@ mod tunnel;
 mod worker;
 
 pub use builder::WsProxy;
-pub use config::{Config, ConfigError, Section};
+pub use config::{Config, ConfigError, SectionConfig};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{BoundProxy, Error};
 pub use tunnel::policy::RateAction;

@@ -1,150 +1,135 @@
-//! The settings of one section: as they are given, and as they are used.
+//! The settings of one section: as given, and as checked.
 
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde::Deserialize;
 
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
 use crate::net::address::Address;
 use crate::tunnel::policy::{Policy, RateAction};
 
-/// Milliseconds that a connect may take where nothing else is said.
-pub(crate) const CONNECT_TIMEOUT_MS: i64 = 5_000;
-/// Milliseconds for the client's whole head where nothing else is said.
-pub(crate) const READ_TIMEOUT_MS: i64 = 30_000;
-/// Bytes of a socket's buffer below which the kernel would take something larger.
-const SOCKET_BUFFER_MIN: i32 = 4_096;
-/// The code of a Close of ours where nothing else is said: going away (RFC 6455, 7.4.1).
+/// Default time for a connection attempt, in milliseconds.
+const CONNECT_TIMEOUT_MS: i64 = 5_000;
+/// Default time for the client's whole head, in milliseconds.
+const READ_TIMEOUT_MS: i64 = 30_000;
+/// Smallest size of a socket's buffer, in bytes; the kernel silently rounds up a smaller one.
+const SOCKET_BUFFER_MIN: i64 = 4_096;
+/// Largest size of a socket's buffer, in bytes: `setsockopt` takes an int.
+const SOCKET_BUFFER_MAX: i64 = i32::MAX as i64;
+/// Default code of the proxy's own Close: going away (RFC 6455, section 7.4.1).
 const CLOSE_CODE: u16 = 1_001;
 
-/// A section as given, from TOML, the command line or the builder; nothing is checked yet.
+/// Declares a table as given, an optional field for each key, together with the list of its keys.
 ///
-/// Numbers are wider than their range, so that one outside of it is answered in our words.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(crate) struct RawSection {
-    pub(crate) name: Option<String>,
-    pub(crate) bind: Option<String>,
-    pub(crate) backends: Option<Vec<String>>,
-    pub(crate) connect_timeout_ms: Option<i64>,
-    pub(crate) read_timeout_ms: Option<i64>,
-    pub(crate) response_timeout_ms: Option<i64>,
-    pub(crate) host: Option<HostHeader>,
-    pub(crate) forwarded: Option<Forwarded>,
-    pub(crate) origins: Option<Vec<String>>,
-    pub(crate) max_connections: Option<i64>,
-    pub(crate) socket_buffer_bytes: Option<i64>,
-    pub(crate) ping_interval_ms: Option<i64>,
-    pub(crate) pong_timeout_ms: Option<i64>,
-    pub(crate) idle_timeout_ms: Option<i64>,
-    pub(crate) max_lifetime_ms: Option<i64>,
-    pub(crate) lifetime_close_code: Option<i64>,
-    pub(crate) max_message_bytes: Option<i64>,
-    pub(crate) max_frame_bytes: Option<i64>,
-    pub(crate) max_messages_per_second: Option<i64>,
-    pub(crate) rate_action: Option<RateAction>,
-    pub(crate) strict_frames: Option<bool>,
-    pub(crate) backend_lost_code: Option<i64>,
-    pub(crate) client_lost_code: Option<i64>,
+/// Numbers are wider than their range, so that the checks word the error of one outside of it.
+macro_rules! raw_table {
+    ($(#[$attribute:meta])* $name:ident { $($key:ident: $value:ty,)* }) => {
+        $(#[$attribute])*
+        #[derive(Clone, Debug, Default, serde::Deserialize)]
+        pub(crate) struct $name {
+            $(pub(crate) $key: Option<$value>,)*
+        }
+
+        impl $name {
+            /// Keys of the table, in the order of its fields.
+            pub(crate) const KEYS: &[&str] = &[$(stringify!($key)),*];
+        }
+    };
 }
 
-/// How the proxy leaves, as given; nothing is checked yet.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(crate) struct RawDrain {
-    pub(crate) delay_ms: Option<i64>,
-    pub(crate) spread_ms: Option<i64>,
-    pub(crate) timeout_ms: Option<i64>,
-    pub(crate) close_code: Option<i64>,
-    pub(crate) close_grace_ms: Option<i64>,
+raw_table! {
+    /// A section as given by TOML, the command line or the builder; nothing is checked yet.
+    RawSection {
+        name: String,
+        bind: String,
+        backends: Vec<String>,
+        connect_timeout_ms: i64,
+        read_timeout_ms: i64,
+        response_timeout_ms: i64,
+        host: HostHeader,
+        forwarded: Forwarded,
+        origins: Vec<String>,
+        max_connections: i64,
+        socket_buffer_bytes: i64,
+        ping_interval_ms: i64,
+        pong_timeout_ms: i64,
+        idle_timeout_ms: i64,
+        max_lifetime_ms: i64,
+        lifetime_close_code: i64,
+        max_message_bytes: i64,
+        max_frame_bytes: i64,
+        max_messages_per_second: i64,
+        rate_action: RateAction,
+        strict_frames: bool,
+        backend_lost_code: i64,
+        client_lost_code: i64,
+    }
 }
 
-/// Every key of `[drain]`, as the fields above.
-pub(crate) const DRAIN_KEYS: [&str; 5] =
-    ["delay_ms", "spread_ms", "timeout_ms", "close_code", "close_grace_ms"];
-
-/// How the proxy leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Drain {
-    /// It still accepts for so long.
-    pub(crate) delay: Duration,
-    /// Then it closes its tunnels over so long.
-    pub(crate) spread: Duration,
-    /// It is gone after so long, all in all.
-    pub(crate) timeout: Duration,
-    pub(crate) close_code: u16,
-    /// How long a closed tunnel may take to end.
-    pub(crate) close_grace: Duration,
+raw_table! {
+    /// The table `[drain]` as given; nothing is checked yet.
+    RawDrain {
+        delay_ms: i64,
+        spread_ms: i64,
+        timeout_ms: i64,
+        close_code: i64,
+        close_grace_ms: i64,
+    }
 }
 
-/// Every key of a section, as the fields above.
-pub(crate) const SECTION_KEYS: [&str; 23] = [
-    "name",
-    "bind",
-    "backends",
-    "connect_timeout_ms",
-    "read_timeout_ms",
-    "response_timeout_ms",
-    "host",
-    "forwarded",
-    "origins",
-    "max_connections",
-    "socket_buffer_bytes",
-    "ping_interval_ms",
-    "pong_timeout_ms",
-    "idle_timeout_ms",
-    "max_lifetime_ms",
-    "lifetime_close_code",
-    "max_message_bytes",
-    "max_frame_bytes",
-    "max_messages_per_second",
-    "rate_action",
-    "strict_frames",
-    "backend_lost_code",
-    "client_lost_code",
-];
-
-/// A section whose settings are good.
+/// Checked settings of a section.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// What the log calls the section; `None` for its listening address.
+    /// Name in the log; `None` for the address that the section listens on.
     pub(crate) name: Option<String>,
+    /// Address to listen on.
     pub(crate) bind: Address,
-    /// At least one.
+    /// Backends; at least one.
     pub(crate) backends: Vec<Address>,
-    /// For each address that is tried, and for each look-up of a name.
+    /// Time for each connection attempt to a backend, and for each look-up of its name.
     pub(crate) connect_timeout: Duration,
-    /// For the client's whole head.
+    /// Time for the client's whole head.
     pub(crate) read_timeout: Duration,
-    /// For the head of the backend's answer; for each wait on the body of a refusal.
+    /// Time for the head of the backend's response, and for each read of a declined one's body.
     pub(crate) response_timeout: Duration,
+    /// Host of the forwarded request.
     pub(crate) host: HostHeader,
+    /// Treatment of the X-Forwarded fields.
     pub(crate) forwarded: Forwarded,
-    /// `None`: every origin may come, and none too.
+    /// Origins that may connect; `None` for every client, with an origin or without.
     pub(crate) origins: Option<OriginList>,
-    /// `None`: no limit.
+    /// Connections at a time, handshakes included; `None` for no limit.
     pub(crate) max_connections: Option<usize>,
-    /// `None`: as the system has it.
+    /// Size of each buffer of each socket, in bytes; `None` for the system's default.
     pub(crate) socket_buffer: Option<usize>,
-    /// What is asked of its tunnels.
+    /// Policy for the section's tunnels.
     pub(crate) policy: Arc<Policy>,
+}
+
+/// Checked settings of the drain, which begins at the shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drain {
+    /// Time for which the proxy goes on accepting.
+    pub(crate) delay: Duration,
+    /// Time over which the tunnels are then closed.
+    pub(crate) spread: Duration,
+    /// Time for the whole drain, at the end of which the remaining tunnels are cut.
+    pub(crate) timeout: Duration,
+    /// Code of the Close that the clients get.
+    pub(crate) close_code: u16,
+    /// Time in which a closed tunnel must end.
+    pub(crate) close_grace: Duration,
 }
 
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Invalid {
-    /// Its key.
+    /// Key, named as the builder's method.
     pub(crate) key: &'static str,
-    /// Which element of a list it is.
+    /// Position in the list, where the key has one and an element of it is at fault.
     pub(crate) index: Option<usize>,
-    /// What is wrong, and what to write instead.
+    /// Problem: the value found, the values allowed, the mend.
     pub(crate) problem: String,
-}
-
-impl Invalid {
-    fn new(key: &'static str, problem: impl Into<String>) -> Self {
-        Self { key, index: None, problem: problem.into() }
-    }
 }
 
 impl RawSection {
@@ -154,96 +139,97 @@ impl RawSection {
     ///
     /// The first setting that cannot be used.
     pub(crate) fn check(&self, drain: &Drain) -> Result<Settings, Invalid> {
-        let bind = self.bind.as_deref().ok_or_else(|| {
-            Invalid::new("bind", "is missing: say where to listen, as in bind = \"0.0.0.0:8080\"")
-        })?;
-        let bind = Address::bind(bind).map_err(|problem| Invalid::new("bind", problem))?;
-
-        let backends = self.backends.as_deref().unwrap_or_default();
-        if backends.is_empty() {
-            let mend =
-                "there are none: name at least one, as in backends = [\"chat-backend:9000\"]";
-            return Err(Invalid::new("backends", mend));
-        }
-        let backends = backends
-            .iter()
-            .enumerate()
-            .map(|(index, backend)| {
-                Address::backend(backend).map_err(|problem| Invalid {
-                    key: "backends",
-                    index: Some(index),
-                    problem,
-                })
-            })
-            .collect::<Result<_, _>>()?;
-
+        let bind = self.bind()?;
+        let backends = self.backends()?;
         let read_timeout = timeout("read_timeout_ms", self.read_timeout_ms, READ_TIMEOUT_MS)?;
         let response_timeout = match self.response_timeout_ms {
             None => read_timeout,
             given => timeout("response_timeout_ms", given, READ_TIMEOUT_MS)?,
         };
-
-        let origins = match self.origins.as_deref() {
-            None => None,
-            Some([]) => {
-                let mend = "the list is empty, so that nobody could connect: leave the key out, or name an origin";
-                return Err(Invalid::new("origins", mend));
-            }
-            Some(entries) => Some(OriginList::parse(entries).map_err(|(index, problem)| {
-                Invalid { key: "origins", index: Some(index), problem }
-            })?),
-        };
-
+        let connect_timeout =
+            timeout("connect_timeout_ms", self.connect_timeout_ms, CONNECT_TIMEOUT_MS)?;
         let max_connections = limit("max_connections", self.max_connections)?;
         Ok(Settings {
             name: self.name.clone(),
             bind,
             backends,
-            connect_timeout: timeout(
-                "connect_timeout_ms",
-                self.connect_timeout_ms,
-                CONNECT_TIMEOUT_MS,
-            )?,
+            connect_timeout,
             read_timeout,
             response_timeout,
             host: self.host.unwrap_or_default(),
             forwarded: self.forwarded.unwrap_or_default(),
-            origins,
-            max_connections,
+            origins: self.origins()?,
+            // More than can be counted is as good as no limit.
+            max_connections: max_connections.and_then(|limit| usize::try_from(limit).ok()),
             socket_buffer: self.socket_buffer()?,
             policy: Arc::new(self.policy(drain)?),
         })
     }
 
-    fn socket_buffer(&self) -> Result<Option<usize>, Invalid> {
-        const KEY: &str = "socket_buffer_bytes";
-        match limit::<i32>(KEY, self.socket_buffer_bytes)? {
-            Some(bytes) if bytes < SOCKET_BUFFER_MIN => {
-                let mend = format!(
-                    "{bytes} is too small: write {SOCKET_BUFFER_MIN} or more, or 0 to leave it to the system"
-                );
-                Err(Invalid::new(KEY, mend))
+    fn bind(&self) -> Result<Address, Invalid> {
+        const KEY: &str = "bind";
+        let missing = "is missing: name the address to listen on, as in bind = \"0.0.0.0:8080\"";
+        let bind = self.bind.as_deref().ok_or_else(|| Invalid::new(KEY, missing))?;
+        Address::bind(bind).map_err(|problem| Invalid::new(KEY, problem))
+    }
+
+    fn backends(&self) -> Result<Vec<Address>, Invalid> {
+        const KEY: &str = "backends";
+        let fault = match self.backends.as_deref() {
+            None => "is missing",
+            Some([]) => "is empty",
+            Some(backends) => {
+                let read = |(index, backend): (usize, &String)| {
+                    Address::backend(backend)
+                        .map_err(|problem| Invalid::element(KEY, index, problem))
+                };
+                return backends.iter().enumerate().map(read).collect();
             }
-            bytes => Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok())),
+        };
+        let mend = "name at least one, as in backends = [\"chat-backend:9000\"]";
+        Err(Invalid::new(KEY, format!("{fault}: {mend}")))
+    }
+
+    fn origins(&self) -> Result<Option<OriginList>, Invalid> {
+        const KEY: &str = "origins";
+        match self.origins.as_deref() {
+            None => Ok(None),
+            Some([]) => {
+                let problem = "is empty, so that no client could connect: \
+                               name an origin, or leave the key out to allow every client";
+                Err(Invalid::new(KEY, problem))
+            }
+            Some(entries) => OriginList::parse(entries)
+                .map(Some)
+                .map_err(|(index, problem)| Invalid::element(KEY, index, problem)),
+        }
+    }
+
+    fn socket_buffer(&self) -> Result<Option<usize>, Invalid> {
+        match self.socket_buffer_bytes.unwrap_or(0) {
+            0 => Ok(None),
+            bytes @ SOCKET_BUFFER_MIN..=SOCKET_BUFFER_MAX => Ok(usize::try_from(bytes).ok()),
+            bytes => {
+                let allowed = format!(
+                    "0 for the system's default, or {SOCKET_BUFFER_MIN} to {SOCKET_BUFFER_MAX}"
+                );
+                Err(Invalid::out_of_range("socket_buffer_bytes", bytes, &allowed))
+            }
         }
     }
 
     fn policy(&self, drain: &Drain) -> Result<Policy, Invalid> {
-        let time = |key, given| Ok(limit(key, given)?.map(Duration::from_millis));
-        let ping_interval = time("ping_interval_ms", self.ping_interval_ms)?;
-        let pong_timeout = time("pong_timeout_ms", self.pong_timeout_ms)?;
+        let ping_interval = time("ping_interval_ms", self.ping_interval_ms, "no Pings")?;
+        let pong_timeout = time("pong_timeout_ms", self.pong_timeout_ms, "ping_interval_ms")?;
         Ok(Policy {
             ping_interval,
             pong_timeout: pong_timeout.or(ping_interval).unwrap_or_default(),
-            idle_timeout: time("idle_timeout_ms", self.idle_timeout_ms)?,
-            max_lifetime: time("max_lifetime_ms", self.max_lifetime_ms)?,
+            idle_timeout: time("idle_timeout_ms", self.idle_timeout_ms, "no limit")?,
+            max_lifetime: time("max_lifetime_ms", self.max_lifetime_ms, "no limit")?,
             lifetime_close_code: close_code("lifetime_close_code", self.lifetime_close_code)?,
             max_message: limit("max_message_bytes", self.max_message_bytes)?,
             max_frame: limit("max_frame_bytes", self.max_frame_bytes)?,
-            max_messages_per_second: limit(
-                "max_messages_per_second",
-                self.max_messages_per_second,
-            )?,
+            max_messages_per_second: self.max_messages_per_second()?,
             rate_action: self.rate_action.unwrap_or_default(),
             strict_frames: self.strict_frames.unwrap_or_default(),
             backend_lost_code: lost_code("backend_lost_code", self.backend_lost_code)?,
@@ -252,10 +238,19 @@ impl RawSection {
             drain_close_code: drain.close_code,
         })
     }
+
+    fn max_messages_per_second(&self) -> Result<Option<u32>, Invalid> {
+        let given = self.max_messages_per_second.unwrap_or(0);
+        let messages = u32::try_from(given).map_err(|_| {
+            let allowed = format!("0 for no limit, or 1 to {}", u32::MAX);
+            Invalid::out_of_range("max_messages_per_second", given, &allowed)
+        })?;
+        Ok((messages > 0).then_some(messages))
+    }
 }
 
 impl Default for Drain {
-    /// All of it fits into Docker's ten seconds.
+    /// Returns times that fit into Docker's ten seconds between SIGTERM and SIGKILL.
     fn default() -> Self {
         Self {
             delay: Duration::ZERO,
@@ -268,87 +263,101 @@ impl Default for Drain {
 }
 
 impl RawDrain {
-    /// Checks everything.
+    /// Checks everything, and shortens the spread to what the other times leave of the timeout.
     ///
     /// # Errors
     ///
     /// The first setting that cannot be used.
     pub(crate) fn check(&self) -> Result<Drain, Invalid> {
         let default = Drain::default();
-        let time = |key, given: Option<i64>, default: Duration| match given {
+        let time = |key, given: Option<i64>, default: Duration, zero| match given {
             None => Ok(default),
-            given => Ok(limit(key, given)?.map_or(Duration::ZERO, Duration::from_millis)),
+            given => Ok(time(key, given, zero)?.unwrap_or_default()),
         };
-        let delay = time("delay_ms", self.delay_ms, default.delay)?;
-        let close_grace = time("close_grace_ms", self.close_grace_ms, default.close_grace)?;
-        let spread = time("spread_ms", self.spread_ms, default.spread)?;
+        let delay = time("drain_delay_ms", self.delay_ms, default.delay, "no delay")?;
+        let spread = time("drain_spread_ms", self.spread_ms, default.spread, "all at once")?;
+        let close_grace =
+            time("close_grace_ms", self.close_grace_ms, default.close_grace, "a moment")?;
         let timeout = match self.timeout_ms {
             None => default.timeout,
-            given => timeout("timeout_ms", given, 0)?,
+            given => timeout("drain_timeout_ms", given, 0)?,
         };
-        // The last tunnel to be closed has its grace time too, as far as the whole allows it.
+        // The last tunnel to be closed has its grace time too, if the timeout leaves any.
         let spread = spread.min(timeout.saturating_sub(delay).saturating_sub(close_grace));
         Ok(Drain {
             delay,
             spread,
             timeout,
-            close_code: close_code("close_code", self.close_code)?,
+            close_code: close_code("drain_close_code", self.close_code)?,
             close_grace,
         })
     }
 }
 
-/// A number above zero, or `None` for no limit.
-fn limit<T: TryFrom<i64>>(key: &'static str, given: Option<i64>) -> Result<Option<T>, Invalid> {
-    match given.unwrap_or(0) {
-        0 => Ok(None),
-        given => match T::try_from(given) {
-            Ok(limit) if given > 0 => Ok(Some(limit)),
-            _ => Err(Invalid::new(
-                key,
-                format!("{given} is out of range: write 0 for none, or a number above it"),
-            )),
-        },
+impl Invalid {
+    fn new(key: &'static str, problem: impl Into<String>) -> Self {
+        Self { key, index: None, problem: problem.into() }
+    }
+
+    fn element(key: &'static str, index: usize, problem: String) -> Self {
+        Self { key, index: Some(index), problem }
+    }
+
+    fn out_of_range(key: &'static str, given: i64, allowed: &str) -> Self {
+        Self::new(key, format!("{given} is out of range ({allowed})"))
     }
 }
 
-/// A code that an endpoint may put into a Close (RFC 6455, 7.4.2, and IANA's registry).
-fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
-    let given = given.unwrap_or(CLOSE_CODE.into());
-    match u16::try_from(given) {
-        Ok(code @ (1_000..=1_003 | 1_007..=1_014 | 3_000..=4_999)) => Ok(code),
-        _ => Err(Invalid::new(
-            key,
-            format!("{given} is no code for a Close: 1001, 1012 and 4000 are"),
-        )),
-    }
-}
-
-/// A [close code](close_code), or `None` for zero.
-fn lost_code(key: &'static str, given: Option<i64>) -> Result<Option<u16>, Invalid> {
-    match given.unwrap_or(0) {
-        0 => Ok(None),
-        _ => close_code(key, given).map(Some),
-    }
-}
-
-/// A time that must be above zero, or its default.
-///
-/// # Errors
-///
-/// If it is not.
-pub(crate) fn timeout(
-    key: &'static str,
-    given: Option<i64>,
-    default: i64,
-) -> Result<Duration, Invalid> {
+/// Returns a time that must be above zero, or its default, both in milliseconds.
+fn timeout(key: &'static str, given: Option<i64>, default: i64) -> Result<Duration, Invalid> {
     let given = given.unwrap_or(default);
     match u64::try_from(given) {
         Ok(ms @ 1..) => Ok(Duration::from_millis(ms)),
-        _ => Err(Invalid::new(
-            key,
-            format!("{given} is no time to wait: it is in milliseconds and at least 1"),
-        )),
+        _ => Err(Invalid::new(key, format!("must be at least 1 (milliseconds), got {given}"))),
+    }
+}
+
+/// Returns a time given in milliseconds, `None` for 0; `zero` is what an error says of the 0.
+fn time(key: &'static str, given: Option<i64>, zero: &str) -> Result<Option<Duration>, Invalid> {
+    let ms = number(key, given, &format!("0 for {zero}, or a positive number of milliseconds"))?;
+    Ok(ms.map(Duration::from_millis))
+}
+
+/// Returns a number above zero, `None` for 0: no limit.
+fn limit(key: &'static str, given: Option<i64>) -> Result<Option<u64>, Invalid> {
+    number(key, given, "0 for no limit, or a positive number")
+}
+
+fn number(key: &'static str, given: Option<i64>, allowed: &str) -> Result<Option<u64>, Invalid> {
+    let given = given.unwrap_or(0);
+    match u64::try_from(given) {
+        Ok(0) => Ok(None),
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(Invalid::out_of_range(key, given, allowed)),
+    }
+}
+
+/// Returns a code that an endpoint may put into a Close, by default 1001.
+fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
+    sendable(key, given.unwrap_or(CLOSE_CODE.into()), "")
+}
+
+/// Returns a code that an endpoint may put into a Close, by default and for 0 none.
+fn lost_code(key: &'static str, given: Option<i64>) -> Result<Option<u16>, Invalid> {
+    match given.unwrap_or(0) {
+        0 => Ok(None),
+        given => sendable(key, given, ", or 0 for none").map(Some),
+    }
+}
+
+/// Checks a close code (RFC 6455, section 7.4.2, and IANA's registry).
+fn sendable(key: &'static str, given: i64, or_else: &str) -> Result<u16, Invalid> {
+    match u16::try_from(given) {
+        Ok(code @ (1_000..=1_003 | 1_007..=1_014 | 3_000..=4_999)) => Ok(code),
+        _ => {
+            let allowed = format!("1000-1003, 1007-1014, 3000-4999{or_else}");
+            Err(Invalid::new(key, format!("{given} is not a sendable close code ({allowed})")))
+        }
     }
 }
 
@@ -371,6 +380,7 @@ mod tests {
     #[test]
     fn a_drain_fits_into_its_timeout() {
         let whole = drain();
+        assert_eq!(whole, Drain::default());
         assert_eq!((whole.delay, whole.spread), (Duration::ZERO, Duration::from_secs(5)));
         assert_eq!(
             (whole.timeout, whole.close_grace),
@@ -426,33 +436,144 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_setting_is_named() {
+    fn each_bad_setting_is_named_with_what_is_allowed() {
         let strings = |all: &[&str]| Some(all.iter().map(ToString::to_string).collect());
+        let bad = |set: fn(&mut RawSection)| {
+            let mut raw = raw();
+            set(&mut raw);
+            raw
+        };
+        let codes = "1000-1003, 1007-1014, 3000-4999";
         let cases = [
-            (RawSection { bind: None, ..raw() }, "bind", None),
-            (RawSection { bind: Some("x".to_owned()), ..raw() }, "bind", None),
-            (RawSection { backends: None, ..raw() }, "backends", None),
-            (RawSection { backends: Some(vec![]), ..raw() }, "backends", None),
-            (RawSection { backends: strings(&["a:1", "b:x"]), ..raw() }, "backends", Some(1)),
-            (RawSection { connect_timeout_ms: Some(0), ..raw() }, "connect_timeout_ms", None),
-            (RawSection { read_timeout_ms: Some(-1), ..raw() }, "read_timeout_ms", None),
-            (RawSection { response_timeout_ms: Some(0), ..raw() }, "response_timeout_ms", None),
-            (RawSection { origins: Some(vec![]), ..raw() }, "origins", None),
-            (RawSection { origins: strings(&["none", "x"]), ..raw() }, "origins", Some(1)),
-            (RawSection { max_connections: Some(-1), ..raw() }, "max_connections", None),
-            (RawSection { ping_interval_ms: Some(-1), ..raw() }, "ping_interval_ms", None),
+            (bad(|raw| raw.bind = None), "bind", "is missing: "),
+            (bad(|raw| raw.bind = Some("x".to_owned())), "bind", "\"x\": "),
+            (bad(|raw| raw.backends = None), "backends", "is missing: "),
+            (bad(|raw| raw.backends = Some(vec![])), "backends", "is empty: "),
             (
-                RawSection { max_messages_per_second: Some(1 << 40), ..raw() },
-                "max_messages_per_second",
-                None,
+                bad(|raw| raw.connect_timeout_ms = Some(0)),
+                "connect_timeout_ms",
+                "must be at least 1 (milliseconds), got 0",
             ),
-            (RawSection { lifetime_close_code: Some(1005), ..raw() }, "lifetime_close_code", None),
-            (RawSection { backend_lost_code: Some(1006), ..raw() }, "backend_lost_code", None),
-            (RawSection { client_lost_code: Some(-1), ..raw() }, "client_lost_code", None),
+            (
+                bad(|raw| raw.read_timeout_ms = Some(-1)),
+                "read_timeout_ms",
+                "must be at least 1 (milliseconds), got -1",
+            ),
+            (
+                bad(|raw| raw.response_timeout_ms = Some(0)),
+                "response_timeout_ms",
+                "must be at least 1 (milliseconds), got 0",
+            ),
+            (bad(|raw| raw.origins = Some(vec![])), "origins", "is empty, "),
+            (
+                bad(|raw| raw.max_connections = Some(-1)),
+                "max_connections",
+                "-1 is out of range (0 for no limit, or a positive number)",
+            ),
+            (
+                bad(|raw| raw.socket_buffer_bytes = Some(1 << 31)),
+                "socket_buffer_bytes",
+                "2147483648 is out of range (0 for the system's default, or 4096 to 2147483647)",
+            ),
+            (
+                bad(|raw| raw.ping_interval_ms = Some(-1)),
+                "ping_interval_ms",
+                "-1 is out of range (0 for no Pings, or a positive number of milliseconds)",
+            ),
+            (
+                bad(|raw| raw.pong_timeout_ms = Some(-2)),
+                "pong_timeout_ms",
+                "-2 is out of range (0 for ping_interval_ms, or ",
+            ),
+            (
+                bad(|raw| raw.idle_timeout_ms = Some(-3)),
+                "idle_timeout_ms",
+                "-3 is out of range (0 for no limit, or ",
+            ),
+            (
+                bad(|raw| raw.max_lifetime_ms = Some(-4)),
+                "max_lifetime_ms",
+                "-4 is out of range (0 for no limit, or ",
+            ),
+            (
+                bad(|raw| raw.max_message_bytes = Some(-5)),
+                "max_message_bytes",
+                "-5 is out of range (0 for no limit, or ",
+            ),
+            (
+                bad(|raw| raw.max_frame_bytes = Some(-6)),
+                "max_frame_bytes",
+                "-6 is out of range (0 for no limit, or ",
+            ),
+            (
+                bad(|raw| raw.max_messages_per_second = Some(1 << 32)),
+                "max_messages_per_second",
+                "4294967296 is out of range (0 for no limit, or 1 to 4294967295)",
+            ),
+            (
+                bad(|raw| raw.lifetime_close_code = Some(1005)),
+                "lifetime_close_code",
+                &format!("1005 is not a sendable close code ({codes})"),
+            ),
+            (
+                bad(|raw| raw.backend_lost_code = Some(1006)),
+                "backend_lost_code",
+                &format!("1006 is not a sendable close code ({codes}, or 0 for none)"),
+            ),
+            (
+                bad(|raw| raw.client_lost_code = Some(-1)),
+                "client_lost_code",
+                &format!("-1 is not a sendable close code ({codes}, or 0 for none)"),
+            ),
         ];
-        for (raw, key, index) in cases {
+        assert!(!cases.is_empty());
+        for (raw, key, problem) in cases {
             let invalid = raw.check(&drain()).unwrap_err();
-            assert_eq!((invalid.key, invalid.index), (key, index), "{invalid:?}");
+            assert_eq!((invalid.key, invalid.index), (key, None), "{invalid:?}");
+            assert!(invalid.problem.starts_with(problem), "{invalid:?}");
         }
+        for (raw, key) in [
+            (RawSection { backends: strings(&["a:1", "b:x"]), ..raw() }, "backends"),
+            (RawSection { origins: strings(&["none", "x"]), ..raw() }, "origins"),
+        ] {
+            let invalid = raw.check(&drain()).unwrap_err();
+            assert_eq!((invalid.key, invalid.index), (key, Some(1)), "{invalid:?}");
+        }
+    }
+
+    #[test]
+    fn each_bad_setting_of_the_drain_is_named_as_the_builders_method() {
+        let bad = |set: fn(&mut RawDrain)| {
+            let mut raw = RawDrain::default();
+            set(&mut raw);
+            raw
+        };
+        let cases = [
+            (bad(|raw| raw.delay_ms = Some(-1)), "drain_delay_ms", "(0 for no delay, or "),
+            (bad(|raw| raw.spread_ms = Some(-1)), "drain_spread_ms", "(0 for all at once, or "),
+            (bad(|raw| raw.timeout_ms = Some(0)), "drain_timeout_ms", "must be at least 1 "),
+            (bad(|raw| raw.close_code = Some(0)), "drain_close_code", "0 is not a sendable "),
+            (bad(|raw| raw.close_grace_ms = Some(-1)), "close_grace_ms", "(0 for a moment, or "),
+        ];
+        assert_eq!(cases.len(), RawDrain::KEYS.len());
+        for (raw, key, problem) in cases {
+            let invalid = raw.check().unwrap_err();
+            assert_eq!(invalid.key, key);
+            assert!(invalid.problem.contains(problem), "{invalid:?}");
+        }
+    }
+
+    #[test]
+    fn the_largest_numbers_are_taken() {
+        let settings = RawSection {
+            socket_buffer_bytes: Some(i64::from(i32::MAX)),
+            max_messages_per_second: Some(i64::from(u32::MAX)),
+            max_connections: Some(i64::MAX),
+            ..raw()
+        };
+        let settings = settings.check(&drain()).unwrap();
+        assert_eq!(settings.socket_buffer, usize::try_from(i32::MAX).ok());
+        assert_eq!(settings.policy.max_messages_per_second, Some(u32::MAX));
+        assert_eq!(settings.max_connections, usize::try_from(i64::MAX).ok());
     }
 }

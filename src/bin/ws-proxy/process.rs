@@ -7,12 +7,12 @@ use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
 use smol::channel::{Receiver, Sender, bounded};
-use ws_proxy::{BoundProxy, Section, Workers};
+use ws_proxy::{BoundProxy, SectionConfig, Workers};
 
 use crate::Failure;
 
 /// Listens for every section, and serves them all until a signal; if one cannot listen, none is served.
-pub(crate) fn serve(sections: Vec<Section>, workers: usize) -> Result<(), Failure> {
+pub(crate) fn serve(sections: Vec<SectionConfig>, workers: usize) -> Result<(), Failure> {
     let signals = watch_signals()?;
     raise_descriptor_limit();
     let workers = Workers::start(workers)

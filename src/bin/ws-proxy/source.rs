@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ws_proxy::{Config, Error, Section, WsProxy};
+use ws_proxy::{Config, Error, SectionConfig, WsProxy};
 
 use crate::Failure;
 use crate::cli::Arguments;
@@ -25,7 +25,7 @@ Run ws-proxy --help for more.";
 /// Settings that have been checked, and where they stood.
 #[derive(Debug)]
 pub(crate) struct Source {
-    pub(crate) sections: Vec<Section>,
+    pub(crate) sections: Vec<SectionConfig>,
     /// Number of worker threads; 0 is one per CPU.
     pub(crate) workers: usize,
     /// `None` for the command line.
@@ -101,7 +101,7 @@ impl Source {
             other => Failure::Machine(other.to_string()),
         })?;
         Ok(Self {
-            sections: vec![Section { bind, proxy }],
+            sections: vec![SectionConfig::new(bind, proxy)],
             workers: 0,
             file: None,
             found: false,
