@@ -1,6 +1,7 @@
 //! Doors into the pure parts, for the micro-benchmarks and the fuzz targets of this repository.
 //!
-//! There is no promise about any of it: it comes with the feature `internals` only, and is not documented.
+//! There is no promise about any of it: it comes with the feature `internals` only, and is not
+//! documented.
 
 use crate::handshake::body::{Body, Framing, Progress};
 use crate::handshake::error_response::ErrorResponse;
@@ -68,7 +69,8 @@ pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
     None
 }
 
-/// The payload lengths of the frames in these bytes, read in pieces of this size, and whether they end with a frame.
+/// The payload lengths of the frames in these bytes, read in pieces of this size, and whether they
+/// end with a frame.
 pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
     let mut frames = Frames::default();
     let mut lengths = Vec::new();
@@ -87,8 +89,8 @@ pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
     (lengths, frames.is_at_boundary())
 }
 
-/// Returns what passes of a client's frames, read in pieces of this size, with a Ping inserted between them and its Pong
-/// awaited. With a limit, no message may be larger.
+/// Returns what passes of a client's frames, read in pieces of this size, with a Ping inserted
+/// between them and its Pong awaited. With a limit, no message may be larger.
 pub fn filter(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
     let policy = Policy { max_message: limit, ..Policy::default() };
     let mut filter = FrameFilter::new(&policy, true, false);

@@ -1,7 +1,8 @@
 //! Ends of connections, such that what was sent last still arrives.
 //!
-//! A socket closed with unread bytes in it resets the connection, and the reset discards what is on its way to the
-//! peer (RFC 9112, 9.6). So the sending ends first, and the peer is read until it ends too, within bounds.
+//! A socket closed with unread bytes in it resets the connection, and the reset discards what is on
+//! its way to the peer (RFC 9112, 9.6). So the sending ends first, and the peer is read until it
+//! ends too, within bounds.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -17,7 +18,8 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 /// Bytes that a peer may still send after our sending ended.
 const LINGER_BYTES: usize = 256 * 1024;
 
-/// Ends the sending, then reads and drops what the peer still sends, at most 2 s and 256 KiB, and closes.
+/// Ends the sending, then reads and drops what the peer still sends, at most 2 s and 256 KiB, and
+/// closes.
 pub(crate) async fn linger(socket: Socket) {
     let read_on = async {
         socket.end_sending()?;
@@ -53,7 +55,8 @@ pub(crate) fn linger_now(socket: &Socket, scratch: &mut [u8]) {
     }
 }
 
-/// Ends the sending side. A peer that has ended or reset the connection at the same moment is no error.
+/// Ends the sending side. A peer that has ended or reset the connection at the same moment is no
+/// error.
 ///
 /// # Errors
 ///

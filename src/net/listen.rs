@@ -60,7 +60,8 @@ fn warn_if_capped(socket: impl AsFd, address: SocketAddr, buffer: Option<usize>)
     Ok(())
 }
 
-/// Sets the options of every socket of a tunnel: no delay for small messages, and TCP's probes for a peer that is gone.
+/// Sets the options of every socket of a tunnel: no delay for small messages, and TCP's probes for
+/// a peer that is gone.
 ///
 /// # Errors
 ///
@@ -72,9 +73,11 @@ pub(crate) fn prepare(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Bounds the kernel's buffers of a socket to this many bytes in each direction; `None` leaves them to the system.
+/// Bounds the kernel's buffers of a socket to this many bytes in each direction; `None` leaves them
+/// to the system.
 ///
-/// It must come before the connection: the peer is told then how much it may ever send at once (RFC 7323, 2).
+/// It must come before the connection: the peer is told then how much it may ever send at once (RFC
+/// 7323, 2).
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Sockets, addresses and the event loop that they wait in. Nothing here knows what the bytes mean.
 //!
-//! [`reactor`] is the event loop of one thread, with the [`readiness`] of each socket and its [`timer`]s; [`socket`] is
-//! a connection or a listener on it; [`listen`] opens listeners, [`close`] ends connections, [`address`] reads
-//! `host:port`.
+//! [`reactor`] is the event loop of one thread, with the [`readiness`] of each socket and its
+//! [`timer`]s; [`socket`] is a connection or a listener on it; [`listen`] opens listeners,
+//! [`close`] ends connections, [`address`] reads `host:port`.
 
 pub(crate) mod address;
 pub(crate) mod close;
@@ -59,7 +59,8 @@ pub(crate) fn out_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Returns a peer's address as people know it: an IPv4 client of an IPv6 socket has an IPv4 address.
+/// Returns a peer's address as people know it: an IPv4 client of an IPv6 socket has an IPv4
+/// address.
 pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer.ip() {
         IpAddr::V6(ip) => SocketAddr::new(ip.to_canonical(), peer.port()),

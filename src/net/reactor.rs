@@ -22,8 +22,8 @@ const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Intere
 
 /// The sockets and timers of one thread.
 ///
-/// Each socket is registered once, for reading and writing, so waiting costs no system call but the one wait of the
-/// whole loop.
+/// Each socket is registered once, for reading and writing, so waiting costs no system call but the
+/// one wait of the whole loop.
 #[derive(Debug)]
 pub(crate) struct Reactor {
     poll: RefCell<Poll>,
@@ -109,7 +109,8 @@ impl Reactor {
         self.insert(socket, INTEREST, Source { readiness, owner })
     }
 
-    /// Registers a descriptor that lives as long as this event loop; `token` reports that it is readable.
+    /// Registers a descriptor that lives as long as this event loop; `token` reports that it is
+    /// readable.
     ///
     /// # Errors
     ///
@@ -131,7 +132,8 @@ impl Reactor {
         Ok(Key(key as u32))
     }
 
-    /// Has the socket's events reported under this token from now on, and forgets the tasks that waited.
+    /// Has the socket's events reported under this token from now on, and forgets the tasks that
+    /// waited.
     pub(super) fn set_token(&self, key: Key, token: usize) {
         if let Some(source) = self.sources.borrow_mut().get_mut(key.0 as usize) {
             source.owner = Owner::Token(token);
@@ -162,8 +164,8 @@ impl Reactor {
         now
     }
 
-    /// Waits for events, a timer or the waker; returns at once if `busy`. [`dispatch`](Reactor::dispatch) takes what
-    /// has come.
+    /// Waits for events, a timer or the waker; returns at once if `busy`.
+    /// [`dispatch`](Reactor::dispatch) takes what has come.
     ///
     /// # Errors
     ///
@@ -178,10 +180,11 @@ impl Reactor {
         }
     }
 
-    /// Records the events of the last wait, wakes tasks, reports tokens to `on_token`, and fires the timers that are
-    /// due.
+    /// Records the events of the last wait, wakes tasks, reports tokens to `on_token`, and fires
+    /// the timers that are due.
     ///
-    /// All events are recorded before the first task runs or tunnel moves: no key can be given out anew in between.
+    /// All events are recorded before the first task runs or tunnel moves: no key can be given out
+    /// anew in between.
     pub(crate) fn dispatch(&self, mut on_token: impl FnMut(usize)) {
         let mut sources = self.sources.borrow_mut();
         for event in &*self.events.borrow() {
@@ -197,7 +200,8 @@ impl Reactor {
         self.fire_timers();
     }
 
-    /// Sets a timer that wakes `waker` at `deadline`. The number is for [`clear_timer`](Reactor::clear_timer).
+    /// Sets a timer that wakes `waker` at `deadline`. The number is for
+    /// [`clear_timer`](Reactor::clear_timer).
     pub(super) fn set_timer(&self, deadline: Instant, waker: Waker) -> u64 {
         let number = self.next_timer.get();
         self.next_timer.set(number + 1);

@@ -6,16 +6,16 @@ use mio::event::Event;
 
 /// What is believed of a socket.
 ///
-/// Edge-triggered epoll reports each change once (epoll(7)), so a flag stays set until a system call has
-/// shown the contrary.
+/// Edge-triggered epoll reports each change once (epoll(7)), so a flag stays set until a system
+/// call has shown the contrary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Readiness {
     /// There may be something to read.
     pub(super) readable: bool,
     /// There may be room to write.
     pub(super) writable: bool,
-    /// More follows the data without a further event: the peer's end, or the bytes after urgent data
-    /// (RFC 9293, 3.8.5), at which a read stops short.
+    /// More follows the data without a further event: the peer's end, or the bytes after urgent
+    /// data (RFC 9293, 3.8.5), at which a read stops short.
     pub(super) ending: bool,
     /// The connection may be broken.
     pub(super) failed: bool,
@@ -39,11 +39,12 @@ impl Readiness {
         self.failed |= event.is_error();
     }
 
-    /// Records the result of a read into a buffer of `room` bytes; `None` is a read that would block.
+    /// Records the result of a read into a buffer of `room` bytes; `None` is a read that would
+    /// block.
     pub(super) fn after_read(&mut self, count: Option<usize>, room: usize) {
         self.readable = match count {
-            // A stream that gives less than there is room for has no more (epoll(7)), which saves the
-            // read that would only show it.
+            // A stream that gives less than there is room for has no more (epoll(7)), which saves
+            // the read that would only show it.
             Some(count) if count < room => self.ending,
             Some(_) => true,
             None => false,

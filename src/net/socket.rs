@@ -23,9 +23,9 @@ const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 /// A connection: a non-blocking socket, registered once for its whole life.
 ///
-/// Tasks use it through [`AsyncRead`] and [`AsyncWrite`] on `&Socket`, one task for each at a time. A tunnel calls the
-/// `try_` methods in its turns, after [`set_token`](Socket::set_token). Either way, no call is made that is known to
-/// find nothing.
+/// Tasks use it through [`AsyncRead`] and [`AsyncWrite`] on `&Socket`, one task for each at a time.
+/// A tunnel calls the `try_` methods in its turns, after [`set_token`](Socket::set_token). Either
+/// way, no call is made that is known to find nothing.
 #[derive(Debug)]
 pub(crate) struct Socket {
     registered: Registered,
@@ -91,7 +91,8 @@ impl Socket {
         &self.registered.reactor
     }
 
-    /// Has the socket's events reported under `token` by [`Reactor::dispatch`], instead of waking tasks.
+    /// Has the socket's events reported under `token` by [`Reactor::dispatch`], instead of waking
+    /// tasks.
     pub(crate) fn set_token(&self, token: usize) {
         self.registered.reactor.set_token(self.registered.key, token);
     }
@@ -137,7 +138,8 @@ impl Socket {
         })
     }
 
-    /// Writes as much of a pipe that holds `held` bytes as there is room for; `None` is no room for now.
+    /// Writes as much of a pipe that holds `held` bytes as there is room for; `None` is no room for
+    /// now.
     ///
     /// # Errors
     ///
@@ -149,7 +151,8 @@ impl Socket {
     ) -> io::Result<Option<usize>> {
         self.registered.with(|known| {
             let moved = retry(|| Ok(splice(&pipe, None, &self.stream, None, held, SPLICE)?))?;
-            // A short count can also mean that it stopped between two pages: only the next call tells.
+            // A short count can also mean that it stopped between two pages: only the next call
+            // tells.
             known.writable = moved.is_some();
             Ok(moved)
         })
@@ -164,7 +167,8 @@ impl Socket {
         end_sending(&self.stream)
     }
 
-    /// Returns whether the connection is broken. Asks the system only after an event gave reason to.
+    /// Returns whether the connection is broken. Asks the system only after an event gave reason
+    /// to.
     pub(crate) fn is_broken(&self) -> bool {
         self.registered.with(|known| {
             known.failed =
@@ -175,8 +179,8 @@ impl Socket {
 
     /// Waits until the connection is broken: reset by its peer, or given up by TCP.
     ///
-    /// The end of the peer's sending is not a break. Nothing is read, so this also serves where nothing may be read, or
-    /// nothing is left to.
+    /// The end of the peer's sending is not a break. Nothing is read, so this also serves where
+    /// nothing may be read, or nothing is left to.
     pub(crate) async fn broken(&self) -> io::Error {
         let error = poll_fn(|context| {
             let failure = |known: &mut Readiness| match sockopt::socket_error(&self.stream) {
@@ -271,8 +275,8 @@ impl Registered {
         self.reactor.with_readiness(self.key, f)
     }
 
-    /// Makes `call` as soon and as often as it may succeed: while `is_ready` holds, which the call itself updates.
-    /// Until then the task waits in `place`.
+    /// Makes `call` as soon and as often as it may succeed: while `is_ready` holds, which the call
+    /// itself updates. Until then the task waits in `place`.
     fn poll<T>(
         &self,
         context: &Context<'_>,

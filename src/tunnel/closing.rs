@@ -1,8 +1,9 @@
 //! The end of a tunnel, as a pure state machine: events and ticks in, actions out.
 //!
-//! A tunnel is open until something begins to end it: an endpoint's Close, the end or the break of a connection, or a
-//! [`Cause`] of the proxy. What came first names the end, except that an EOF alone is not yet the end of the tunnel and
-//! gives way to whatever follows. `docs/closing.md` tells the same rules from the outside.
+//! A tunnel is open until something begins to end it: an endpoint's Close, the end or the break of
+//! a connection, or a [`Cause`] of the proxy. What came first names the end, except that an EOF
+//! alone is not yet the end of the tunnel and gives way to whatever follows. `docs/closing.md`
+//! tells the same rules from the outside.
 
 use super::control::code;
 use super::filter::Violation;
@@ -65,7 +66,8 @@ pub(super) struct SideState {
     pub(super) has_ended: bool,
     /// All that is meant for it has been written.
     pub(super) is_flushed: bool,
-    /// Nothing more is relayed to it: it has got a Close of the proxy, is dead, or waits for one after a violation.
+    /// Nothing more is relayed to it: it has got a Close of the proxy, is dead, or waits for one
+    /// after a violation.
     pub(super) is_closed: bool,
 }
 
@@ -115,8 +117,9 @@ impl Closing {
 
     /// Begins to close the tunnel for a cause of the proxy.
     ///
-    /// A closing under way is left alone: no side gets a second Close. But one that the endpoints have begun and nobody
-    /// answers gets no more time than the drain, the lifetime or the idle timeout would have given it.
+    /// A closing under way is left alone: no side gets a second Close. But one that the endpoints
+    /// have begun and nobody answers gets no more time than the drain, the lifetime or the idle
+    /// timeout would have given it.
     pub(super) fn start_close(&mut self, cause: Cause, now: Tick, policy: &Policy) -> Actions {
         match self.reason {
             None | Some(Reason::Eof(_)) => {}
@@ -138,8 +141,8 @@ impl Closing {
         Actions { close, abandon, ..Actions::default() }
     }
 
-    /// Handles the end of a side's sending, before the end itself is relayed: the last moment for a Close to the other
-    /// side, whose reading ends with it.
+    /// Handles the end of a side's sending, before the end itself is relayed: the last moment for a
+    /// Close to the other side, whose reading ends with it.
     pub(super) fn on_eof(
         &mut self,
         side: Side,
@@ -165,7 +168,8 @@ impl Closing {
         Actions { close, finish: Some(reason), ..Actions::default() }
     }
 
-    /// Handles what the directions have relayed in a turn. `now` is called only where a grace time begins.
+    /// Handles what the directions have relayed in a turn. `now` is called only where a grace time
+    /// begins.
     pub(super) fn on_progress(
         &mut self,
         states: &PerSide<SideState>,
@@ -181,8 +185,8 @@ impl Closing {
             return Actions { finish: Some(reason), ..Actions::default() };
         }
         match reason {
-            // The closing handshake is complete. The server closes the connection first (RFC 6455, 7.1.1); if
-            // neither does, the proxy ends both.
+            // The closing handshake is complete. The server closes the connection first (RFC 6455,
+            // 7.1.1); if neither does, the proxy ends both.
             Reason::Close(_) if states.all(|state| state.sent_close) => {
                 self.start_grace(now(), policy);
             }
@@ -231,7 +235,8 @@ impl Closing {
         self.close_deadline.get_or_insert(now.saturating_add(ticks(policy.close_grace)));
     }
 
-    /// Returns whether the proxy's Closes have been written, and answered by a whole Close or by the end.
+    /// Returns whether the proxy's Closes have been written, and answered by a whole Close or by
+    /// the end.
     fn is_answered(&self, states: &PerSide<SideState>) -> bool {
         let has_answered = |side: Side| {
             let state = &states[side];
@@ -243,14 +248,15 @@ impl Closing {
     }
 }
 
-/// Returns the first end that the endpoints have made: a Close before an EOF, the client's before the backend's.
+/// Returns the first end that the endpoints have made: a Close before an EOF, the client's before
+/// the backend's.
 fn first_end(states: &PerSide<SideState>) -> Option<Reason> {
     let closed = Side::BOTH.into_iter().find(|&side| states[side].sent_close).map(Reason::Close);
     closed.or_else(|| Side::BOTH.into_iter().find(|&side| states[side].has_ended).map(Reason::Eof))
 }
 
-/// Returns the Close for the opposite of a side that is lost, if the policy has one: a side whose connection ended or
-/// broke without a Close. Without a code the bare end is relayed.
+/// Returns the Close for the opposite of a side that is lost, if the policy has one: a side whose
+/// connection ended or broke without a Close. Without a code the bare end is relayed.
 fn lost(side: Side, states: &PerSide<SideState>, policy: &Policy) -> PerSide<Option<CloseFrame>> {
     let other = side.other();
     let code =
@@ -297,7 +303,8 @@ impl Cause {
 
     /// Returns the Close frame for each side; `None` for a side that is not told.
     ///
-    /// On a drain or at the end of a lifetime only the client is told: its answer reaches the backend as a normal end.
+    /// On a drain or at the end of a lifetime only the client is told: its answer reaches the
+    /// backend as a normal end.
     fn close_frames(self, policy: &Policy) -> PerSide<Option<CloseFrame>> {
         let frame = |code, reason| Some(CloseFrame { code, reason });
         match self {
@@ -507,8 +514,8 @@ mod tests {
             }
         }
 
-        /// Returns all actions, and what is going to end the tunnel: `=reason` where it is over, `reason+` where the
-        /// grace time runs, `reason` where the endpoints are left to it.
+        /// Returns all actions, and what is going to end the tunnel: `=reason` where it is over,
+        /// `reason+` where the grace time runs, `reason` where the endpoints are left to it.
         fn tell(&self) -> String {
             let mut told = self.done.clone();
             if !self.is_over()
@@ -530,8 +537,8 @@ mod tests {
         model.tell()
     }
 
-    /// Every pair of events, the client's first: actions and end, as [`Model::tell`] writes them. The columns are the
-    /// backend's, in the order of [`ALL`].
+    /// Every pair of events, the client's first: actions and end, as [`Model::tell`] writes them.
+    /// The columns are the backend's, in the order of [`ALL`].
     const PAIRS: [(At, [&str; 9]); 9] = [
         (
             At::Open,

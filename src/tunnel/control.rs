@@ -22,7 +22,8 @@ const PING: u8 = 0x89;
 /// Most payload bytes of a control frame (RFC 6455, 5.5).
 const MAX_PAYLOAD: usize = 125;
 
-/// Builds a Close frame. A frame to a backend has a masking key, one to a client has none (RFC 6455, 5.3).
+/// Builds a Close frame. A frame to a backend has a masking key, one to a client has none (RFC
+/// 6455, 5.3).
 pub(crate) fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut payload = code.to_be_bytes().to_vec();
     // A reason that is too long ends between two characters: it is UTF-8 (RFC 6455, 5.5.1).
@@ -41,13 +42,14 @@ pub(crate) fn ping(payload: PingPayload, mask: Option<[u8; 4]>) -> Vec<u8> {
     frame(PING, &payload, mask)
 }
 
-/// Returns a new masking key. RFC 6455, 10.3 wants keys that a script in a browser cannot predict; these
-/// mask only the proxy's own content, so a fast generator is enough.
+/// Returns a new masking key. RFC 6455, 10.3 wants keys that a script in a browser cannot predict;
+/// these mask only the proxy's own content, so a fast generator is enough.
 pub(crate) fn fresh_mask() -> [u8; 4] {
     fastrand::u32(..).to_ne_bytes()
 }
 
-/// Applies a masking key to payload that begins at offset `at` of its frame; twice restores it (RFC 6455, 5.3).
+/// Applies a masking key to payload that begins at offset `at` of its frame; twice restores it (RFC
+/// 6455, 5.3).
 pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], at: usize) {
     for (index, byte) in payload.iter_mut().enumerate() {
         *byte ^= mask[(at + index) % 4];

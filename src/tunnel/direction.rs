@@ -8,8 +8,8 @@ use crate::net::socket::Socket;
 
 /// Reads, or fillings of a pipe, that a direction may do in a row before others get a turn.
 const TURN: usize = 8;
-/// Bytes that it may relay in such a row: as many as the reads can take. Eight pipes would hold up the others four
-/// times as long.
+/// Bytes that it may relay in such a row: as many as the reads can take. Eight pipes would hold up
+/// the others four times as long.
 const TURN_BYTES: u64 = (TURN * SCRATCH) as u64;
 /// Room for the end of a payload and the header after it.
 const HEADER: usize = 16;
@@ -21,7 +21,8 @@ const WORTH_A_PIPE: usize = 32 * 1024;
 /// It owns bytes only while the sink refuses them, and reads no more until they are gone.
 #[derive(Debug)]
 pub(super) struct Direction {
-    /// Bytes that the sink has not taken yet. Few tunnels hold any: the others have only room for a pointer.
+    /// Bytes that the sink has not taken yet. Few tunnels hold any: the others have only room for a
+    /// pointer.
     pending: Option<Box<Pending>>,
     phase: Phase,
     /// The source sends in bulk: its bytes go through a pipe rather than through memory.
@@ -76,8 +77,8 @@ pub(super) enum RelayError {
 }
 
 impl Direction {
-    /// Creates a direction whose sink gets `head` as it is, before anything else, and then what passes of `early`,
-    /// which the source has sent already. A violation in it is returned.
+    /// Creates a direction whose sink gets `head` as it is, before anything else, and then what
+    /// passes of `early`, which the source has sent already. A violation in it is returned.
     pub(super) fn new(
         head: Vec<u8>,
         early: &[u8],
@@ -142,13 +143,14 @@ impl Direction {
         self.phase == Phase::Open && self.is_flushed()
     }
 
-    /// Returns whether the source is read as soon as it sends something. If not, a break of its connection shows
-    /// nowhere.
+    /// Returns whether the source is read as soon as it sends something. If not, a break of its
+    /// connection shows nowhere.
     pub(super) fn is_reading(&self) -> bool {
         self.can_read() && !self.is_paused
     }
 
-    /// Inserts a control frame, now or at the next boundary; `is_last` closes the direction after it.
+    /// Inserts a control frame, now or at the next boundary; `is_last` closes the direction after
+    /// it.
     pub(super) fn insert(&mut self, frame: Vec<u8>, is_last: bool) {
         if self.phase != Phase::Done
             && let Some(frame) = self.filter.insert(frame, is_last)
@@ -159,14 +161,15 @@ impl Direction {
 
     /// Relays what can be relayed now.
     ///
-    /// The order within a round decides what a peer sees: pending bytes go first, so that nothing overtakes them; then
-    /// the end of a source whose bytes are all out; only then is the source read, at most until it would block, since
-    /// an edge-triggered event comes once. A direction that has had its turn is put back in the run queue (`More`)
-    /// rather than going on, so that a flood does not starve the other tunnels.
+    /// The order within a round decides what a peer sees: pending bytes go first, so that nothing
+    /// overtakes them; then the end of a source whose bytes are all out; only then is the source
+    /// read, at most until it would block, since an edge-triggered event comes once. A direction
+    /// that has had its turn is put back in the run queue (`More`) rather than going on, so that a
+    /// flood does not starve the other tunnels.
     ///
-    /// `leave_open` leaves the end of the sink's write half to the closing of both connections, which saves the last
-    /// direction of a tunnel a system call. After [`Progress::SourceEnded`], the caller may insert a Close and must
-    /// call again.
+    /// `leave_open` leaves the end of the sink's write half to the closing of both connections,
+    /// which saves the last direction of a tunnel a system call. After [`Progress::SourceEnded`],
+    /// the caller may insert a Close and must call again.
     ///
     /// # Errors
     ///
@@ -253,8 +256,8 @@ impl Direction {
         buffers: &mut Buffers,
     ) -> Result<(), RelayError> {
         let Buffers { scratch, filtered, .. } = buffers;
-        // Between two large payloads only the header is read, so that all the rest can go through a pipe. A payload
-        // for which there is no pipe is read in pieces as large as they come.
+        // Between two large payloads only the header is read, so that all the rest can go through a
+        // pipe. A payload for which there is no pipe is read in pieces as large as they come.
         let is_between = self.is_bulk && !self.is_worth_a_pipe();
         let room = if is_between { HEADER } else { scratch.len() };
         match source.try_read(&mut scratch[..room]).map_err(|_| RelayError::Source)? {
@@ -397,7 +400,8 @@ mod tests {
         [&[0x82, 127][..], &(payload as u64).to_be_bytes(), &vec![7; payload]].concat()
     }
 
-    /// Returns the most bytes of a flood of frames that one turn takes, be it to relay them or to drop them.
+    /// Returns the most bytes of a flood of frames that one turn takes, be it to relay them or to
+    /// drop them.
     fn most_in_a_turn(payload: usize, is_closed: bool) -> u64 {
         const FLOOD: usize = 32 << 20;
         let reactor = reactor();

@@ -1,4 +1,5 @@
-//! Frame filter of one direction: follows the frames, counts and judges them, inserts the proxy's own between them.
+//! Frame filter of one direction: follows the frames, counts and judges them, inserts the proxy's
+//! own between them.
 
 use super::control::{PingPayload, unmask};
 use super::counters::FrameCounters;
@@ -7,9 +8,9 @@ use super::policy::Policy;
 
 /// Filter of one direction. It knows bytes only.
 ///
-/// On the fast path, where nothing is asked of it, it steps through the headers and every chunk passes as it is.
-/// An insertion, an awaited Pong or a limit puts it on the slow path, where a chunk is split at its frames, until
-/// that is done.
+/// On the fast path, where nothing is asked of it, it steps through the headers and every chunk
+/// passes as it is. An insertion, an awaited Pong or a limit puts it on the slow path, where a
+/// chunk is split at its frames, until that is done.
 #[derive(Debug, Default)]
 pub(crate) struct FrameFilter {
     frames: Frames,
@@ -20,7 +21,8 @@ pub(crate) struct FrameFilter {
     closed_mid_frame: bool,
     /// Bytes of a data frame have come since [`take_fresh_data`](FrameFilter::take_fresh_data).
     has_fresh_data: bool,
-    /// Slow-path state; `None` while frames pass unmodified. On the heap, since few tunnels need it.
+    /// Slow-path state; `None` while frames pass unmodified. On the heap, since few tunnels need
+    /// it.
     slow_path: Option<Box<SlowPath>>,
 }
 
@@ -69,8 +71,8 @@ struct FrameLimits {
 }
 
 impl FrameFilter {
-    /// Creates the filter of a direction. `from_client` and `extended` (an extension has been negotiated) matter
-    /// where frames are judged.
+    /// Creates the filter of a direction. `from_client` and `extended` (an extension has been
+    /// negotiated) matter where frames are judged.
     pub(crate) fn new(policy: &Policy, from_client: bool, extended: bool) -> Self {
         let slow_path = policy.judges_frames().then(|| {
             let limits = Some(FrameLimits { masked: from_client, extended, message: None });
@@ -89,7 +91,8 @@ impl FrameFilter {
         self.frames.is_opaque()
     }
 
-    /// Returns whether bytes of a data frame have come since the last call. In an opaque direction all bytes may be.
+    /// Returns whether bytes of a data frame have come since the last call. In an opaque direction
+    /// all bytes may be.
     pub(crate) fn take_fresh_data(&mut self) -> bool {
         std::mem::take(&mut self.has_fresh_data)
     }
@@ -105,7 +108,8 @@ impl FrameFilter {
         self.frames.skip(count);
     }
 
-    /// Returns whether what the source has sent so far ends with a frame, as far as that can be known.
+    /// Returns whether what the source has sent so far ends with a frame, as far as that can be
+    /// known.
     pub(crate) fn is_between_frames(&self) -> bool {
         self.frames.is_at_boundary() || self.frames.is_opaque()
     }
@@ -133,10 +137,11 @@ impl FrameFilter {
         self.slow_path.as_ref().is_some_and(|slow| !slow.insertion.is_empty())
     }
 
-    /// Inserts a control frame now or at the next boundary; `is_last` closes the direction after it.
+    /// Inserts a control frame now or at the next boundary; `is_last` closes the direction after
+    /// it.
     ///
-    /// Returns the frame if it is to go out now, after all that has passed. An opaque direction takes none, nor one in
-    /// which a Close has passed or which was closed within a frame.
+    /// Returns the frame if it is to go out now, after all that has passed. An opaque direction
+    /// takes none, nor one in which a Close has passed or which was closed within a frame.
     pub(crate) fn insert(&mut self, frame: Vec<u8>, is_last: bool) -> Option<Vec<u8>> {
         if !self.closed && (self.frames.is_opaque() || self.counters.has_close()) {
             return None;
@@ -158,7 +163,8 @@ impl FrameFilter {
         None
     }
 
-    /// Has the next Pong with this payload taken out: one more for each call, all with the same payload.
+    /// Has the next Pong with this payload taken out: one more for each call, all with the same
+    /// payload.
     pub(crate) fn await_pong(&mut self, payload: PingPayload) {
         let awaited = &mut self.slow_path.get_or_insert_default().awaited;
         *awaited = Some((payload, awaited.map_or(1, |(_, count)| count.saturating_add(1))));
@@ -216,12 +222,14 @@ impl FrameFilter {
         (taken, event)
     }
 
-    /// Slow path: walks the chunk piece by piece, each the rest of a header, of a payload, or of the chunk.
+    /// Slow path: walks the chunk piece by piece, each the rest of a header, of a payload, or of
+    /// the chunk.
     ///
-    /// At each boundary the insertion goes in first, since a control frame may stand between any two frames (RFC 6455,
-    /// 5.4). Then a frame that begins like an awaited Pong is withheld, from its first byte on, until its header or
-    /// its payload tells: nothing else is ever held back. A header is judged when its last byte is there; if its first
-    /// bytes came in an earlier chunk, they have passed, and the sink is left in the middle of a frame.
+    /// At each boundary the insertion goes in first, since a control frame may stand between any
+    /// two frames (RFC 6455, 5.4). Then a frame that begins like an awaited Pong is withheld, from
+    /// its first byte on, until its header or its payload tells: nothing else is ever held back. A
+    /// header is judged when its last byte is there; if its first bytes came in an earlier chunk,
+    /// they have passed, and the sink is left in the middle of a frame.
     fn split(&mut self, chunk: &[u8], policy: &Policy, out: &mut Vec<u8>) -> Option<Violation> {
         let mut at = 0;
         let mut violation = None;
@@ -241,7 +249,8 @@ impl FrameFilter {
                         self.closed_mid_frame = !begins_here;
                         violation = Some(found);
                     }
-                    // After a violation or a Close of ours the rest is still followed, for a Close in it.
+                    // After a violation or a Close of ours the rest is still followed, for a Close
+                    // in it.
                     None => self.counters.count(header),
                 }
             }
@@ -265,8 +274,8 @@ impl FrameFilter {
         self.slow_path.as_mut()?.limits.as_mut()?.judge(header, policy)
     }
 
-    /// Inserts what waits for a boundary, unless a Close has passed meanwhile: nothing follows a Close (RFC 6455,
-    /// 5.5.1), and the endpoint's own stands for the proxy's.
+    /// Inserts what waits for a boundary, unless a Close has passed meanwhile: nothing follows a
+    /// Close (RFC 6455, 5.5.1), and the endpoint's own stands for the proxy's.
     fn run_insertion(&mut self, out: &mut Vec<u8>) {
         let Some(slow) = &mut self.slow_path else { return };
         if slow.insertion.is_empty() {
@@ -370,7 +379,8 @@ impl FrameLimits {
             // 5.2: reserved opcodes fail the connection.
             Opcode::Other => false,
         };
-        // 5.1: a client masks all frames, a server none. 5.2: reserved bits are 0 without an extension.
+        // 5.1: a client masks all frames, a server none. 5.2: reserved bits are 0 without an
+        // extension.
         fits && header.mask.is_some() == self.masked
             && (self.extended || !header.has_reserved_bits())
     }
@@ -535,17 +545,29 @@ mod tests {
         prop::collection::vec((first, prop::collection::vec(any::<u8>(), 0..20)), 0..8)
     }
 
+    fn to_bytes(frames: &[(u8, Vec<u8>)]) -> Vec<u8> {
+        frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect()
+    }
+
     proptest! {
         #[test]
-        fn all_bytes_pass_as_they_are(bytes in prop::collection::vec(any::<u8>(), 0..300), cuts: [prop::sample::Index; 4]) {
+        fn all_bytes_pass_as_they_are(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            cuts: [prop::sample::Index; 4],
+        ) {
             let policy = Policy::default();
-            prop_assert_eq!(passed_in_pieces(&mut FrameFilter::default(), &policy, &bytes, &cuts), bytes);
+            let mut filter = FrameFilter::default();
+            prop_assert_eq!(passed_in_pieces(&mut filter, &policy, &bytes, &cuts), bytes);
         }
 
         #[test]
-        fn limits_that_are_not_reached_change_nothing(sent in frames(), cuts: [prop::sample::Index; 4]) {
-            let policy = Policy { max_message: Some(10_000), max_frame: Some(20), ..Policy::default() };
-            let bytes: Vec<u8> = sent.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+        fn limits_that_are_not_reached_change_nothing(
+            sent in frames(), cuts: [prop::sample::Index; 4],
+        ) {
+            let limits = (Some(10_000), Some(20));
+            let policy =
+                Policy { max_message: limits.0, max_frame: limits.1, ..Policy::default() };
+            let bytes = to_bytes(&sent);
             let mut filter = FrameFilter::new(&policy, true, false);
             prop_assert_eq!(passed_in_pieces(&mut filter, &policy, &bytes, &cuts), bytes);
         }
@@ -555,10 +577,7 @@ mod tests {
             before in frames(), after in frames(), cuts: [prop::sample::Index; 5],
         ) {
             let policy = Policy::default();
-            let bytes = |frames: &[(u8, Vec<u8>)]| -> Vec<u8> {
-                frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect()
-            };
-            let (before, after) = (bytes(&before), bytes(&after));
+            let (before, after) = (to_bytes(&before), to_bytes(&after));
             let ours = frame(0x8a, &OURS);
             let mut filter = FrameFilter::default();
             filter.await_pong(OURS);
@@ -569,9 +588,11 @@ mod tests {
         }
 
         #[test]
-        fn a_ping_lands_between_two_frames(sent in frames(), at: prop::sample::Index, cuts: [prop::sample::Index; 3]) {
+        fn a_ping_lands_between_two_frames(
+            sent in frames(), at: prop::sample::Index, cuts: [prop::sample::Index; 3],
+        ) {
             let policy = Policy::default();
-            let bytes: Vec<u8> = sent.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
+            let bytes = to_bytes(&sent);
             let (early, late) = bytes.split_at(at.index(bytes.len() + 1));
             let ping = control::ping(OURS, None);
             let mut filter = FrameFilter::default();
@@ -586,7 +607,8 @@ mod tests {
                 boundaries.push(boundaries[boundaries.len() - 1] + frame(*first, payload).len());
             }
             let landed = boundaries.iter().any(|&boundary| {
-                boundary >= early.len() && out == [&bytes[..boundary], &ping, &bytes[boundary..]].concat()
+                let (before, after) = bytes.split_at(boundary);
+                boundary >= early.len() && out == [before, &ping, after].concat()
             });
             prop_assert!(landed, "{}", out.escape_ascii());
         }

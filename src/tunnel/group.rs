@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A group of tasks and tunnels on any number of event loops.
 ///
-/// Clones are the same group. It is one counted value, so nothing remembers a group once its last member is gone.
+/// Clones are the same group. It is one counted value, so nothing remembers a group once its last
+/// member is gone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Group(Arc<AtomicU8>);
 

@@ -1,7 +1,8 @@
-//! Time of a tunnel, as a pure state machine: pings, silence, lifetime, rate, and its turn in a drain.
+//! Time of a tunnel, as a pure state machine: pings, silence, lifetime, rate, and its turn in a
+//! drain.
 //!
-//! Activity and ticks go in, actions come out. Silence counts only while a side is read: one that is not, since the
-//! other takes no bytes, is neither pinged nor dead.
+//! Activity and ticks go in, actions come out. Silence counts only while a side is read: one that
+//! is not, since the other takes no bytes, is neither pinged nor dead.
 
 use std::time::Duration;
 
@@ -181,7 +182,8 @@ impl KeepAlive {
         }
     }
 
-    /// Handles a tick of a tunnel that is open: judges the rate, pings silent sides, and finds dead ones.
+    /// Handles a tick of a tunnel that is open: judges the rate, pings silent sides, and finds dead
+    /// ones.
     pub(super) fn on_tick(&mut self, now: Tick, state: &TickState, policy: &Policy) -> TickActions {
         let mut actions = TickActions::default();
         if let Some(limit) = policy.max_messages_per_second {
@@ -295,7 +297,8 @@ impl RateWindow {
         messages.wrapping_sub(self.base)
     }
 
-    /// Begins a new second if the last one is over; returns whether the client is to be paused in it.
+    /// Begins a new second if the last one is over; returns whether the client is to be paused in
+    /// it.
     ///
     /// Messages over the limit, several in one read, are owed to the seconds that follow.
     fn roll(&mut self, now: Tick, messages: u32, limit: u32) -> Option<bool> {

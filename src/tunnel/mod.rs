@@ -1,10 +1,12 @@
-//! Tunnels: after the backend has switched, both sockets leave their task for the tunnels of the same event loop.
+//! Tunnels: after the backend has switched, both sockets leave their task for the tunnels of the
+//! same event loop.
 //!
-//! [`tunnels`] gives each tunnel with news its turn; a [`tunnel`] is two sockets and two directions ([`direction`]),
-//! which move bytes through memory ([`buffers`]) or through pipes ([`splice`]). Pure parts decide: [`filter`] follows
-//! the frames ([`frames`], [`counters`]) and inserts the proxy's own ([`control`]); [`closing`] is the end of a tunnel,
-//! [`keepalive`] its time, counted in [`ticks`]; [`policy`] is what the section asks for. A [`group`] is what drains and
-//! ends together.
+//! [`tunnels`] gives each tunnel with news its turn; a [`tunnel`] is two sockets and two directions
+//! ([`direction`]), which move bytes through memory ([`buffers`]) or through pipes ([`splice`]).
+//! Pure parts decide: [`filter`] follows the frames ([`frames`], [`counters`]) and inserts the
+//! proxy's own ([`control`]); [`closing`] is the end of a tunnel, [`keepalive`] its time, counted
+//! in [`ticks`]; [`policy`] is what the section asks for. A [`group`] is what drains and ends
+//! together.
 
 mod buffers;
 mod closing;

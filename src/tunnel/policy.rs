@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::control::code;
 
-/// Action against a client that sends more messages than it may; the key `rate_action` of a section.
+/// Action against a client that sends more messages than it may; the key `rate_action` of a
+/// section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]

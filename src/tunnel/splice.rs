@@ -1,4 +1,5 @@
-//! Pipes, through which the kernel moves bytes from socket to socket without copying them (splice(2)).
+//! Pipes, through which the kernel moves bytes from socket to socket without copying them
+//! (splice(2)).
 
 use std::io;
 use std::os::fd::OwnedFd;

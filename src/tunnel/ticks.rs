@@ -29,7 +29,8 @@ impl Clock {
         self.cached.unwrap_or_else(|| self.at(Instant::now()))
     }
 
-    /// Reads the clock and caches its tick. The caller does this once a tick, until [`stop`](Clock::stop).
+    /// Reads the clock and caches its tick. The caller does this once a tick, until
+    /// [`stop`](Clock::stop).
     pub(super) fn update(&mut self) -> Tick {
         *self.cached.insert(self.at(Instant::now()))
     }
@@ -45,8 +46,8 @@ impl Clock {
     }
 }
 
-/// Returns the ticks after which `time` has surely passed, wherever within a tick it began: at most two ticks late,
-/// never early.
+/// Returns the ticks after which `time` has surely passed, wherever within a tick it began: at most
+/// two ticks late, never early.
 pub(super) fn ticks(time: Duration) -> Tick {
     let ticks = time.as_millis().div_ceil(TICK.as_millis()) + 1;
     Tick::try_from(ticks).unwrap_or(Tick::MAX)

@@ -1,4 +1,5 @@
-//! One tunnel: two sockets, the two directions between them, and the state machines of its end and its time.
+//! One tunnel: two sockets, the two directions between them, and the state machines of its end and
+//! its time.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -56,7 +57,8 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Creates a tunnel. The events of both sockets come under `token`: either gives the tunnel a turn.
+    /// Creates a tunnel. The events of both sockets come under `token`: either gives the tunnel a
+    /// turn.
     pub(super) fn new(new: NewTunnel, token: usize, clock: &Clock) -> Self {
         let NewTunnel { sockets, mut head, early, is_extended, policy } = new;
         for side in Side::BOTH {
@@ -89,7 +91,8 @@ impl Tunnel {
         tunnel
     }
 
-    /// Relays what can be relayed now, in both directions; breaks with the reason when the tunnel is over.
+    /// Relays what can be relayed now, in both directions; breaks with the reason when the tunnel
+    /// is over.
     pub(super) fn advance(
         &mut self,
         clock: &Clock,
@@ -99,7 +102,8 @@ impl Tunnel {
         for side in Side::BOTH {
             has_more |= self.relay(side, clock, buffers)?;
         }
-        // A side that nobody reads, since it has ended its sending or its direction is blocked, can still break.
+        // A side that nobody reads, since it has ended its sending or its direction is blocked, can
+        // still break.
         for side in Side::BOTH {
             if !self.from[side].is_reading() && self.sockets[side].is_broken() {
                 return ControlFlow::Break(self.on_reset(side));
@@ -115,8 +119,8 @@ impl Tunnel {
 
     /// Handles a tick; breaks with the reason when the tunnel is over.
     ///
-    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is neither pinged nor judged by
-    /// its rate.
+    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is neither
+    /// pinged nor judged by its rate.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
         self.carry_out(self.closing.on_tick(now))?;
         let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
@@ -135,7 +139,8 @@ impl Tunnel {
         ControlFlow::Continue(())
     }
 
-    /// Returns the next tick at which [`on_tick`](Tunnel::on_tick) has something to do, if there is one.
+    /// Returns the next tick at which [`on_tick`](Tunnel::on_tick) has something to do, if there is
+    /// one.
     pub(super) fn next_tick(&self) -> Option<Tick> {
         self.closing.deadline().or_else(|| {
             let is_paused = self.from.client.is_paused();
@@ -225,7 +230,8 @@ impl Tunnel {
         self.from[side].advance(sockets, leave_open, &self.policy, buffers)
     }
 
-    /// Relays what a side had sent before its connection broke under a write: it may be a Close that says why.
+    /// Relays what a side had sent before its connection broke under a write: it may be a Close
+    /// that says why.
     fn drain_peer(&mut self, side: Side, buffers: &mut Buffers) {
         // The tunnel is over whatever comes of it.
         let _ = self.advance_direction(side, true, buffers);
@@ -314,7 +320,8 @@ impl Tunnel {
                 sent_close: from.filter().counters().has_close(),
                 is_between_frames: from.filter().is_between_frames(),
                 has_ended: from.is_done(),
-                // A Close for the backend that still waits for a boundary waits for the client, which may be dead.
+                // A Close for the backend that still waits for a boundary waits for the client,
+                // which may be dead.
                 is_flushed: to.is_flushed()
                     && (side == Side::Backend || !to.filter().has_insertion()),
                 is_closed: to.filter().is_closed(),

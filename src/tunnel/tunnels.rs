@@ -34,8 +34,8 @@ pub(crate) struct Tunnels {
     /// Tunnels in which time plays a part, by the tick at which they are looked at.
     due: BTreeSet<(Tick, usize)>,
     clock: Clock,
-    /// Fires once a tick while a tunnel is due some time. Open from the start, so that no shortage of descriptors can
-    /// stop the time later.
+    /// Fires once a tick while a tunnel is due some time. Open from the start, so that no shortage
+    /// of descriptors can stop the time later.
     ticker: OwnedFd,
     is_ticking: bool,
     has_ticked: bool,
@@ -89,7 +89,8 @@ impl Tunnels {
         self.enqueue(key);
     }
 
-    /// Takes an event that the reactor reported under a token, the tunnel's key: the tunnel gets a turn.
+    /// Takes an event that the reactor reported under a token, the tunnel's key: the tunnel gets a
+    /// turn.
     pub(crate) fn on_event(&mut self, token: usize) {
         match token {
             TICKER => self.has_ticked = true,
@@ -107,7 +108,8 @@ impl Tunnels {
         if std::mem::take(&mut self.has_ticked) {
             self.tick();
         }
-        // Those that are queued meanwhile have to wait for the next round, after the next look at the events.
+        // Those that are queued meanwhile have to wait for the next round, after the next look at
+        // the events.
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { return };
             let Some(entry) = self.entries.get_mut(key) else { continue };
@@ -127,8 +129,8 @@ impl Tunnels {
         }
     }
 
-    /// Closes all tunnels of a group, each at a random time within `spread`, so that their clients do not all come back
-    /// at once.
+    /// Closes all tunnels of a group, each at a random time within `spread`, so that their clients
+    /// do not all come back at once.
     pub(crate) fn drain(&mut self, group: &Group, spread: Duration) {
         let now = self.clock.now();
         for key in self.keys_of(group) {
@@ -164,8 +166,8 @@ impl Tunnels {
 
     /// Has a tunnel looked at in time.
     ///
-    /// One that stands here with an earlier tick is looked at too early, and scheduled anew then: that costs less than
-    /// moving it at every message.
+    /// One that stands here with an earlier tick is looked at too early, and scheduled anew then:
+    /// that costs less than moving it at every message.
     fn schedule(&mut self, key: usize) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let Some(next) = entry.tunnel.next_tick() else { return };
@@ -185,7 +187,8 @@ impl Tunnels {
 
     /// Looks at the tunnels that are due.
     fn tick(&mut self) {
-        // The count of expirations does not matter: the clock is read anew. The read re-arms the timer.
+        // The count of expirations does not matter: the clock is read anew. The read re-arms the
+        // timer.
         let _ = rustix::io::read(&self.ticker, &mut [0; 8]);
         let now = self.clock.update();
         while let Some(&(due, key)) = self.due.first() {
@@ -201,7 +204,8 @@ impl Tunnels {
                 ControlFlow::Continue(()) => self.enqueue(key),
             }
         }
-        // Ready tunnels are scheduled in their turns, so nothing is due only if nobody is ready either.
+        // Ready tunnels are scheduled in their turns, so nothing is due only if nobody is ready
+        // either.
         if self.due.is_empty() && self.ready.is_empty() {
             self.is_ticking = false;
             self.clock.stop();
@@ -224,5 +228,139 @@ impl Tunnels {
             self.due.remove(&(due, key));
         }
         on_end(tunnel.close(reason, &mut self.buffers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::net::socket::Socket;
+    use crate::tunnel::PerSide;
+    use crate::tunnel::policy::Policy;
+
+    /// The tunnels of a reactor, and the reasons of those that have ended.
+    struct Bench {
+        reactor: Rc<Reactor>,
+        tunnels: Tunnels,
+        ended: Rc<RefCell<Vec<&'static str>>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let reactor = Rc::new(Reactor::new().unwrap().0);
+            let tunnels = Tunnels::new(&reactor).unwrap();
+            Self { reactor, tunnels, ended: Rc::default() }
+        }
+
+        /// Inserts a tunnel; returns the peers at its ends.
+        fn insert(&mut self, group: &Group, policy: Policy) -> PerSide<TcpStream> {
+            let connection = || {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (ours, _) = listener.accept().unwrap();
+                ours.set_nonblocking(true).unwrap();
+                (Socket::new(&self.reactor, ours).unwrap(), theirs)
+            };
+            let ((client, at_client), (backend, at_backend)) = (connection(), connection());
+            let new = NewTunnel {
+                sockets: PerSide { client, backend },
+                head: b"101".to_vec(),
+                early: PerSide::default(),
+                is_extended: false,
+                policy: Arc::new(policy),
+            };
+            let ended = Rc::clone(&self.ended);
+            let on_end = Box::new(move |end: TunnelEnd| ended.borrow_mut().push(end.reason.name()));
+            self.tunnels.insert(new, group.clone(), on_end);
+            PerSide { client: at_client, backend: at_backend }
+        }
+
+        /// Runs the loop until this many tunnels have ended.
+        fn run_until_ended(&mut self, count: usize) {
+            while self.ended.borrow().len() < count {
+                self.turn();
+            }
+        }
+
+        fn turn(&mut self) {
+            self.reactor.wait(self.tunnels.is_busy()).unwrap();
+            self.reactor.dispatch(|token| self.tunnels.on_event(token));
+            self.tunnels.advance();
+        }
+    }
+
+    #[test]
+    fn a_tunnel_relays_both_ways_and_ends_with_its_ends() {
+        let mut bench = Bench::new();
+        let mut peers = bench.insert(&Group::default(), Policy::default());
+        peers.client.write_all(b"\x81\x82maskhi").unwrap();
+        peers.backend.write_all(b"\x81\x02ho").unwrap();
+        peers.client.shutdown(std::net::Shutdown::Write).unwrap();
+        peers.backend.shutdown(std::net::Shutdown::Write).unwrap();
+        bench.run_until_ended(1);
+        let mut got = [Vec::new(), Vec::new()];
+        peers.client.read_to_end(&mut got[0]).unwrap();
+        peers.backend.read_to_end(&mut got[1]).unwrap();
+        assert_eq!(got, [&b"101\x81\x02ho"[..], b"\x81\x82maskhi"]);
+        assert!(bench.tunnels.entries.is_empty());
+        assert!(matches!(bench.ended.borrow()[..], ["client_eof" | "backend_eof"]));
+    }
+
+    #[test]
+    fn a_cut_and_a_drain_concern_their_group_alone() {
+        let mut bench = Bench::new();
+        let (cut, drained) = (Group::default(), Group::default());
+        let _kept = bench.insert(&Group::default(), Policy::default());
+        let _cut = bench.insert(&cut, Policy::default());
+        let soon = || Policy { close_grace: Duration::from_millis(1), ..Policy::default() };
+        let mut old = bench.insert(&drained, soon());
+        bench.turn();
+        bench.tunnels.cut(&cut);
+        assert_eq!(*bench.ended.borrow(), ["admin"]);
+
+        drained.drain();
+        bench.tunnels.drain(&drained, Duration::ZERO);
+        // One that joins a group that is draining is closed as well.
+        let mut new = bench.insert(&drained, soon());
+        bench.run_until_ended(3);
+        assert_eq!(bench.ended.borrow()[1..], ["drain", "drain"]);
+        for peers in [&mut old, &mut new] {
+            let mut got = Vec::new();
+            peers.client.read_to_end(&mut got).unwrap();
+            assert!(got.starts_with(b"101\x88\x0f\x03\xe9shutting down"), "{got:?}");
+        }
+        assert_eq!(bench.tunnels.entries.len(), 1);
+    }
+
+    #[test]
+    fn the_ticker_runs_while_a_tunnel_is_due_and_stops_after_it() {
+        let mut bench = Bench::new();
+        let idle = Policy {
+            idle_timeout: Some(Duration::from_millis(1)),
+            close_grace: Duration::from_millis(1),
+            ..Policy::default()
+        };
+        let _kept = bench.insert(&Group::default(), Policy::default());
+        bench.turn();
+        assert!(!bench.tunnels.is_ticking && bench.tunnels.due.is_empty());
+        let mut peers = bench.insert(&Group::default(), idle);
+        bench.turn();
+        assert!(bench.tunnels.is_ticking && bench.tunnels.due.len() == 1);
+        bench.run_until_ended(1);
+        assert_eq!(*bench.ended.borrow(), ["idle"]);
+        let mut got = Vec::new();
+        peers.client.read_to_end(&mut got).unwrap();
+        assert_eq!(got.escape_ascii().to_string(), "101\\x88\\x06\\x03\\xe9idle");
+        // The next tick finds nothing due.
+        while bench.tunnels.is_ticking {
+            bench.turn();
+        }
+        assert!(bench.tunnels.due.is_empty());
     }
 }

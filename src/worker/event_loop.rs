@@ -66,7 +66,8 @@ impl EventLoop {
             reactor.wait(self.is_busy())?;
             self.queue.awake();
 
-            // All events are recorded before the first tunnel moves, so each gets one turn for all of its own.
+            // All events are recorded before the first tunnel moves, so each gets one turn for all
+            // of its own.
             reactor.dispatch(|token| self.tunnels.on_event(token));
             for tasks in &mut self.tasks {
                 tasks.run();
@@ -89,7 +90,8 @@ impl EventLoop {
         }
     }
 
-    /// Returns whether there is something to do before the next event. If not, others wake the worker from now on.
+    /// Returns whether there is something to do before the next event. If not, others wake the
+    /// worker from now on.
     fn is_busy(&self) -> bool {
         self.tunnels.is_busy()
             || self.queue.fall_asleep()
@@ -118,7 +120,8 @@ impl EventLoop {
         self.tasks[at].executor.spawn(task).detach();
     }
 
-    /// Ends a group's tasks, then its tunnels, those included that the tasks have left to be taken over.
+    /// Ends a group's tasks, then its tunnels, those included that the tasks have left to be taken
+    /// over.
     fn cut(&mut self, group: &Group) {
         self.tasks.retain(|tasks| !tasks.group.is(group));
         self.take_over();

@@ -1,8 +1,9 @@
-//! Worker threads, each with an event loop of its own, on which handshakes are tasks and tunnels take turns.
+//! Worker threads, each with an event loop of its own, on which handshakes are tasks and tunnels
+//! take turns.
 //!
-//! A connection lives on one worker from its first byte to its last: its sockets are registered once, and no message of
-//! its tunnel meets a lock, a task switch or another thread. [`queue`] carries commands from other threads,
-//! [`event_loop`] is the thread.
+//! A connection lives on one worker from its first byte to its last: its sockets are registered
+//! once, and no message of its tunnel meets a lock, a task switch or another thread. [`queue`]
+//! carries commands from other threads, [`event_loop`] is the thread.
 
 mod event_loop;
 mod queue;
@@ -24,7 +25,8 @@ use crate::tunnel::{Group, NewTunnel, OnEnd};
 
 /// Worker threads, which several proxies can share.
 ///
-/// All clones are the same threads. They end when the last clone is dropped; every proxy that uses them holds one.
+/// All clones are the same threads. They end when the last clone is dropped; every proxy that uses
+/// them holds one.
 #[derive(Clone)]
 pub struct Workers(Arc<Threads>);
 
@@ -41,7 +43,8 @@ struct Threads {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// The workers' queues. Tasks hold this and not the threads: a thread must not be what keeps itself alive.
+/// The workers' queues. Tasks hold this and not the threads: a thread must not be what keeps itself
+/// alive.
 struct Shared {
     queues: Vec<Arc<Queue>>,
     /// Counts the turns of the workers.
@@ -137,7 +140,8 @@ impl WorkGroup {
         shared.queues[shared.next_worker()].send(command);
     }
 
-    /// Closes all tunnels, each at a random time within `spread`, and those that are still to come at once.
+    /// Closes all tunnels, each at a random time within `spread`, and those that are still to come
+    /// at once.
     pub(crate) fn drain(&self, spread: Duration) {
         self.group.drain();
         self.send_to_all(|| Command::Drain(self.group.clone(), spread));
@@ -180,7 +184,8 @@ impl Handle {
         }
     }
 
-    /// Has this worker relay a tunnel, whose sockets are registered here. `on_end` is called on its thread.
+    /// Has this worker relay a tunnel, whose sockets are registered here. `on_end` is called on its
+    /// thread.
     pub(crate) fn open_tunnel(&self, tunnel: NewTunnel, on_end: OnEnd) {
         self.local.opened.borrow_mut().push((self.group.clone(), tunnel, on_end));
     }

@@ -32,16 +32,19 @@ pub(super) type Task = Pin<Box<dyn Future<Output = ()>>>;
 ///
 /// # Wake-up protocol
 ///
-/// A worker that waits in epoll does not see the queue, so a sender has to wake it; one that runs looks at the queue
-/// anyway, and a wake-up would be a wasted system call. Two flags tell the cases apart, `has_commands` and `is_asleep`:
+/// A worker that waits in epoll does not see the queue, so a sender has to wake it; one that runs
+/// looks at the queue anyway, and a wake-up would be a wasted system call. Two flags tell the cases
+/// apart, `has_commands` and `is_asleep`:
 ///
-/// - A sender stores the command, then `has_commands`, then looks at `is_asleep`: if it is set, it clears it and wakes.
-/// - The worker sets `is_asleep`, then looks at `has_commands`, and waits only if that is clear. After the wait it clears
-///   `is_asleep`.
+/// - A sender stores the command, then `has_commands`, then looks at `is_asleep`: if it is set, it
+///   clears it and wakes.
+/// - The worker sets `is_asleep`, then looks at `has_commands`, and waits only if that is clear.
+///   After the wait it clears `is_asleep`.
 ///
-/// Both sides store, then load, all sequentially consistent. So at least one of them sees the other's store: a command
-/// cannot slip in between the worker's check and its wait without the wait being ended. Wakers of tasks follow the same
-/// protocol with a flag of their own in the place of `has_commands`.
+/// Both sides store, then load, all sequentially consistent. So at least one of them sees the
+/// other's store: a command cannot slip in between the worker's check and its wait without the wait
+/// being ended. Wakers of tasks follow the same protocol with a flag of their own in the place of
+/// `has_commands`.
 pub(super) struct Queue {
     /// `None` after the worker has ended: nobody would take them.
     commands: Mutex<Option<Vec<Command>>>,
@@ -102,7 +105,8 @@ impl Queue {
         }
     }
 
-    /// Announces that the worker is about to wait; returns whether commands have come before, so that it must not.
+    /// Announces that the worker is about to wait; returns whether commands have come before, so
+    /// that it must not.
     pub(super) fn fall_asleep(&self) -> bool {
         self.is_asleep.store(true, Ordering::SeqCst);
         self.has_commands.load(Ordering::SeqCst)
