@@ -133,6 +133,11 @@ impl Direction {
         self.phase == Phase::Done
     }
 
+    /// Returns whether the source has sent no Close, and its end has not been relayed.
+    pub(super) fn is_going_on(&self) -> bool {
+        !self.is_done() && !self.filter.counters().has_close()
+    }
+
     /// Returns whether the sink has taken everything that is for it.
     pub(super) fn is_flushed(&self) -> bool {
         self.pending.is_none()
