@@ -5,7 +5,6 @@ use futures_lite::future;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::net;
 use crate::proxy::{BoundProxy, Error};
-use crate::section::Section;
 use crate::settings::{Drain, Invalid, RawDrain, RawSection, Settings};
 use crate::tunnel::policy::RateAction;
 use crate::worker::Workers;
@@ -296,12 +295,11 @@ impl WsProxy {
         let failed = |source| Error::Bind { address: address.to_owned(), source };
         let listener =
             net::listen::listen(&settings.bind, settings.socket_buffer).map_err(failed)?;
-        let local = listener.local_addr().map_err(failed)?;
         let workers = match self.workers {
             Some(workers) => workers,
             None => Workers::start(0).map_err(|source| Error::Workers { source })?,
         };
-        Ok(BoundProxy { listener, local, section: Section::new(settings, local), workers, drain })
+        BoundProxy::new(listener, settings, drain, workers).map_err(failed)
     }
 
     /// Checks everything that can be checked without opening anything.

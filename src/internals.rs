@@ -3,9 +3,9 @@
 //! There is no promise about any of it: it comes with the feature `internals` only, and is not
 //! documented.
 
-use crate::handshake::body::{Body, Framing, Progress};
+use crate::handshake::body::{Body, BodyProgress, Framing};
 use crate::handshake::error_response::ErrorResponse;
-use crate::handshake::forward::{Forwarded, Hop, HostHeader, request_head, switching_head};
+use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, request_head};
 use crate::handshake::http::{RequestHead, ResponseHead};
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan};
@@ -36,22 +36,22 @@ pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
     let head = RequestHead::parse(head).ok()?;
     let request = UpgradeRequest::judge(&head).ok()?;
     let client = std::net::Ipv4Addr::LOCALHOST.into();
-    let hop = Hop {
+    let policy = ForwardPolicy {
         client,
         backend: "chat-backend:9000",
         host: HostHeader::Backend,
         forwarded: Forwarded::Append,
     };
-    Some(request_head(&request, &hop))
+    Some(request_head(&request, &policy))
 }
 
 /// The 101 that the client gets for the backend's answer to a good head, if that is a good one.
 pub fn answer(head: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
     let head = RequestHead::parse(head).ok()?;
     let request = UpgradeRequest::judge(&head).ok()?;
-    match Answer::judge(ResponseHead::parse(answer).ok()?, &request).ok()? {
-        Answer::Switching(response) => Some(switching_head(&response)),
-        Answer::Interim | Answer::Refusal(..) => None,
+    match Answer::judge(&ResponseHead::parse(answer).ok()?, &request).ok()?? {
+        Answer::Switched { head, .. } => Some(head),
+        Answer::Declined { .. } => None,
     }
 }
 
@@ -61,9 +61,9 @@ pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
     let mut before = 0;
     for piece in bytes.chunks(piece.max(1)) {
         match body.advance(piece) {
-            Progress::More => before += piece.len(),
-            Progress::End(end) => return Some(before + end),
-            Progress::Fault(_) => return None,
+            BodyProgress::More => before += piece.len(),
+            BodyProgress::End(end) => return Some(before + end),
+            BodyProgress::Fault(_) => return None,
         }
     }
     None

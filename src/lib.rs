@@ -41,18 +41,17 @@ mod backend;
 mod builder;
 mod config;
 mod connection;
-mod early;
+mod events;
 mod handshake;
-mod head;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
 mod listener;
 mod net;
-mod outcome;
 mod proxy;
 mod section;
 mod settings;
+mod shutdown;
 mod tunnel;
 mod worker;
 
@@ -60,5 +59,6 @@ pub use builder::WsProxy;
 pub use config::{Config, ConfigError, SectionConfig};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{BoundProxy, Error};
+pub use shutdown::Shutdown;
 pub use tunnel::policy::RateAction;
 pub use worker::Workers;

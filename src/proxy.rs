@@ -1,33 +1,35 @@
-//! From settings to a running proxy.
+//! A proxy that has its port: it listens, serves, and drains.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_lite::future;
 use smol::Timer;
-use smol::channel::{Receiver, bounded};
 
+use crate::events::Event;
 use crate::listener;
 use crate::section::Section;
-use crate::settings::{Drain, Invalid};
-use crate::worker::Workers;
+use crate::settings::{Drain, Invalid, Settings};
+use crate::shutdown::{AllDropped, Shutdown, guard};
+use crate::worker::{WorkGroup, Workers};
 
 /// A proxy that has its port and does not serve yet.
 ///
 /// Clients can connect already; they are served as soon as [`run`](BoundProxy::run) is.
 #[derive(Debug)]
 pub struct BoundProxy {
-    pub(crate) listener: TcpListener,
-    pub(crate) local: SocketAddr,
-    pub(crate) section: Section,
-    pub(crate) workers: Workers,
-    pub(crate) drain: Drain,
+    listener: TcpListener,
+    local: SocketAddr,
+    section: Section,
+    workers: Workers,
+    drain: Drain,
 }
 
-/// Why a proxy could not be started.
+/// The error of a proxy that could not be started.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,19 +37,19 @@ pub enum Error {
     Setting {
         /// Its key in a section, as in the README's table.
         key: &'static str,
-        /// What is wrong with it, and what to write instead.
+        /// The fault in it, and the value to write instead.
         problem: String,
     },
     /// The address cannot be listened on: taken, not of this machine, or not permitted.
     Bind {
         /// The address.
         address: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The worker threads cannot be started.
     Workers {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -78,100 +80,136 @@ impl From<Invalid> for Error {
 }
 
 impl BoundProxy {
-    /// The address that it listens on, with the port that was chosen.
+    /// Puts a listening socket and checked settings together.
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockname(2).
+    pub(crate) fn new(
+        listener: TcpListener,
+        settings: Settings,
+        drain: Drain,
+        workers: Workers,
+    ) -> io::Result<Self> {
+        let local = listener.local_addr()?;
+        Ok(Self { listener, local, section: Section::new(settings, local), workers, drain })
+    }
+
+    /// Returns the address that it listens on, with the port that was chosen.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Serves until `shutdown` completes, on whatever executor polls it. Then it stops accepting, after the
-    /// [delay](crate::WsProxy::drain_delay_ms), and closes its tunnels, each at a time of its own within the
-    /// [spread](crate::WsProxy::drain_spread_ms). It completes when the last one has ended, or after the
-    /// [timeout](crate::WsProxy::drain_timeout_ms), at which those that are left are cut. Dropping the future cuts all of them.
+    /// Serves until `shutdown` completes, on whatever executor polls it. Then it stops accepting,
+    /// after the [delay](crate::WsProxy::drain_delay_ms), and closes its tunnels, each at a time
+    /// of its own within the [spread](crate::WsProxy::drain_spread_ms). It completes when the last
+    /// one has ended, or after the [timeout](crate::WsProxy::drain_timeout_ms), at which those
+    /// that are left are cut. Dropping the future cuts all of them.
+    ///
+    /// `shutdown` may be any future; a [`Shutdown`] is one signal for several proxies.
     ///
     /// ```
-    /// use ws_proxy::WsProxy;
+    /// use ws_proxy::{Shutdown, WsProxy};
     ///
     /// let bound = WsProxy::new(["127.0.0.1:9000"]).listen("127.0.0.1:0")?;
     /// println!("listening on {}", bound.local_addr());
     ///
-    /// let (stop, stopped) = smol::channel::bounded::<()>(1);
+    /// let shutdown = Shutdown::new();
+    /// let stop = shutdown.clone();
     /// let serving = std::thread::spawn(|| {
-    ///     smol::block_on(bound.run(async move {
-    ///         let _ = stopped.recv().await;
-    ///     }))
+    ///     smol::block_on(bound.run(async move { stop.begun().await }))
     /// });
     /// // … and when it is time to go:
-    /// drop(stop);
+    /// shutdown.begin();
     /// serving.join().unwrap();
     /// # Ok::<(), ws_proxy::Error>(())
     /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, local, section, workers, drain } = self;
-        let section = Arc::new(section);
-        let backends: Vec<&str> =
-            section.settings.backends.iter().map(|backend| &*backend.authority).collect();
-        log::info!(
-            "event=listening section={} address={local} backends={}",
-            section.name,
-            backends.join(",")
-        );
+        let drain = self.drain;
+        let running = self.start();
 
-        // Nobody sends on these channels: each tells when the other side has dropped its last end of it.
-        let (alive, ended) = bounded(1);
-        let (listening, closed) = bounded(1);
-        let (stop, stopped) = bounded(1);
-        let group = workers.group();
-        let accepting = Arc::clone(&section);
-        group.start_task(move |handle| {
-            listener::accept(handle, listener, accepting, alive, listening, stopped)
-        });
-
-        // Until it is time; then for the delay, in which clients still come; then until they find the port closed.
-        future::or(shutdown, until_closed(&closed)).await;
+        // Serves until it is asked to stop, or cannot accept any more.
+        future::or(shutdown, running.port_closed.wait()).await;
         let mut deadline = Timer::after(drain.timeout);
-        if !drain.delay.is_zero() {
-            log::info!(
-                "event=lame_duck section={} delay_ms={}",
-                section.name,
-                drain.delay.as_millis()
-            );
-            let delay = async {
-                Timer::after(drain.delay).await;
-            };
-            future::or(delay, future::or(until_closed(&closed), until(&mut deadline))).await;
-        }
-        drop(stop);
-        until_closed(&closed).await;
+        running.lame_duck(drain.delay, &mut deadline).await;
+        running.close_port().await;
+        running.drain(drain.spread, &mut deadline).await;
+    }
 
-        // Every tunnel is closed in its turn, also those whose handshake is under way.
-        log::info!(
-            "event=draining section={} spread_ms={}",
-            section.name,
-            drain.spread.as_millis()
-        );
-        group.drain(drain.spread);
-        let all_ended = async {
-            until_closed(&ended).await;
+    /// Starts the accept loop on a worker.
+    fn start(self) -> Running {
+        let Self { listener, local, section, workers, .. } = self;
+        let section = Arc::new(section);
+        Event::Listening { section: &section, address: local }.emit();
+
+        let group = workers.group();
+        let (alive, ended) = guard();
+        let (listening, port_closed) = guard();
+        let stop = Shutdown::new();
+        let (accepting, stopping) = (Arc::clone(&section), stop.clone());
+        group.start_task(move |handle| async move {
+            listener::accept(handle, listener, accepting, alive, stopping).await;
+            drop(listening);
+        });
+        Running { section, group, stop, port_closed, ended }
+    }
+}
+
+/// A proxy that serves. Dropping it cuts its connections.
+struct Running {
+    section: Arc<Section>,
+    group: WorkGroup,
+    /// Stops the accept loop.
+    stop: Shutdown,
+    /// Waits for the accept loop to have closed the listening socket.
+    port_closed: AllDropped,
+    /// Waits for the accept loop, the handshakes and the tunnels to have ended.
+    ended: AllDropped,
+}
+
+impl Running {
+    /// Goes on accepting for `delay`, while load balancers learn that this proxy is leaving.
+    async fn lame_duck(&self, delay: Duration, deadline: &mut Timer) {
+        if delay.is_zero() {
+            return;
+        }
+        Event::LameDuck { section: &self.section, delay }.emit();
+        let delayed = async {
+            Timer::after(delay).await;
+        };
+        future::or(delayed, future::or(self.port_closed.wait(), until(deadline))).await;
+    }
+
+    /// Stops accepting, and waits until new clients find the port closed.
+    async fn close_port(&self) {
+        self.stop.begin();
+        self.port_closed.wait().await;
+    }
+
+    /// Closes the tunnels, each at a time of its own within `spread`, waits for them, and cuts
+    /// those that are left at the deadline.
+    async fn drain(self, spread: Duration, deadline: &mut Timer) {
+        let Self { section, group, ended, .. } = self;
+        // This closes every tunnel, also those whose handshake is under way.
+        Event::Draining { section: &section, spread }.emit();
+        group.drain(spread);
+        let in_time = async {
+            ended.wait().await;
             true
         };
         let too_late = async {
-            until(&mut deadline).await;
+            until(deadline).await;
             false
         };
-        let in_time = future::or(all_ended, too_late).await;
-        // What is left is cut, and waited for.
+        let all_ended = future::or(in_time, too_late).await;
+        // Cuts what is left. Its sockets are closed when this wait is over.
         drop(group);
-        until_closed(&ended).await;
-        log::info!("event=stopped section={} all_ended={in_time}", section.name);
+        ended.wait().await;
+        Event::Stopped { section: &section, all_ended }.emit();
     }
 }
 
 async fn until(deadline: &mut Timer) {
     deadline.await;
-}
-
-/// Waits until nobody can send any more.
-async fn until_closed(receiver: &Receiver<()>) {
-    while receiver.recv().await.is_ok() {}
 }

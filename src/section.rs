@@ -1,73 +1,122 @@
-//! What the connections of one listener share.
+//! The section: what the connections of one listener share.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use crate::backend::rotation::Rotation;
-use crate::handshake::forward::HostHeader;
-use crate::handshake::upgrade::UpgradeRequest;
+use crate::backend::pool::Pool;
+use crate::net;
 use crate::settings::Settings;
 
-/// What the connections of one section have in common.
+/// Most clients over `max_connections` that are answered at the same time. Others are closed
+/// without an answer.
+const REFUSALS_MAX: usize = 256;
+
+/// The settings and the state of one section.
 #[derive(Debug)]
 pub(crate) struct Section {
     pub(crate) settings: Settings,
-    /// What the log calls it.
+    /// Name in the log.
     pub(crate) name: String,
-    pub(crate) rotation: Rotation,
-    pub(crate) open: Arc<AtomicUsize>,
-    pub(crate) refusing: Arc<AtomicUsize>,
-    told_of_host: AtomicBool,
+    pub(crate) pool: Pool,
+    /// Connections that are served, from the handshake to the tunnel's end.
+    pub(crate) connections: Permits,
+    /// Connections over the limit that are told so.
+    pub(crate) refusals: Permits,
+    has_hinted_at_host: AtomicBool,
 }
 
+/// One accepted connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// Number in the log, unique in this process.
+    pub(crate) id: u64,
+    /// Address of the client, [canonical](net::canonical).
+    pub(crate) peer: SocketAddr,
+    pub(crate) accepted: Instant,
+    pub(crate) section: Arc<Section>,
+}
+
+/// Counts connections against a limit.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    taken: Arc<AtomicUsize>,
+    limit: Option<usize>,
+}
+
+/// One counted connection. Its drop makes room for another.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<AtomicUsize>);
+
 impl Section {
-    /// A section without connections, that listens on `local`.
+    /// Creates a section without connections that listens on `local`, which is its name unless
+    /// the settings have one.
     pub(crate) fn new(settings: Settings, local: SocketAddr) -> Self {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
+            pool: Pool::new(settings.backends.iter().cloned()),
+            connections: Permits::new(settings.max_connections),
+            refusals: Permits::new(Some(REFUSALS_MAX)),
+            has_hinted_at_host: AtomicBool::new(false),
             settings,
-            rotation: Rotation::default(),
-            open: Arc::default(),
-            refusing: Arc::default(),
-            told_of_host: AtomicBool::new(false),
         }
     }
 
-    /// What a backend is called in the log and, if it is to be, in Host.
-    pub(crate) fn backend_name(&self, index: usize) -> &str {
-        self.settings.backends.get(index).map_or("", |backend| &backend.authority)
+    /// Returns true once, for the one hint at the `host` setting that a section gives.
+    pub(crate) fn may_hint_at_host(&self) -> bool {
+        !self.has_hinted_at_host.swap(true, Ordering::Relaxed)
     }
+}
 
-    /// Tells once what the likely reason is when a backend refuses a browser behind a rewritten Host.
-    pub(crate) fn note_refusal(&self, status: u16, request: &UpgradeRequest<'_>) {
-        let is_likely = matches!(status, 403 | 404)
-            && self.settings.host == HostHeader::Backend
-            && request.fields.values("Origin").next().is_some();
-        if is_likely && !self.told_of_host.swap(true, Ordering::Relaxed) {
-            log::warn!(
-                "event=hint section={} status={status} hint={:?}",
-                self.name,
-                "the backend refused a handshake with an Origin; if it compares Origin with Host, set host = \"preserve\" in this section",
-            );
+impl Client {
+    /// Gives a connection from `peer`, accepted now, the next number.
+    pub(crate) fn new(peer: SocketAddr, accepted: Instant, section: &Arc<Section>) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            peer: net::canonical(peer),
+            accepted,
+            section: Arc::clone(section),
         }
     }
 }
 
-/// One of a limited number of connections; counted for as long as it lives.
-pub(crate) struct Permit(Arc<AtomicUsize>);
+impl Permits {
+    /// Allows `limit` connections at the same time; `None` is no limit.
+    pub(crate) fn new(limit: Option<usize>) -> Self {
+        Self { taken: Arc::default(), limit }
+    }
 
-impl Permit {
-    /// `None` if there are `limit` already.
-    pub(crate) fn take(count: &Arc<AtomicUsize>, limit: Option<usize>) -> Option<Self> {
-        let permit = Self(Arc::clone(count));
-        let before = count.fetch_add(1, Ordering::Relaxed);
-        limit.is_none_or(|limit| before < limit).then_some(permit)
+    /// Counts one connection, or returns `None` if the limit is reached.
+    pub(crate) fn take(&self) -> Option<Permit> {
+        let permit = Permit(Arc::clone(&self.taken));
+        // Counted first, then judged: two callers cannot both see the last place free. A permit
+        // too many is dropped here, which takes it off the count.
+        let before = self.taken.fetch_add(1, Ordering::Relaxed);
+        self.limit.is_none_or(|limit| before < limit).then_some(permit)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_end_at_the_limit_and_come_back() {
+        let permits = Permits::new(Some(2));
+        let (first, second) = (permits.take(), permits.take());
+        assert!(first.is_some() && second.is_some());
+        assert!(permits.take().is_none());
+        drop(first);
+        assert!(permits.take().is_some());
+        assert!(Permits::new(None).take().is_some());
+        assert!(Permits::new(Some(0)).take().is_none());
     }
 }

@@ -1,4 +1,83 @@
-//! Backends: whose turn it is ([`rotation`]), and how one is reached ([`dial`]).
+//! Backends, and the leases on them: every connection to a backend holds a [`Lease`] to its end.
+//!
+//! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up, [`dial`] connects.
 
+pub(crate) mod balance;
 pub(crate) mod dial;
-pub(crate) mod rotation;
+pub(crate) mod pool;
+pub(crate) mod resolve;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::net::address::Address;
+
+/// A server that handshakes are brought to.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    address: Address,
+    /// Number of leases that are held.
+    leases: AtomicUsize,
+}
+
+/// A claim on a backend, counted from its creation to its drop.
+///
+/// A handshake takes one before it connects, and the tunnel that comes of it owns the lease to
+/// its end.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    backend: Arc<Backend>,
+}
+
+impl Backend {
+    pub(crate) fn new(address: Address) -> Self {
+        Self { address, leases: AtomicUsize::new(0) }
+    }
+
+    /// Host and port to connect to.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Name in the log and, where the section rewrites it, in the Host field: the authority as
+    /// it is configured.
+    pub(crate) fn name(&self) -> &str {
+        &self.address.authority
+    }
+}
+
+impl Lease {
+    pub(crate) fn new(backend: &Arc<Backend>) -> Self {
+        // Relaxed: the count guards no other memory.
+        backend.leases.fetch_add(1, Ordering::Relaxed);
+        Self { backend: Arc::clone(backend) }
+    }
+
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.backend.leases.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_counts_its_leases() {
+        let backend = Arc::new(Backend::new(Address::backend("chat:9000").unwrap()));
+        let leases = || backend.leases.load(Ordering::Relaxed);
+        let first = Lease::new(&backend);
+        let second = Lease::new(&backend);
+        assert_eq!((leases(), second.backend().name()), (2, "chat:9000"));
+        drop(first);
+        assert_eq!(leases(), 1);
+        drop(second);
+        assert_eq!(leases(), 0);
+    }
+}

@@ -57,7 +57,7 @@ const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
 
 /// What a section and a connection add to the client's head.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Hop<'a> {
+pub(crate) struct ForwardPolicy<'a> {
     /// The address that the client's connection comes from.
     pub(crate) client: IpAddr,
     /// The backend's `host:port` as configured.
@@ -70,37 +70,37 @@ pub(crate) struct Hop<'a> {
 
 /// The head that goes to the backend: the client's own lines in their order with their bytes, less what is
 /// hop-by-hop, with Host in its old place and the fields of this hop behind.
-pub(crate) fn request_head(request: &UpgradeRequest<'_>, hop: &Hop<'_>) -> Vec<u8> {
+pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<'_>) -> Vec<u8> {
     let mut head = Vec::with_capacity(1_024);
     extend(&mut head, &["GET ", &request.target, " HTTP/1.1\r\n"]);
-    let nominated = Nominated::by(request.fields);
+    let nominated = ConnectionOptions::by(request.fields);
     for field in request.fields.iter() {
         if field.is("Host") {
-            let host = match hop.host {
-                HostHeader::Backend => hop.backend,
+            let host = match policy.host {
+                HostHeader::Backend => policy.backend,
                 HostHeader::Preserve => request.authority,
             };
             extend(&mut head, &[field.name, ": ", host, "\r\n"]);
-        } else if nominated.let_pass(field) && !is_replaced(field, hop.forwarded) {
+        } else if nominated.let_pass(field) && !is_replaced(field, policy.forwarded) {
             line(&mut head, field);
         }
     }
     extend(&mut head, &[UPGRADE]);
-    forwarded_fields(&mut head, request, hop, &nominated);
+    forwarded_fields(&mut head, request, policy, &nominated);
     head.extend_from_slice(b"\r\n");
     head
 }
 
 /// The head of a verified 101 for the client: the backend's own, with the hop-by-hop fields of this side.
 pub(crate) fn switching_head(response: &ResponseHead<'_>) -> Vec<u8> {
-    let nominated = Nominated::by(&response.fields);
+    let nominated = ConnectionOptions::by(&response.fields);
     response_head(response, UPGRADE, |field| nominated.let_pass(field))
 }
 
 /// The head of any other answer for the client, whose connection ends with it. The fields that frame the body
 /// stay, since the body passes as it is.
-pub(crate) fn refusal_head(response: &ResponseHead<'_>) -> Vec<u8> {
-    let nominated = Nominated::by(&response.fields);
+pub(crate) fn declined_head(response: &ResponseHead<'_>) -> Vec<u8> {
+    let nominated = ConnectionOptions::by(&response.fields);
     let is_chunked = response.fields.values("Transfer-Encoding").next().is_some();
     response_head(response, "Connection: close\r\n", |field| {
         if field.is("Content-Length") {
@@ -126,9 +126,9 @@ fn response_head(
 }
 
 /// The names that a head's `Connection` keeps to this hop (RFC 9110, 7.6.1).
-struct Nominated<'a>(Vec<&'a [u8]>);
+struct ConnectionOptions<'a>(Vec<&'a [u8]>);
 
-impl<'a> Nominated<'a> {
+impl<'a> ConnectionOptions<'a> {
     fn by(fields: &Fields<'a>) -> Self {
         Self(fields.list("Connection").collect())
     }
@@ -160,14 +160,14 @@ fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
 fn forwarded_fields(
     head: &mut Vec<u8>,
     request: &UpgradeRequest<'_>,
-    hop: &Hop<'_>,
-    nominated: &Nominated<'_>,
+    policy: &ForwardPolicy<'_>,
+    nominated: &ConnectionOptions<'_>,
 ) {
-    if hop.forwarded == Forwarded::Off {
+    if policy.forwarded == Forwarded::Off {
         return;
     }
     let kept = |name: &'static str| {
-        let passes = hop.forwarded == Forwarded::Append;
+        let passes = policy.forwarded == Forwarded::Append;
         request
             .fields
             .iter()
@@ -178,7 +178,7 @@ fn forwarded_fields(
         head.extend_from_slice(field.value);
         extend(head, &[", "]);
     }
-    extend(head, &[&hop.client.to_canonical().to_string(), "\r\n"]);
+    extend(head, &[&policy.client.to_canonical().to_string(), "\r\n"]);
     extend(head, &["X-Forwarded-Host: ", request.authority, "\r\n"]);
     match kept("X-Forwarded-Proto").next() {
         Some(field) => line(head, field),
@@ -214,8 +214,8 @@ mod tests {
         let request = RequestHead::parse(head.as_bytes()).unwrap();
         let request = UpgradeRequest::judge(&request).unwrap();
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        let hop = Hop { client, backend: "chat-backend:9000", host, forwarded };
-        String::from_utf8(request_head(&request, &hop)).unwrap()
+        let policy = ForwardPolicy { client, backend: "chat-backend:9000", host, forwarded };
+        String::from_utf8(request_head(&request, &policy)).unwrap()
     }
 
     #[test]
@@ -280,11 +280,8 @@ mod tests {
         let request = RequestHead::parse(request.as_bytes()).unwrap();
         let request = UpgradeRequest::judge(&request).unwrap();
         let response = ResponseHead::parse(head.as_bytes()).unwrap();
-        let head = match Answer::judge(response, &request).unwrap() {
-            Answer::Interim => unreachable!("not in these tests"),
-            Answer::Switching(response) => switching_head(&response),
-            Answer::Refusal(response, _) => refusal_head(&response),
-        };
+        let answer = Answer::judge(&response, &request).unwrap();
+        let (Answer::Switched { head, .. } | Answer::Declined { head, .. }) = answer.unwrap();
         String::from_utf8(head).unwrap()
     }
 
@@ -331,8 +328,8 @@ mod tests {
             let parsed = RequestHead::parse(head.as_bytes()).unwrap();
             let Ok(request) = UpgradeRequest::judge(&parsed) else { return Ok(()) };
             let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
-            let hop = Hop { client: [192, 0, 2, 7].into(), backend: "b:1", host, forwarded: Forwarded::Append };
-            let out = request_head(&request, &hop);
+            let policy = ForwardPolicy { client: [192, 0, 2, 7].into(), backend: "b:1", host, forwarded: Forwarded::Append };
+            let out = request_head(&request, &policy);
             prop_assert_eq!(HeadScan::default().advance(&out), Scan::End(out.len()));
             let parsed = RequestHead::parse(&out).unwrap();
             let again = UpgradeRequest::judge(&parsed);

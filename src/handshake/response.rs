@@ -1,60 +1,76 @@
-//! The backend's answer, judged (RFC 6455, 4.1, items 1 to 6 of the client's duties).
+//! The backend's answer, judged (RFC 6455, 4.1).
 
 use data_encoding::BASE64;
 
 use super::body::Framing;
 use super::fields::Fields;
+use super::forward::{declined_head, switching_head};
 use super::http::{ResponseHead, Version};
 use super::upgrade::UpgradeRequest;
 
-/// What the backend answered.
-#[derive(Clone, Debug)]
-pub(crate) enum Answer<'a> {
-    /// A 1xx that is not the final answer (RFC 9110, 15.2): another head follows.
-    Interim,
-    /// The 101 that belongs to the request: from here on the bytes are a WebSocket's.
-    Switching(ResponseHead<'a>),
-    /// Any other final answer, and how its body ends.
-    Refusal(ResponseHead<'a>, Framing),
+/// GUID that the accept value is computed with (RFC 6455, 1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The backend's final answer, as it goes on to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// A verified 101: all bytes after it are WebSocket frames.
+    Switched {
+        /// The 101 for the client.
+        head: Vec<u8>,
+        /// Whether the backend chose an extension.
+        is_extended: bool,
+    },
+    /// Any other final status.
+    Declined {
+        status: u16,
+        /// The head for the client.
+        head: Vec<u8>,
+        /// The end of the body, which goes on unchanged.
+        framing: Framing,
+    },
 }
 
-impl<'a> Answer<'a> {
-    /// Judges a parsed head.
+impl Answer {
+    /// Judges a parsed head as an answer to `request`. Returns `None` for an interim response,
+    /// which another head follows (RFC 9110, 15.2).
     ///
     /// # Errors
     ///
-    /// The reason, for a 101 that does not belong to `request` and for a body without a clear end.
+    /// The reason, in words for the client: a 101 that does not belong to `request`, a body
+    /// without a clear end, or a status that HTTP does not define.
     pub(crate) fn judge(
-        response: ResponseHead<'a>,
+        response: &ResponseHead<'_>,
         request: &UpgradeRequest<'_>,
-    ) -> Result<Self, &'static str> {
+    ) -> Result<Option<Self>, &'static str> {
         match response.status {
-            101 if response.version != Version::Http11 => {
-                Err("the backend switches protocols in HTTP/1.0")
-            }
             101 => {
-                verify_switch(&response.fields, request)?;
-                Ok(Self::Switching(response))
+                verify_switch(response, request)?;
+                let extensions = &mut response.fields.list("Sec-WebSocket-Extensions");
+                let is_extended = extensions.next().is_some();
+                Ok(Some(Self::Switched { head: switching_head(response), is_extended }))
             }
-            100..=199 => Ok(Self::Interim),
-            200..=599 => {
-                let framing = framing(&response)?;
-                Ok(Self::Refusal(response, framing))
+            100..=199 => Ok(None),
+            status @ 200..=599 => {
+                let framing = framing(response)?;
+                Ok(Some(Self::Declined { status, head: declined_head(response), framing }))
             }
             _ => Err("the backend's answer has no status that HTTP knows"),
         }
     }
 }
 
-/// `base64(SHA-1(key + GUID))` (RFC 6455, 4.2.2, item 5.4).
-pub(crate) fn accept_value(key: &str) -> String {
-    let mut sha1 = sha1_smol::Sha1::from(key);
-    sha1.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    BASE64.encode(&sha1.digest().bytes())
-}
-
-/// Whether a 101 is the answer to this very handshake: only then may bytes flow unseen (RFC 6455, 4.1).
-fn verify_switch(fields: &Fields<'_>, request: &UpgradeRequest<'_>) -> Result<(), &'static str> {
+/// Verifies that a 101 belongs to this handshake; no byte may pass unseen before (RFC 6455, 4.1,
+/// items 2 to 6 of the checks of the server's response).
+fn verify_switch(
+    response: &ResponseHead<'_>,
+    request: &UpgradeRequest<'_>,
+) -> Result<(), &'static str> {
+    // An HTTP/1.0 message must not carry Upgrade (RFC 9110, 7.8).
+    if response.version != Version::Http11 {
+        return Err("the backend switches protocols in HTTP/1.0");
+    }
+    let fields = &response.fields;
     if !fields.lists("Upgrade", "websocket") {
         return Err("the backend's 101 does not switch to websocket");
     }
@@ -64,169 +80,187 @@ fn verify_switch(fields: &Fields<'_>, request: &UpgradeRequest<'_>) -> Result<()
     if fields.single("Sec-WebSocket-Accept") != Ok(accept_value(request.key).as_bytes()) {
         return Err("the backend's Sec-WebSocket-Accept does not belong to the client's key");
     }
-    let offered = |name: &'static str| {
-        move |chosen: &[u8]| request.fields.list(name).any(|one| token_of(one) == token_of(chosen))
-    };
     match fields.single("Sec-WebSocket-Protocol") {
         Err(0) => {}
-        Ok(chosen) if offered("Sec-WebSocket-Protocol")(chosen) => {}
+        Ok(chosen) if offers(request.fields, "Sec-WebSocket-Protocol", chosen) => {}
         _ => return Err("the backend chose a subprotocol that the client did not offer"),
     }
-    if !fields.list("Sec-WebSocket-Extensions").all(offered("Sec-WebSocket-Extensions")) {
+    let mut extensions = fields.list("Sec-WebSocket-Extensions");
+    if !extensions.all(|chosen| offers(request.fields, "Sec-WebSocket-Extensions", chosen)) {
         return Err("the backend chose an extension that the client did not offer");
     }
     Ok(())
 }
 
-/// The token of an element of a list, without its parameters.
-fn token_of(element: &[u8]) -> &[u8] {
+/// Returns `base64(SHA-1(key + GUID))` (RFC 6455, 4.2.2, item 5.4).
+fn accept_value(key: &str) -> String {
+    let mut sha1 = sha1_smol::Sha1::from(key);
+    sha1.update(GUID);
+    BASE64.encode(&sha1.digest().bytes())
+}
+
+/// Returns whether a list of the request has the token of `chosen`, in the same letter case.
+/// Parameters are left to the two peers.
+fn offers(request: &Fields<'_>, name: &str, chosen: &[u8]) -> bool {
+    request.list(name).any(|offered| token(offered) == token(chosen))
+}
+
+/// Returns a list element without its parameters (RFC 6455, 9.1).
+fn token(element: &[u8]) -> &[u8] {
     element.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
-/// How the body of an answer to a GET ends (RFC 9112, 6.3).
+/// Returns how the body of an answer to a GET ends (RFC 9112, 6.3).
 fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static str> {
+    // These have no body, whatever their fields say (RFC 9112, 6.3, item 1).
     if matches!(response.status, 204 | 304) {
         return Ok(Framing::Length(0));
     }
-    let codings = response.fields.list("Transfer-Encoding");
-    if let Some(last) = codings.last() {
-        // A coding on the outside that is not chunked goes on until the end of the connection.
-        let chunked = last.eq_ignore_ascii_case(b"chunked");
-        return Ok(if chunked { Framing::Chunked } else { Framing::UntilClose });
+    // An outermost coding other than chunked ends with the connection (RFC 9112, 6.3, item 4).
+    if let Some(outermost) = response.fields.list("Transfer-Encoding").last() {
+        let is_chunked = outermost.eq_ignore_ascii_case(b"chunked");
+        return Ok(if is_chunked { Framing::Chunked } else { Framing::UntilClose });
     }
-    // Several lengths are good if they all say the same.
+    // Repeated lengths are valid as long as they are equal (RFC 9110, 8.6).
     let mut lengths = response.fields.list("Content-Length");
-    let Some(first) = lengths.next() else {
+    let Some(length) = lengths.next() else {
         return Ok(Framing::UntilClose);
     };
-    if lengths.any(|length| length != first) {
+    if lengths.any(|other| other != length) {
         return Err("the backend's answer has several lengths");
     }
-    let digits =
-        first.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(first).ok()).flatten();
-    let length = digits.and_then(|digits| digits.parse().ok());
-    length.map(Framing::Length).ok_or("the backend's answer has a bad Content-Length")
+    parse_length(length).map(Framing::Length).ok_or("the backend's answer has a bad Content-Length")
+}
+
+/// Parses a length of digits only; `None` for any other, and for one beyond 64 bits.
+fn parse_length(value: &[u8]) -> Option<u64> {
+    // Digits only: `parse` takes a sign, too.
+    let text = std::str::from_utf8(value).ok()?;
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::handshake::http::RequestHead;
+    use crate::handshake::samples::{ACCEPT, KEY, switching, switching_but, table, upgrade};
 
-    const REQUEST: &str = "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\
-        Sec-WebSocket-Protocol: chat, superchat\r\n\
-        Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits, x-other\r\n\r\n";
-
-    fn judge(head: &str) -> Result<String, &'static str> {
-        let request = RequestHead::parse(REQUEST.as_bytes()).unwrap();
+    /// Judges a head as the answer to an upgrade that offers subprotocols and extensions.
+    fn judge(head: &str) -> Result<Option<Answer>, &'static str> {
+        let request = upgrade(
+            "Sec-WebSocket-Protocol: chat, superchat\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits, x-other\r\n",
+        );
+        let request = RequestHead::parse(request.as_bytes()).unwrap();
         let request = UpgradeRequest::judge(&request).unwrap();
-        let head = ResponseHead::parse(head.as_bytes()).map_err(|_| "not HTTP")?;
-        Answer::judge(head, &request).map(|answer| match answer {
-            Answer::Interim => "interim".to_owned(),
-            Answer::Switching(_) => "switching".to_owned(),
-            Answer::Refusal(response, framing) => format!("{} {framing:?}", response.status),
-        })
+        Answer::judge(&ResponseHead::parse(head.as_bytes()).unwrap(), &request)
     }
-
-    fn switching(lines: &[&str]) -> Result<String, &'static str> {
-        judge(&format!("HTTP/1.1 101 Switching Protocols\r\n{}\r\n\r\n", lines.join("\r\n")))
-    }
-
-    const UPGRADE: &str = "Upgrade: websocket";
-    const CONNECTION: &str = "Connection: Upgrade";
-    const ACCEPT: &str = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
     #[test]
     fn the_accept_value_of_the_rfc() {
-        assert_eq!(accept_value("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(accept_value(KEY), ACCEPT);
     }
 
+    const EXTENSIONS: &str = "Sec-WebSocket-Extensions:";
+
     #[test]
-    fn a_good_101_switches() {
-        let good: [&[&str]; 7] = [
-            &[UPGRADE, CONNECTION, ACCEPT],
-            &["upgrade: WebSocket", "connection: keep-alive, upgrade", ACCEPT],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Protocol: superchat"],
-            &[
-                UPGRADE,
-                CONNECTION,
-                ACCEPT,
-                "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover",
-            ],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Extensions: x-other, permessage-deflate"],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Extensions:"],
-            &[UPGRADE, CONNECTION, ACCEPT, "Set-Cookie: a=b", "Set-Cookie: c=d"],
-        ];
-        for lines in good {
-            assert_eq!(switching(lines), Ok("switching".to_owned()), "{lines:?}");
+    fn a_101_that_belongs_to_the_request_switches() {
+        let rows = table([
+            (switching(""), false),
+            (switching_but(" Switching Protocols", ""), false),
+            (switching_but("Upgrade: websocket", "upgrade: WebSocket"), false),
+            (switching_but("Connection: Upgrade", "connection: keep-alive, upgrade"), false),
+            (switching("Sec-WebSocket-Protocol: superchat\r\n"), false),
+            (switching("Set-Cookie: a=b\r\nSet-Cookie: c=d\r\n"), false),
+            (switching(&format!("{EXTENSIONS}\r\n")), false),
+            (switching(&format!("{EXTENSIONS} permessage-deflate; server_no_context\r\n")), true),
+            (switching(&format!("{EXTENSIONS} x-other, permessage-deflate\r\n")), true),
+        ]);
+        for (head, expected) in rows {
+            let Ok(Some(Answer::Switched { is_extended, .. })) = judge(&head) else {
+                panic!("{head:?} is {:?}", judge(&head));
+            };
+            assert_eq!(is_extended, expected, "{head:?}");
         }
-        assert!(
-            judge(&format!("HTTP/1.1 101\r\n{UPGRADE}\r\n{CONNECTION}\r\n{ACCEPT}\r\n\r\n"))
-                .is_ok()
-        );
     }
 
     #[test]
-    fn a_faulty_101_does_not() {
-        let faulty: [&[&str]; 11] = [
-            &[CONNECTION, ACCEPT],
-            &[UPGRADE, ACCEPT],
-            &[UPGRADE, CONNECTION],
-            &["Upgrade: h2c", CONNECTION, ACCEPT],
-            &[UPGRADE, "Connection: close", ACCEPT],
-            &[UPGRADE, CONNECTION, "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOO="],
-            &[UPGRADE, CONNECTION, ACCEPT, ACCEPT],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Protocol: other"],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Protocol: chat, superchat"],
-            &[
-                UPGRADE,
-                CONNECTION,
-                ACCEPT,
-                "Sec-WebSocket-Protocol: chat",
-                "Sec-WebSocket-Protocol: chat",
-            ],
-            &[UPGRADE, CONNECTION, ACCEPT, "Sec-WebSocket-Extensions: x-unknown"],
-        ];
-        for lines in faulty {
-            assert!(switching(lines).is_err(), "{lines:?}");
-        }
-        assert!(
-            judge(&format!("HTTP/1.0 101 S\r\n{UPGRADE}\r\n{CONNECTION}\r\n{ACCEPT}\r\n\r\n"))
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn other_answers_are_told_apart() {
-        let answers = [
-            ("HTTP/1.1 100 Continue\r\n\r\n", "interim"),
-            ("HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "interim"),
-            ("HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\n", "403 Length(5)"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", "200 Length(5)"),
+    fn any_other_101_is_an_error() {
+        let accept = format!("Sec-WebSocket-Accept: {ACCEPT}\r\n");
+        let rows = table([
+            ("HTTP/1.0", switching_but("HTTP/1.1", "HTTP/1.0")),
+            ("switch to websocket", switching_but("Upgrade: websocket\r\n", "")),
+            ("switch to websocket", switching_but("Upgrade: websocket", "Upgrade: h2c")),
+            ("no Connection", switching_but("Connection: Upgrade\r\n", "")),
+            ("no Connection", switching_but("Connection: Upgrade", "Connection: close")),
+            ("Accept", switching_but(&accept, "")),
+            ("Accept", switching_but(ACCEPT, "s3pPLMBiTxaQ9kYGzzhZRbK+xOO=")),
+            ("Accept", switching(&accept)),
+            ("a subprotocol", switching("Sec-WebSocket-Protocol: other\r\n")),
+            ("a subprotocol", switching("Sec-WebSocket-Protocol: Chat\r\n")),
+            ("a subprotocol", switching("Sec-WebSocket-Protocol:\r\n")),
+            ("a subprotocol", switching("Sec-WebSocket-Protocol: chat, superchat\r\n")),
             (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nContent-Length: 5\r\n\r\n",
-                "200 Chunked",
+                "a subprotocol",
+                switching("Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: chat\r\n"),
             ),
-            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "200 UntilClose"),
-            ("HTTP/1.0 404 Not Found\r\n\r\n", "404 UntilClose"),
-            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "304 Length(0)"),
-        ];
-        for (head, expected) in answers {
-            assert_eq!(judge(head), Ok(expected.to_owned()), "{head:?}");
+            ("an extension", switching(&format!("{EXTENSIONS} x-unknown\r\n"))),
+            ("an extension", switching(&format!("{EXTENSIONS} x-other, x-unknown\r\n"))),
+        ]);
+        for (words, head) in rows {
+            let error = judge(&head).unwrap_err();
+            assert!(error.contains(words), "{head:?}: {error}");
         }
-        let faulty = [
-            "SSH-2.0-OpenSSH_9.2\r\n\r\n",
-            "HTTP/2 200\r\n\r\n",
-            "HTTP/1.1 99 x\r\n\r\n",
-            "HTTP/1.1 700 x\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nX-Space : x\r\n\r\n",
-        ];
-        for head in faulty {
-            assert!(judge(head).is_err(), "{head:?}");
+    }
+
+    #[test]
+    fn interim_responses_are_no_final_answer() {
+        for status in table([100, 102, 103, 199]) {
+            assert_eq!(judge(&format!("HTTP/1.1 {status} x\r\nLink: x\r\n\r\n")), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_declining_answer_has_a_framing() {
+        let rows = table([
+            (200, "", Framing::UntilClose),
+            (403, "Content-Length: 5\r\n", Framing::Length(5)),
+            (403, "Content-Length: 5\r\nContent-Length: 5\r\n", Framing::Length(5)),
+            (403, "Content-Length: 5, 5\r\n", Framing::Length(5)),
+            (599, "Content-Length: 18446744073709551615\r\n", Framing::Length(u64::MAX)),
+            (200, "Transfer-Encoding: chunked\r\n", Framing::Chunked),
+            (200, "Transfer-Encoding: gzip, CHUNKED\r\nContent-Length: 5\r\n", Framing::Chunked),
+            (200, "Transfer-Encoding: chunked, gzip\r\n", Framing::UntilClose),
+            (204, "Transfer-Encoding: chunked\r\n", Framing::Length(0)),
+            (304, "Content-Length: 5\r\n", Framing::Length(0)),
+        ]);
+        for (expected, lines, expected_framing) in rows {
+            for version in ["1.0", "1.1"] {
+                let head = format!("HTTP/{version} {expected} x\r\n{lines}\r\n");
+                let Ok(Some(Answer::Declined { status, framing, .. })) = judge(&head) else {
+                    panic!("{head:?} is {:?}", judge(&head));
+                };
+                assert_eq!((status, framing), (expected, expected_framing), "{head:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_statuses_and_lengths_are_errors() {
+        let rows = table([
+            ("no status", "HTTP/1.1 000 x\r\n\r\n"),
+            ("no status", "HTTP/1.1 099 x\r\n\r\n"),
+            ("no status", "HTTP/1.1 600 x\r\n\r\n"),
+            ("several", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
+            ("several", "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n"),
+            ("bad", "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"),
+            ("bad", "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n"),
+            ("bad", "HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\n"),
+            ("bad", "HTTP/1.1 200 OK\r\nContent-Length: 18446744073709551616\r\n\r\n"),
+        ]);
+        for (word, head) in rows {
+            let error = judge(head).unwrap_err();
+            assert!(error.contains(word), "{head:?}: {error}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Heads that the tests of this folder share.
 
-/// `Sec-WebSocket-Key` of the example in RFC 6455, 1.3.
+/// `Sec-WebSocket-Key` and [`ACCEPT`] are the pair of RFC 6455, 1.3.
 pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Returns the rows of a table test, which does not compile without any.
 pub(super) fn table<T, const N: usize>(rows: [T; N]) -> [T; N] {
@@ -20,6 +21,19 @@ pub(super) fn upgrade(lines: &str) -> String {
 /// Returns a valid upgrade with `part`, which it has once, replaced.
 pub(super) fn upgrade_but(part: &str, replacement: &str) -> String {
     replace(&upgrade(""), part, replacement)
+}
+
+/// Returns a valid 101 for [`upgrade`], its header lines followed by `lines`.
+pub(super) fn switching(lines: &str) -> String {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {ACCEPT}\r\n{lines}\r\n"
+    )
+}
+
+/// Returns a valid 101 with `part`, which it has once, replaced.
+pub(super) fn switching_but(part: &str, replacement: &str) -> String {
+    replace(&switching(""), part, replacement)
 }
 
 fn replace(head: &str, part: &str, replacement: &str) -> String {

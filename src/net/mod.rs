@@ -19,25 +19,8 @@ use std::time::Duration;
 use futures_lite::AsyncWriteExt;
 use rustix::io::Errno;
 
-use self::address::Address;
 use self::socket::Socket;
 use self::timer::within;
-
-/// Returns the addresses of a host, looked up without blocking the caller's thread.
-///
-/// # Errors
-///
-/// Those of the resolver; a name without addresses is `NotFound`.
-pub(crate) async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
-    if let Some(ip) = address.ip() {
-        return Ok(vec![SocketAddr::new(ip, address.port)]);
-    }
-    let found = async_net::resolve((address.host.as_str(), address.port)).await?;
-    if found.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no addresses"));
-    }
-    Ok(found)
-}
 
 /// Writes all bytes within a time.
 ///

@@ -11,6 +11,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
+use log::kv::{Key, Value, VisitSource};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
 use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, WsProxy};
@@ -417,6 +418,16 @@ mod settings {
     }
 }
 
+/// A record's name and fields, as an embedder finds them.
+struct Line(String);
+
+impl<'kvs> VisitSource<'kvs> for Line {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
+        self.0 += &format!(" {key}={value}");
+        Ok(())
+    }
+}
+
 /// The log of all proxies in this process.
 #[derive(Default)]
 struct Log {
@@ -456,7 +467,9 @@ impl log::Log for Log {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        self.lines.lock().unwrap().push(record.args().to_string());
+        let mut line = Line(format!("event={}", record.args()));
+        record.key_values().visit(&mut line).unwrap();
+        self.lines.lock().unwrap().push(line.0);
         self.written.notify_all();
     }
 

@@ -667,6 +667,21 @@ mod log {
         assert_eq!(value(&line, "backends"), backend.address.to_string());
     }
 
+    #[test]
+    fn a_name_forges_neither_a_line_nor_a_field() {
+        let mut program = Program::with_config(
+            r#"
+            [[ws_proxy]]
+            name = "one\ntime=now level=error event=forged \" status=101"
+            bind = "127.0.0.1:0"
+            backends = ["127.0.0.1:1"]
+            "#,
+        );
+        let line = program.wait_for("event=listening");
+        let quoted = r#""one\ntime=now level=error event=forged \" status=101""#;
+        assert!(line.contains(&format!(" section={quoted} address=127.0.0.1:")), "{line}");
+    }
+
     /// Ends a tunnel.
     type End = fn(Peer, Peer);
 

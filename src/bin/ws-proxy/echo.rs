@@ -18,7 +18,7 @@ pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
             _ => Failure::Machine(message),
         }
     })?;
-    log::info!("event=listening address={address} action=echo");
+    log::info!(address:%, action = "echo"; "listening");
     smol::block_on(process::end_signal(&mut signals));
     Ok(())
 }
@@ -31,7 +31,7 @@ pub(crate) fn start(bind: &str) -> io::Result<SocketAddr> {
         for client in listener.incoming() {
             match client.and_then(|client| thread::Builder::new().spawn(|| serve(client))) {
                 Ok(_) => {}
-                Err(error) => log::warn!("event=echo_failed error={:?}", error.to_string()),
+                Err(error) => log::warn!(error:%; "echo_failed"),
             }
         }
     });

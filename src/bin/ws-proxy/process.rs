@@ -6,8 +6,7 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
-use smol::channel::{Receiver, Sender, bounded};
-use ws_proxy::{BoundProxy, SectionConfig, Workers};
+use ws_proxy::{BoundProxy, SectionConfig, Shutdown, Workers};
 
 use crate::Failure;
 
@@ -35,43 +34,38 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 
 /// Serves until the first SIGTERM, SIGINT or SIGUSR1, and then until every section has drained, or it is told to end again.
 pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
-    let (stop, stopped) = bounded::<()>(1);
+    let shutdown = Shutdown::new();
     let executor = Executor::new();
-    let sections: Vec<_> = bounds
-        .into_iter()
-        .map(|bound| executor.spawn(bound.run(closed(stopped.clone()))))
-        .collect();
+    let sections: Vec<_> =
+        bounds.into_iter().map(|bound| executor.spawn(bound.run(shutdown.begun()))).collect();
     let all_drained = async {
         for section in sections {
             section.await;
         }
     };
-    executor.run(future::or(all_drained, obey(signals, stop))).await;
+    executor.run(future::or(all_drained, obey(signals, &shutdown))).await;
 }
 
-/// Completes when nobody can send any more.
-async fn closed(stopped: Receiver<()>) {
-    while stopped.recv().await.is_ok() {}
-}
-
-/// Drops `stop` at the first signal to drain, and returns when it is time to leave.
+/// Begins the shutdown at the first signal to drain, and returns when it is time to leave.
 ///
 /// SIGUSR1 begins a drain and is no signal to end, so that a hook that has sent it does not turn the SIGTERM that
 /// follows into the second one.
-async fn obey(mut signals: Signals, stop: Sender<()>) {
-    let mut stop = Some(stop);
+async fn obey(mut signals: Signals, shutdown: &Shutdown) {
     let mut is_told_to_end = false;
     loop {
         let signal = next_of(&mut signals).await;
         let is_end = matches!(signal, Signal::Term | Signal::Int);
         if is_end && is_told_to_end {
-            log::warn!("event=signal signal={signal:?} action=leave");
+            log::warn!(signal:?, action = "leave"; "signal");
             return;
         }
         is_told_to_end |= is_end;
-        let begins = if is_end || signal == Signal::Usr1 { stop.take() } else { None };
-        let action = if begins.is_some() { "drain" } else { "none" };
-        log::info!("event=signal signal={signal:?} action={action}");
+        let begins = (is_end || signal == Signal::Usr1) && !shutdown.has_begun();
+        if begins {
+            shutdown.begin();
+        }
+        let action = if begins { "drain" } else { "none" };
+        log::info!(signal:?, action; "signal");
     }
 }
 
@@ -84,7 +78,7 @@ async fn next_of(signals: &mut Signals) -> Signal {
     loop {
         match signals.next().await {
             Some(Ok(signal)) => return signal,
-            Some(Err(error)) => log::error!("event=signals_failed error={:?}", error.to_string()),
+            Some(Err(error)) => log::error!(error:%; "signals_failed"),
             None => future::pending().await,
         }
     }
@@ -97,10 +91,10 @@ fn raise_descriptor_limit() {
         return;
     }
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        Ok(()) => log::debug!("event=descriptor_limit from={current:?} to={maximum:?}"),
+        Ok(()) => log::debug!(from = current, to = maximum; "descriptor_limit"),
         Err(error) => {
-            let error = io::Error::from(error).to_string();
-            log::warn!("event=descriptor_limit_unchanged limit={current:?} error={error:?}");
+            let error = io::Error::from(error);
+            log::warn!(limit = current, error:%; "descriptor_limit_unchanged");
         }
     }
 }

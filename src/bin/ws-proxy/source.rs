@@ -132,12 +132,11 @@ impl Source {
     /// Tells the log what is used and what is not.
     pub(crate) fn log(&self) {
         if let Some(file) = &self.file {
-            let file = file.display().to_string();
             let how = if self.found { "found" } else { "named" };
-            log::info!("event=config file={file:?} how={how} sections={}", self.sections.len());
+            log::info!(file:% = file.display(), how, sections = self.sections.len(); "config");
         }
         if !self.ignored.is_empty() {
-            log::warn!("event=config_ignored keys={:?}", self.ignored.join(", "));
+            log::warn!(keys:% = self.ignored.join(", "); "config_ignored");
         }
     }
 }

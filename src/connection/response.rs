@@ -1,0 +1,109 @@
+//! Responses that end a connection: the proxy's own, and a backend's that is no 101.
+
+use std::io;
+use std::time::Duration;
+
+use futures_lite::{AsyncReadExt, future};
+
+use super::read_ahead::ReadAhead;
+use crate::events::Event;
+use crate::handshake::body::{Body, BodyProgress, Framing};
+use crate::handshake::error_response::ErrorResponse;
+use crate::net;
+use crate::net::close::linger;
+use crate::net::socket::Socket;
+use crate::net::timer::within;
+
+/// Time for a client to take a response of the proxy.
+const RESPONSE_TIME: Duration = Duration::from_secs(5);
+/// Most bytes of a body that one read takes.
+const STEP: usize = 16 * 1024;
+
+/// A backend's response other than a 101, ready for the client.
+pub(super) struct Declined {
+    pub(super) backend: Socket,
+    /// Head for the client.
+    pub(super) head: Vec<u8>,
+    /// Bytes of the body that came together with the head.
+    pub(super) rest: Vec<u8>,
+    pub(super) framing: Framing,
+}
+
+/// End of a forwarded response.
+pub(super) enum ForwardEnd {
+    /// The client got all of it.
+    Whole,
+    /// The client got a part of it, because of this fault.
+    Part(io::Error),
+    /// The client's connection broke.
+    ClientGone,
+}
+
+/// Sends a response of the proxy, and closes such that it can arrive.
+pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
+    match net::write_within(RESPONSE_TIME, &client, &response.to_bytes()).await {
+        Ok(()) => linger(client).await,
+        Err(error) => Event::AnswerFailed { error: &error }.emit(),
+    }
+}
+
+/// Forwards head and body, then closes both connections in order. `timeout` bounds each wait for the backend, and for
+/// the client to take what it gets.
+pub(super) async fn forward_response(
+    client: Socket,
+    mut read_ahead: ReadAhead,
+    declined: Declined,
+    timeout: Duration,
+) -> ForwardEnd {
+    let Declined { backend, head, rest, framing } = declined;
+    let forwarded = async {
+        match forward(&client, &backend, head, (framing, rest), timeout).await {
+            Ok(()) => ForwardEnd::Whole,
+            Err(fault) => ForwardEnd::Part(fault),
+        }
+    };
+    let client_is_gone = async {
+        read_ahead.watch(&client).await;
+        ForwardEnd::ClientGone
+    };
+    let result = future::or(forwarded, client_is_gone).await;
+    // A backend that is still writing is read on for a while and not reset: some die of that.
+    future::zip(linger(client), linger(backend)).await;
+    result
+}
+
+/// Forwards everything up to the end of the body, whose first bytes have come already.
+async fn forward(
+    client: &Socket,
+    mut backend: &Socket,
+    head: Vec<u8>,
+    (framing, mut bytes): (Framing, Vec<u8>),
+    timeout: Duration,
+) -> io::Result<()> {
+    let fault = |what: &'static str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    let mut body = Body::new(framing);
+    let mut outgoing = head;
+    loop {
+        let progress = body.advance(&bytes);
+        let passing = match progress {
+            BodyProgress::More => bytes.len(),
+            BodyProgress::End(end) | BodyProgress::Fault(end) => end,
+        };
+        outgoing.extend_from_slice(&bytes[..passing]);
+        net::write_within(timeout, client, &outgoing).await?;
+        outgoing.clear();
+        match progress {
+            BodyProgress::More => {}
+            BodyProgress::End(_) => return Ok(()),
+            BodyProgress::Fault(_) => return fault("the backend's body has broken chunks"),
+        }
+        bytes.resize(STEP, 0);
+        let read = within(client.reactor(), timeout, backend.read(&mut bytes)).await;
+        let count = read.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
+        bytes.truncate(count);
+        if count == 0 {
+            let is_whole = body.may_end_here();
+            return if is_whole { Ok(()) } else { fault("the backend's body is cut short") };
+        }
+    }
+}

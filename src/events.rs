@@ -1,0 +1,406 @@
+//! Events of the connections and the sections, as values.
+//!
+//! An event is made once, where it happens, and [emitted](Event::emit). It knows its name, its
+//! level and its fields, and no format: a log record carries the fields as key-values.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use log::kv::{self, Key, Source, Value, VisitSource};
+use log::{Level, Record};
+
+use crate::backend::{Backend, Lease};
+use crate::handshake::error_response::ErrorResponse;
+use crate::section::{Client, Section};
+use crate::tunnel::TunnelEnd;
+
+/// Target of the log records.
+const TARGET: &str = "ws_proxy";
+
+/// The mend that [`Event::Hint`] names.
+const HINT: &str = "the backend refused a handshake with an Origin; if it compares Origin with \
+                    Host, set host = \"preserve\" in this section";
+
+/// Something that the log tells of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event<'a> {
+    /// A section begins to serve.
+    Listening { section: &'a Section, address: SocketAddr },
+    /// A shutdown has begun, and the section still accepts for `delay`.
+    LameDuck { section: &'a Section, delay: Duration },
+    /// The section no longer accepts, and closes its tunnels over `spread`.
+    Draining { section: &'a Section, spread: Duration },
+    /// The section is done; `all_ended` is false where connections had to be cut.
+    Stopped { section: &'a Section, all_ended: bool },
+    /// The listening socket could not be registered with its event loop.
+    ListenFailed { section: &'a Section, error: &'a io::Error },
+    /// Accepting failed, for the `failures`th time since the last such event.
+    AcceptFailed { section: &'a Section, failures: u64, pause: Duration, error: &'a io::Error },
+
+    /// A client's socket could not be registered with its event loop.
+    RegisterFailed { client: &'a Client, error: &'a io::Error },
+    /// A client was closed without an answer, since too many are being refused already.
+    Dropped { client: &'a Client },
+    /// A client never sent a byte; `ended_by` is "client" or "timeout".
+    Silent { client: &'a Client, ended_by: &'static str },
+    /// A client's connection broke before it had an answer.
+    ClientGone { client: &'a Client, stage: Stage },
+    /// A client got an error response of this proxy.
+    Refused { client: &'a Client, response: &'a ErrorResponse },
+    /// An error response could not be sent.
+    AnswerFailed { error: &'a io::Error },
+
+    /// No address of a backend could be connected to.
+    BackendUnreachable { backend: &'a Backend, error: &'a io::Error },
+    /// There was no descriptor left for a connection to a backend.
+    OutOfDescriptors { backend: &'a Backend, error: &'a io::Error },
+    /// A backend's answer was missing, late or invalid; `response` is what the client gets.
+    BackendFaulty { backend: &'a Backend, response: &'a ErrorResponse },
+    /// A client got the backend's own answer, which was no 101. `fault` is the error that kept it
+    /// from getting all of it.
+    Declined { client: &'a Client, lease: &'a Lease, status: u16, fault: Option<&'a io::Error> },
+    /// A backend refused a browser, and a setting may mend that.
+    Hint { section: &'a Section, status: u16 },
+
+    /// A tunnel is over. Both times count from the accept: `handshake` to the verified 101,
+    /// `lifetime` to the end.
+    TunnelEnded {
+        client: &'a Client,
+        lease: &'a Lease,
+        handshake: Duration,
+        lifetime: Duration,
+        end: &'a TunnelEnd,
+    },
+    /// The frames of a tunnel that is over.
+    TunnelFrames { client: &'a Client, end: &'a TunnelEnd },
+}
+
+/// Progress of a connection whose client went away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Within the request's head.
+    Head,
+    /// While a backend was being connected to, or had not answered yet.
+    Handshake,
+    /// While the backend's refusal was being forwarded.
+    Refusal,
+}
+
+impl Event<'_> {
+    /// Feeds the event to everything that observes this proxy: one log record.
+    pub(crate) fn emit(&self) {
+        let level = self.level();
+        if level > log::STATIC_MAX_LEVEL || level > log::max_level() {
+            return;
+        }
+        log::logger().log(
+            &Record::builder()
+                .level(level)
+                .target(TARGET)
+                .args(format_args!("{}", self.name()))
+                .key_values(self)
+                .build(),
+        );
+    }
+
+    /// Returns the message of the log record.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Listening { .. } => "listening",
+            Self::LameDuck { .. } => "lame_duck",
+            Self::Draining { .. } => "draining",
+            Self::Stopped { .. } => "stopped",
+            Self::ListenFailed { .. } => "listen_failed",
+            Self::AcceptFailed { .. } => "accept_failed",
+            Self::RegisterFailed { .. } => "register_failed",
+            Self::Dropped { .. } => "dropped",
+            Self::Silent { .. } => "silent",
+            Self::ClientGone { .. } => "client_gone",
+            Self::Refused { .. } | Self::Declined { .. } => "refused",
+            Self::AnswerFailed { .. } => "answer_failed",
+            Self::BackendUnreachable { .. } => "backend_unreachable",
+            Self::OutOfDescriptors { .. } => "out_of_descriptors",
+            Self::BackendFaulty { .. } => "backend_faulty",
+            Self::Hint { .. } => "hint",
+            Self::TunnelEnded { .. } => "tunnel_end",
+            Self::TunnelFrames { .. } => "tunnel_frames",
+        }
+    }
+
+    fn level(&self) -> Level {
+        match self {
+            Self::ListenFailed { .. }
+            | Self::AcceptFailed { .. }
+            | Self::RegisterFailed { .. }
+            | Self::OutOfDescriptors { .. } => Level::Error,
+            Self::BackendUnreachable { .. } | Self::BackendFaulty { .. } | Self::Hint { .. } => {
+                Level::Warn
+            }
+            Self::Listening { .. }
+            | Self::LameDuck { .. }
+            | Self::Draining { .. }
+            | Self::Stopped { .. }
+            | Self::ClientGone { .. }
+            | Self::Refused { .. }
+            | Self::Declined { .. }
+            | Self::TunnelEnded { .. } => Level::Info,
+            Self::Dropped { .. }
+            | Self::Silent { .. }
+            | Self::AnswerFailed { .. }
+            | Self::TunnelFrames { .. } => Level::Debug,
+        }
+    }
+
+    /// Returns the section that the event's first field names.
+    fn section(&self) -> Option<&Section> {
+        match self {
+            Self::Listening { section, .. }
+            | Self::LameDuck { section, .. }
+            | Self::Draining { section, .. }
+            | Self::Stopped { section, .. }
+            | Self::ListenFailed { section, .. }
+            | Self::AcceptFailed { section, .. }
+            | Self::Hint { section, .. } => Some(section),
+            _ => self.client().map(|client| &*client.section),
+        }
+    }
+
+    /// Returns the client that the fields after the section name.
+    fn client(&self) -> Option<&Client> {
+        match self {
+            Self::RegisterFailed { client, .. }
+            | Self::Dropped { client }
+            | Self::Silent { client, .. }
+            | Self::ClientGone { client, .. }
+            | Self::Refused { client, .. }
+            | Self::Declined { client, .. }
+            | Self::TunnelEnded { client, .. }
+            | Self::TunnelFrames { client, .. } => Some(client),
+            _ => None,
+        }
+    }
+}
+
+impl Source for Event<'_> {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
+        if let Some(section) = self.section() {
+            put(visitor, [("section", Value::from(&*section.name))])?;
+        }
+        if let Some(Client { id, peer, .. }) = self.client() {
+            put(visitor, [("id", id.into())])?;
+            // The end of a tunnel with this number tells its client.
+            if !matches!(self, Self::TunnelFrames { .. }) {
+                put(visitor, [("client", Value::from_display(peer))])?;
+            }
+        }
+        match self {
+            Self::Listening { section, address } => {
+                let backends = Value::from_display(&section.pool);
+                put(visitor, [("address", Value::from_display(address)), ("backends", backends)])
+            }
+            Self::LameDuck { delay, .. } => put(visitor, [("delay_ms", milliseconds(*delay))]),
+            Self::Draining { spread, .. } => put(visitor, [("spread_ms", milliseconds(*spread))]),
+            Self::Stopped { all_ended, .. } => put(visitor, [("all_ended", all_ended.into())]),
+            Self::ListenFailed { error, .. }
+            | Self::RegisterFailed { error, .. }
+            | Self::AnswerFailed { error } => put(visitor, [("error", text(error))]),
+            Self::AcceptFailed { failures, pause, error, .. } => {
+                let pause = ("pause_ms", milliseconds(*pause));
+                put(visitor, [("failures", failures.into()), pause, ("error", text(error))])
+            }
+            Self::Dropped { .. } => put(visitor, [("reason", "full".into())]),
+            Self::Silent { ended_by, .. } => put(visitor, [("ended_by", Value::from(*ended_by))]),
+            Self::ClientGone { stage, .. } => put(visitor, [("stage", stage.name().into())]),
+            Self::Refused { response: ErrorResponse { status, reason, detail, .. }, .. } => {
+                let (status, reason) = (Value::from(status), Value::from(*reason));
+                let detail = Value::from(&**detail);
+                put(visitor, [("status", status), ("reason", reason), ("detail", detail)])
+            }
+            Self::BackendUnreachable { backend, error }
+            | Self::OutOfDescriptors { backend, error } => {
+                put(visitor, [("backend", backend.name().into()), ("error", text(error))])
+            }
+            Self::BackendFaulty { backend, response: ErrorResponse { reason, detail, .. } } => {
+                let reason = ("reason", Value::from(*reason));
+                let error = ("error", Value::from(&**detail));
+                put(visitor, [("backend", backend.name().into()), reason, error])
+            }
+            Self::Declined { lease, status, fault, .. } => {
+                put(visitor, [("backend", lease.backend().name().into())])?;
+                let reason = ("reason", "backend_status".into());
+                put(visitor, [("status", status.into()), reason])?;
+                fault.as_ref().map_or(Ok(()), |fault| put(visitor, [("fault", text(fault))]))
+            }
+            Self::Hint { status, .. } => {
+                put(visitor, [("status", status.into()), ("hint", HINT.into())])
+            }
+            Self::TunnelEnded { lease, handshake, lifetime, end, .. } => {
+                put(visitor, tunnel_fields(lease, *handshake, *lifetime, end))
+            }
+            Self::TunnelFrames { end, .. } => put(visitor, frame_fields(end)),
+        }
+    }
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Handshake => "handshake",
+            Self::Refusal => "refusal",
+        }
+    }
+}
+
+/// One field of a log record.
+type KeyValue<'v> = (&'static str, Value<'v>);
+
+fn put<'v, const N: usize>(
+    visitor: &mut dyn VisitSource<'v>,
+    fields: [KeyValue<'v>; N],
+) -> Result<(), kv::Error> {
+    fields.into_iter().try_for_each(|(key, value)| visitor.visit_pair(Key::from(key), value))
+}
+
+fn tunnel_fields<'v>(
+    lease: &'v Lease,
+    handshake: Duration,
+    lifetime: Duration,
+    end: &'v TunnelEnd,
+) -> [KeyValue<'v>; 13] {
+    // Null where a side sent no Close, or one without a code.
+    let code = |code: Option<u16>| code.map_or(Value::null(), Value::from);
+    [
+        ("backend", lease.backend().name().into()),
+        ("status", 101.into()),
+        ("handshake_ms", (handshake.as_secs_f64() * 1_000.0).into()),
+        ("lifetime_ms", milliseconds(lifetime)),
+        ("bytes_to_backend", end.written_to.backend.into()),
+        ("bytes_to_client", end.written_to.client.into()),
+        ("ended_by", end.reason.ended_by().into()),
+        ("reason", end.reason.name().into()),
+        ("client_close", code(end.sent_by.client.close_code())),
+        ("backend_close", code(end.sent_by.backend.close_code())),
+        ("client_messages", end.sent_by.client.messages().into()),
+        ("backend_messages", end.sent_by.backend.messages().into()),
+        ("opaque", end.opaque.into()),
+    ]
+}
+
+fn frame_fields(end: &TunnelEnd) -> [KeyValue<'_>; 12] {
+    let (client, backend) = (&end.sent_by.client, &end.sent_by.backend);
+    [
+        ("client_text", client.text.into()),
+        ("client_binary", client.binary.into()),
+        ("client_pings", client.pings.into()),
+        ("client_pongs", client.pongs.into()),
+        ("client_frames", client.frames.into()),
+        ("client_payload", client.payload.into()),
+        ("backend_text", backend.text.into()),
+        ("backend_binary", backend.binary.into()),
+        ("backend_pings", backend.pings.into()),
+        ("backend_pongs", backend.pongs.into()),
+        ("backend_frames", backend.frames.into()),
+        ("backend_payload", backend.payload.into()),
+    ]
+}
+
+fn text<'v>(error: &'v &io::Error) -> Value<'v> {
+    Value::from_display(error)
+}
+
+fn milliseconds(time: Duration) -> Value<'static> {
+    Value::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::settings::{RawDrain, RawSection};
+
+    /// Collects an event's fields as text.
+    #[derive(Default)]
+    struct Fields(Vec<String>);
+
+    impl<'kvs> VisitSource<'kvs> for Fields {
+        fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+            self.0.push(format!("{key}={value}"));
+            Ok(())
+        }
+    }
+
+    fn fields(event: Event<'_>) -> String {
+        let mut fields = Fields::default();
+        event.visit(&mut fields).unwrap();
+        fields.0.join(" ")
+    }
+
+    fn client() -> Client {
+        let raw = RawSection {
+            name: Some("chat".to_owned()),
+            bind: Some("127.0.0.1:0".to_owned()),
+            backends: Some(vec!["a:1".to_owned(), "b:2".to_owned()]),
+            ..RawSection::default()
+        };
+        let settings = raw.check(&RawDrain::default().check().unwrap()).unwrap();
+        let local = "127.0.0.1:8080".parse().unwrap();
+        let section = Arc::new(Section::new(settings, local));
+        let peer = "[::ffff:192.0.2.1]:9".parse().unwrap();
+        Client { id: 7, ..Client::new(peer, Instant::now(), &section) }
+    }
+
+    #[test]
+    fn each_event_names_its_section_and_its_client_first() {
+        let client = client();
+        let section = &*client.section;
+        let error = &io::Error::other("no luck");
+        let lease = &section.pool.pick().next().unwrap();
+        let declined = |fault| Event::Declined { client: &client, lease, status: 401, fault };
+        let response = &ErrorResponse::origin("not you");
+        let events = [
+            (
+                Event::Listening { section, address: "127.0.0.1:8080".parse().unwrap() },
+                "section=chat address=127.0.0.1:8080 backends=a:1,b:2",
+            ),
+            (Event::Stopped { section, all_ended: true }, "section=chat all_ended=true"),
+            (
+                Event::AcceptFailed {
+                    section,
+                    failures: 3,
+                    pause: Duration::from_millis(10),
+                    error,
+                },
+                "section=chat failures=3 pause_ms=10 error=no luck",
+            ),
+            (
+                Event::ClientGone { client: &client, stage: Stage::Handshake },
+                "section=chat id=7 client=192.0.2.1:9 stage=handshake",
+            ),
+            (
+                Event::Refused { client: &client, response },
+                "section=chat id=7 client=192.0.2.1:9 status=403 reason=origin detail=not you",
+            ),
+            (
+                declined(None),
+                "section=chat id=7 client=192.0.2.1:9 backend=a:1 status=401 \
+                 reason=backend_status",
+            ),
+            (
+                declined(Some(error)),
+                "section=chat id=7 client=192.0.2.1:9 backend=a:1 status=401 \
+                 reason=backend_status fault=no luck",
+            ),
+            (
+                Event::BackendUnreachable { backend: lease.backend(), error },
+                "backend=a:1 error=no luck",
+            ),
+        ];
+        for (event, expected) in events {
+            assert_eq!(fields(event), expected);
+        }
+    }
+}
