@@ -53,9 +53,9 @@ mod limits {
 
     #[test]
     fn a_frame_over_the_limit_is_refused_from_its_header() {
-        for (limit, over) in
-            table([(100, 101), (100, 1 << 40), (125, 126), (65_535, 65_536), (70_000, 70_001)])
-        {
+        let rows =
+            table([(100, 101), (100, 1 << 40), (125, 126), (65_535, 65_536), (70_000, 70_001)]);
+        let refuse = |(limit, over)| {
             let mut proxy = ProxyProgram::start(&format!("max_frame_bytes = {limit}"), GRACE);
             for from in [C, B] {
                 let refused = from.header(0x82, over);
@@ -63,7 +63,12 @@ mod limits {
                 let passing = [from.text("before"), from.frame(PING, "x")].concat();
                 assert_refused(&mut proxy, from, &passing, &refused, 1009, "message_too_big");
             }
-        }
+        };
+        std::thread::scope(|scope| {
+            for row in rows {
+                scope.spawn(move || refuse(row));
+            }
+        });
     }
 
     #[test]
@@ -132,6 +137,7 @@ mod limits {
         let mut proxy = ProxyProgram::start("max_frame_bytes = 100", GRACE);
         for from in [C, B] {
             let header = from.header(0x82, 1_000);
+            let mut tunnels = Vec::new();
             for cut in 1..header.len() {
                 let (mut sender, mut other) = proxy.tunnel_from(from);
                 sender.send(&header[..cut]);
@@ -139,6 +145,9 @@ mod limits {
                 sender.send(&header[cut..]);
                 sender.expect_proxy_close(from, 1009);
                 sender.send(from.close(1009));
+                tunnels.push((sender, other));
+            }
+            for (mut sender, mut other) in tunnels {
                 other.expect_eof();
                 drop(other);
                 sender.expect_eof();

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::support::{
     Backend, PATIENCE, Peer, Program, assert_alive, expect_refused, is_dialled,
-    raise_descriptor_limit, section, switching, upgrade, value, wait_until,
+    raise_descriptor_limit, section, switching, table, upgrade, value, wait_until,
 };
 
 /// A program in front of one backend, and its address.
@@ -477,116 +477,131 @@ type Way = fn(&Sections);
 /// Brings the two sides of a tunnel into a state, with many bytes to send.
 type State = fn(&mut Peer, &mut Peer, &[u8]);
 
-#[test]
-fn no_way_of_ending_leaks() {
-    let ways: [(&str, Way); 22] = [
-        ("the client closes the tunnel", |it| {
+/// How often a way is gone that waits for no timeout, and one that does.
+const QUICK: usize = 15;
+const SLOW: usize = 3;
+
+/// Every way in which a connection can end.
+fn ways() -> [(&'static str, usize, Way); 22] {
+    table([
+        ("the client closes the tunnel", QUICK, |it| {
             let (client, mut server) = it.tunnel();
             drop(client);
             server.expect_eof();
         }),
-        ("the backend closes the tunnel", |it| {
+        ("the backend closes the tunnel", QUICK, |it| {
             let (mut client, server) = it.tunnel();
             drop(server);
             client.expect_eof();
         }),
-        ("both close the tunnel", |it| drop(it.tunnel())),
-        ("the halves end one after the other", |it| {
+        ("both close the tunnel", QUICK, |it| drop(it.tunnel())),
+        ("the halves end one after the other", QUICK, |it| {
             let (mut client, mut server) = it.tunnel();
             client.end_sending();
             server.expect_eof();
             server.end_sending();
             client.expect_eof();
         }),
-        ("the client resets the tunnel", |it| {
+        ("the client resets the tunnel", QUICK, |it| {
             let (client, mut server) = it.tunnel();
             client.reset();
             server.expect_end();
         }),
-        ("the backend resets the tunnel", |it| {
+        ("the backend resets the tunnel", QUICK, |it| {
             let (mut client, server) = it.tunnel();
             server.reset();
             client.expect_end();
         }),
-        ("both reset the tunnel", |it| {
+        ("both reset the tunnel", QUICK, |it| {
             let (client, server) = it.tunnel();
             client.reset();
             server.reset();
         }),
-        ("the client resets after the backend has ended", |it| {
+        ("the client resets after the backend has ended", QUICK, |it| {
             let (mut client, mut server) = it.tunnel();
             server.end_sending();
             client.expect_eof();
             client.reset();
             server.expect_end();
         }),
-        ("the client resets after it has ended", |it| {
+        ("the client resets after it has ended", QUICK, |it| {
             let (mut client, mut server) = it.tunnel();
             client.end_sending();
             server.expect_eof();
             client.reset();
             server.write_until_broken();
         }),
-        ("the client says nothing and closes", |it| drop(Peer::connect(it.addresses["plain"]))),
-        ("the client resets within its head", |it| it.sending("plain", "GET / HT").reset()),
-        ("the client closes within its head", |it| {
+        ("the client says nothing and closes", QUICK, |it| {
+            drop(Peer::connect(it.addresses["plain"]))
+        }),
+        ("the client resets within its head", QUICK, |it| it.sending("plain", "GET / HT").reset()),
+        ("the client closes within its head", QUICK, |it| {
             let mut client = it.sending("plain", "GET / HT");
             client.end_sending();
             client.expect_end();
         }),
-        ("the client says nothing until the timeout", |it| assert_eq!(it.answer("hasty", ""), "")),
-        ("the client stalls until the timeout", |it| {
+        ("the client says nothing until the timeout", SLOW, |it| {
+            assert_eq!(it.answer("hasty", ""), "")
+        }),
+        ("the client stalls until the timeout", SLOW, |it| {
             assert!(it.answer("hasty", "GET / HT").starts_with("HTTP/1.1 408 "));
         }),
-        ("the request is refused", |it| {
+        ("the request is refused", QUICK, |it| {
             assert!(
                 it.answer("plain", "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                     .starts_with("HTTP/1.1 400 ")
             );
         }),
-        ("the backend cannot be dialled", |it| {
+        ("the backend cannot be dialled", QUICK, |it| {
             assert!(it.answer("dead", upgrade("")).starts_with("HTTP/1.1 502 "));
         }),
-        ("the backend does not accept in time", |it| {
+        ("the backend does not accept in time", SLOW, |it| {
             assert!(it.answer("stuck", upgrade("")).starts_with("HTTP/1.1 504 "));
         }),
-        ("the client resets while the backend is dialled", |it| {
+        ("the client resets while the backend is dialled", QUICK, |it| {
             let client = it.sending("dialling", upgrade(""));
             wait_until("the backend is dialled", || is_dialled(it.stuck.address));
             client.reset();
             wait_until("it is dialled no more", || !is_dialled(it.stuck.address));
         }),
-        ("the client resets while the backend thinks", |it| {
+        ("the client resets while the backend thinks", QUICK, |it| {
             let (client, mut server) = it.awaiting("plain");
             client.reset();
             server.expect_end();
         }),
-        ("the backend resets instead of answering", |it| {
+        ("the backend resets instead of answering", QUICK, |it| {
             let (mut client, server) = it.awaiting("plain");
             server.reset();
             assert!(client.read_head().starts_with("HTTP/1.1 502 "));
         }),
-        ("the backend does not answer in time", |it| {
+        ("the backend does not answer in time", SLOW, |it| {
             let (mut client, _server) = it.awaiting("hasty");
             assert!(client.read_head().starts_with("HTTP/1.1 504 "));
         }),
-        ("the client resets while a refusal is passed on", |it| {
+        ("the client resets while a refusal is passed on", QUICK, |it| {
             let (mut client, mut server) = it.awaiting("plain");
             server.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\nhalf");
             client.read_head();
             client.reset();
             server.expect_end();
         }),
-    ];
+    ])
+}
 
+#[test]
+fn hundreds_of_connections_of_all_kinds_leave_no_descriptor_and_no_thread() {
+    let ways = ways();
+    assert!(ways.iter().map(|(_, times, _)| times).sum::<usize>() > 250);
     let mut it = Sections::start();
-    let (connections, threads) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
-    for (name, end) in ways {
+    let (_, threads) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
+    let descriptors = it.program.descriptors();
+    for (name, times, end) in ways {
         println!("{name}");
-        for _ in 0..3 {
+        for _ in 0..times {
             end(&it);
         }
-        it.program.wait_for_connections(connections);
+        // Small messages borrow no pipe, of which some may be kept.
+        it.program.wait_for_descriptors(descriptors);
         it.program.wait_for_threads(threads);
     }
     // A task that was left would hold up the drain.
