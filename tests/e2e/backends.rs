@@ -44,9 +44,11 @@ fn only_good_handshakes_take_a_turn() {
     let proxy = Proxy::to(&[&backends[0], &backends[1]]).origins(["none"]);
     let proxy = Proxy::start(proxy);
     assert_eq!(turn(&proxy, &backends), 0);
-    for bad in
-        ["\n".to_owned(), upgrade_but("GET", "POST"), upgrade("Origin: https://a.example\r\n")]
-    {
+    for bad in table([
+        "\n".to_owned(),
+        upgrade_but("GET", "POST"),
+        upgrade("Origin: https://a.example\r\n"),
+    ]) {
         Peer::sending(proxy.address, bad).read_refusal();
         assert!(!backends.iter().any(Backend::has_waiting));
     }
@@ -162,8 +164,8 @@ const UNUSUAL: &[u8] = b"GET /a%20b/?c={d}&e HTTP/1.1\r\n\
     Forwarded: for=192.0.2.1\r\n\
     Sec-WebSocket-Version: 13\r\n\r\n";
 
-/// Asserts what the backend gets of it, byte for byte. `middle` is what the settings leave of the fields that are about
-/// the client, `end` what they add.
+/// Asserts the head that the backend gets of it, byte for byte. `middle` is the part that settings
+/// leave of the fields that are about the client, `end` what they add.
 fn assert_forwarded(proxy: WsProxy, backend: &Backend, host: &str, middle: [&[u8]; 5], end: &[u8]) {
     let [chain, proto, more, forged, standard] = middle;
     let proxy = Proxy::start(proxy);
@@ -216,7 +218,8 @@ fn with_forwarded_replace_only_this_hop_is_told_of() {
         &backend,
         &backend.address.to_string(),
         [b""; 5],
-        b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com:81\r\nX-Forwarded-Proto: http\r\n",
+        b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com:81\r\n\
+          X-Forwarded-Proto: http\r\n",
     );
 }
 
@@ -246,7 +249,8 @@ fn a_client_without_a_chain_begins_one() {
     assert_eq!(
         head,
         format!(
-            "GET /chat HTTP/1.1\r\nHost: {}\r\nSec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\
+            "GET /chat HTTP/1.1\r\nHost: {}\r\nSec-WebSocket-Key: {KEY}\r\n\
+             Sec-WebSocket-Version: 13\r\n\
              Connection: Upgrade\r\nUpgrade: websocket\r\nX-Forwarded-For: 127.0.0.1\r\n\
              X-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n",
             backend.address
@@ -261,7 +265,8 @@ fn awaiting(proxy: &Proxy, backend: &Backend) -> (Peer, Peer) {
     Peer::handshake(proxy.address, backend, upgrade(""))
 }
 
-/// The whole response that the client gets for these bytes of a backend, which then ends its sending.
+/// The whole response that the client gets for these bytes of a backend, which then ends its
+/// sending.
 fn answered(bytes: impl AsRef<[u8]>) -> String {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
@@ -274,11 +279,13 @@ fn answered(bytes: impl AsRef<[u8]>) -> String {
 #[test]
 fn the_101_reaches_the_client_as_the_backend_sent_it() {
     let own = format!(
-        "Server:x\r\nSet-Cookie: a=b; Path=/\r\nsec-websocket-ACCEPT:\t{ACCEPT}\r\nset-cookie:  c=d \r\n\
+        "Server:x\r\nSet-Cookie: a=b; Path=/\r\nsec-websocket-ACCEPT:\t{ACCEPT}\r\n\
+         set-cookie:  c=d \r\n\
          Set-Cookie: a=b; Path=/\r\nX-Empty:\r\n"
     );
     let got = answered(format!(
-        "HTTP/1.1 101 Web Socket Here\r\nConnection: keep-alive, upgrade, X-Hop\r\n{own}UPGRADE: WebSocket\r\n\
+        "HTTP/1.1 101 Web Socket Here\r\nConnection: keep-alive, upgrade, X-Hop\r\n{own}\
+         UPGRADE: WebSocket\r\n\
          Keep-Alive: timeout=5\r\nX-Hop: 1\r\n\r\n"
     ));
     let switch = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
@@ -311,7 +318,8 @@ fn a_101_may_come_byte_by_byte() {
 
 #[test]
 fn interim_answers_are_skipped() {
-    let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 \r\n\r\n";
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n\
+                   HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 \r\n\r\n";
     let plain = answered(switching("") + "frame");
     assert!(plain.starts_with("HTTP/1.1 101 ") && plain.ends_with("\r\n\r\nframe"), "{plain}");
     assert_eq!(answered(interim.to_owned() + &switching("") + "frame"), plain);
@@ -334,12 +342,14 @@ fn interim_answers_without_end_get_502() {
 #[test]
 fn a_body_with_a_length_is_passed_on_whole_and_nothing_after_it() {
     let got = answered(
-        "HTTP/1.1 403 Not You\r\nServer: x\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\nset-cookie: c=d\r\n\
+        "HTTP/1.1 403 Not You\r\nServer: x\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\n\
+         set-cookie: c=d\r\n\
          Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\nhelloHTTP/1.1 200 OK\r\n\r\n",
     );
     assert_eq!(
         got,
-        "HTTP/1.1 403 Not You\r\nServer: x\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\nset-cookie: c=d\r\n\
+        "HTTP/1.1 403 Not You\r\nServer: x\r\nSet-Cookie: a=b\r\nContent-Length: 5\r\n\
+         set-cookie: c=d\r\n\
          Connection: close\r\n\r\nhello"
     );
 }
@@ -364,7 +374,7 @@ fn a_body_until_close_is_passed_on_whole() {
 fn an_answer_without_a_body_ends_with_its_head() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    for status in [204, 304] {
+    for status in table([204, 304]) {
         let (mut client, mut server) = awaiting(&proxy, &backend);
         // The connection stays open: only the status says that there is no body.
         server.send(format!("HTTP/1.1 {status} None\r\nETag: x\r\n\r\n"));
@@ -422,7 +432,7 @@ fn a_body_larger_than_all_buffers_is_passed_on_whole() {
 #[test]
 fn a_body_that_is_cut_short_reaches_the_client_as_far_as_it_came() {
     for (framing, body) in
-        [("Content-Length: 9", "hello"), ("Transfer-Encoding: chunked", "9\r\nhello")]
+        table([("Content-Length: 9", "hello"), ("Transfer-Encoding: chunked", "9\r\nhello")])
     {
         let head = format!("HTTP/1.1 500 Broken\r\n{framing}\r\n");
         let got = answered(format!("{head}\r\n{body}"));
@@ -515,7 +525,7 @@ fn the_answer_has_read_timeout_ms_if_nothing_else_is_said() {
 
 #[test]
 fn the_answer_has_one_deadline_however_it_trickles() {
-    for piece in ["x", "HTTP/1.1 102 Processing\r\n\r\n"] {
+    for piece in table(["x", "HTTP/1.1 102 Processing\r\n\r\n"]) {
         let backend = Backend::start();
         let proxy = Proxy::start(Proxy::to(&[&backend]).response_timeout_ms(300));
         let (mut client, mut server) = awaiting(&proxy, &backend);
@@ -563,7 +573,7 @@ fn an_answer_that_is_none_gets_the_client_502() {
 fn a_backend_that_resets_gets_the_client_502() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    for sent_before in ["", "HTTP/1.1 101 Switch"] {
+    for sent_before in table(["", "HTTP/1.1 101 Switch"]) {
         let (mut client, mut server) = awaiting(&proxy, &backend);
         server.send(sent_before);
         server.reset();

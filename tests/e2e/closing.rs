@@ -7,8 +7,7 @@ use rustix::process::Signal;
 use tungstenite::{Message, WebSocket};
 
 use crate::support::{
-    From, Peer, ProxyProgram, noise, raise_descriptor_limit, switching, table, upgrade, value,
-    wait_until,
+    From, Peer, ProxyProgram, noise, raise_descriptor_limit, switching, table, upgrade, wait_until,
 };
 
 use From::{Backend as B, Client as C};
@@ -18,7 +17,7 @@ use From::{Backend as B, Client as C};
 const AT_ONCE: &str = "spread_ms = 0\ntimeout_ms = 120000\nclose_grace_ms = 60000";
 /// The same with a short grace time for closing handshakes.
 const SHORT_GRACE: &str = "spread_ms = 0\ntimeout_ms = 120000\nclose_grace_ms = 500";
-/// What `SHORT_GRACE` gives a side for its Close.
+/// Grace time of `SHORT_GRACE`.
 const GRACE: Duration = Duration::from_millis(500);
 /// A drain whose timeout comes before the end of the grace time.
 const SHORT_TIMEOUT: &str = "spread_ms = 0\ntimeout_ms = 700\nclose_grace_ms = 60000";
@@ -73,9 +72,12 @@ mod drain {
             server.send(B.close(code));
             client.expect_eof();
             server.expect_eof();
-            let line = proxy.end_line();
-            let got = ["reason", "ended_by", "client_close"].map(|key| value(&line, key));
-            assert_eq!(got, ["drain", "proxy", &code.to_string()], "{line}");
+            let code = code.to_string();
+            proxy.assert_end(&[
+                ("reason", "drain"),
+                ("ended_by", "proxy"),
+                ("client_close", &code),
+            ]);
             proxy.expect_exit();
         }
     }
@@ -200,9 +202,8 @@ mod drain {
             other.expect_eof();
             other.end_sending();
             closing.expect_eof();
-            let line = proxy.end_line();
             let reason = if from == C { "client_close" } else { "backend_close" };
-            assert_eq!(value(&line, "reason"), reason, "{line}");
+            proxy.assert_end(&[("reason", reason)]);
             proxy.expect_exit();
         }
     }
@@ -286,14 +287,14 @@ mod drain {
 
     #[test]
     fn closes_are_spread_over_the_time_for_them() {
-        // Of a hundred clients one is told each half second or so.
+        // Of a hundred clients about one each 0.6 s gets its Close.
         let mut proxy = ProxyProgram::start("", "spread_ms = 60000\ntimeout_ms = 120000");
         let tunnels: Vec<_> = (0..100).map(|_| proxy.tunnel()).collect();
         proxy.drain();
-        let told = || tunnels.iter().filter(|(client, _)| !client.is_silent()).count();
-        wait_until("the first clients are told", || told() >= 3);
-        let told = told();
-        assert!(told <= 50, "{told} of 100 clients are told at once");
+        let closing = || tunnels.iter().filter(|(client, _)| !client.is_silent()).count();
+        wait_until("the first clients get a Close", || closing() >= 3);
+        let closing = closing();
+        assert!(closing <= 50, "{closing} of 100 clients get a Close at once");
     }
 
     #[test]
@@ -324,7 +325,7 @@ mod drain {
         client.expect_proxy_close(C, 1001);
         client.expect_end();
         server.expect_end();
-        assert_eq!(value(&proxy.end_line(), "reason"), "drain");
+        proxy.assert_end(&[("reason", "drain")]);
         assert!(start.elapsed() >= Duration::from_millis(650), "{:?}", start.elapsed());
         proxy.expect_exit();
     }
@@ -338,20 +339,20 @@ mod drain {
         proxy.drain();
         client.expect_eof();
         server.expect_eof();
-        assert_eq!(value(&proxy.end_line(), "reason"), "idle");
+        proxy.assert_end(&[("reason", "idle")]);
         proxy.expect_exit();
     }
 
     #[test]
     fn a_closing_handshake_that_is_cut_at_the_timeout_keeps_its_reason() {
-        for (from, reason) in [(C, "client_close"), (B, "backend_close")] {
+        for (from, reason) in table([(C, "client_close"), (B, "backend_close")]) {
             let mut proxy = ProxyProgram::start("", SHORT_TIMEOUT);
             let (mut closing, mut other) = proxy.tunnel_from(from);
             closing.send(from.close(1000));
             other.expect(from.close(1000));
             proxy.drain();
             other.expect_eof();
-            assert_eq!(value(&proxy.end_line(), "reason"), reason);
+            proxy.assert_end(&[("reason", reason)]);
             proxy.expect_exit();
         }
     }
@@ -361,7 +362,7 @@ mod drain {
         let mut proxy = ProxyProgram::start("", "timeout_ms = 1");
         let (_client, _server) = proxy.tunnel();
         proxy.drain();
-        assert_eq!(value(&proxy.end_line(), "reason"), "drain");
+        proxy.assert_end(&[("reason", "drain")]);
         proxy.expect_exit();
     }
 
@@ -388,7 +389,7 @@ mod grace {
     #[test]
     fn two_close_frames_and_no_end_get_fins_after_the_grace_time() {
         let mut proxy = ProxyProgram::start("", SHORT_GRACE);
-        for (from, reason) in [(C, "client_close"), (B, "backend_close")] {
+        for (from, reason) in table([(C, "client_close"), (B, "backend_close")]) {
             let (mut closing, mut other) = proxy.tunnel_from(from);
             closing.send(from.close(1000));
             other.expect(from.close(1000));
@@ -398,7 +399,7 @@ mod grace {
             closing.expect_eof();
             other.expect_eof();
             assert!(start.elapsed() >= GRACE, "{:?} is too early", start.elapsed());
-            assert_eq!(value(&proxy.end_line(), "reason"), reason);
+            proxy.assert_end(&[("reason", reason)]);
         }
     }
 
@@ -413,7 +414,7 @@ mod grace {
         server.expect(C.close(1000));
         server.expect_eof();
         client.expect_eof();
-        assert_eq!(value(&proxy.end_line(), "reason"), "backend_close");
+        proxy.assert_end(&[("reason", "backend_close")]);
     }
 
     #[test]
@@ -441,9 +442,10 @@ mod loss {
 
     #[test]
     fn a_lost_side_is_announced_to_the_other() {
-        for (from, code, words) in
-            [(B, 1014, ["backend_eof", "backend_reset"]), (C, 1001, ["client_eof", "client_reset"])]
-        {
+        for (from, code, words) in table([
+            (B, 1014, ["backend_eof", "backend_reset"]),
+            (C, 1001, ["client_eof", "client_reset"]),
+        ]) {
             for is_reset in [false, true] {
                 let mut proxy = ProxyProgram::start(ANNOUNCED, SHORT_GRACE);
                 let (mut lost, mut other) = proxy.tunnel_from(from);
@@ -452,8 +454,7 @@ mod loss {
                 disconnect(lost, is_reset);
                 other.expect_proxy_close(from.other(), code);
                 other.expect_eof();
-                let line = proxy.end_line();
-                assert_eq!(value(&line, "reason"), words[usize::from(is_reset)], "{line}");
+                proxy.assert_end(&[("reason", words[usize::from(is_reset)])]);
             }
         }
     }
@@ -487,7 +488,7 @@ mod loss {
 
     #[test]
     fn a_side_that_is_lost_instead_of_answering_a_close_is_announced() {
-        for (from, code, reason) in [(C, 1014, "client_close"), (B, 1001, "backend_close")] {
+        for (from, code, reason) in table([(C, 1014, "client_close"), (B, 1001, "backend_close")]) {
             for is_reset in [false, true] {
                 let mut proxy = ProxyProgram::start(ANNOUNCED, SHORT_GRACE);
                 let (mut closing, mut lost) = proxy.tunnel_from(from);
@@ -497,8 +498,7 @@ mod loss {
                 closing.expect_proxy_close(from, code);
                 closing.expect_eof();
                 // It has got its Close, and is not waited for.
-                let line = proxy.end_line();
-                assert_eq!(value(&line, "reason"), reason, "{line}");
+                proxy.assert_end(&[("reason", reason)]);
             }
         }
     }
@@ -513,7 +513,7 @@ mod loss {
             disconnect(client, is_reset);
             server.expect_proxy_close(B, 1001);
             server.expect_eof();
-            assert_eq!(value(&proxy.end_line(), "reason"), "drain");
+            proxy.assert_end(&[("reason", "drain")]);
             proxy.expect_exit();
         }
     }
@@ -543,7 +543,7 @@ mod loss {
         client.expect_proxy_close(C, 1014);
         client.expect_eof();
         server.expect_eof();
-        assert_eq!(value(&proxy.end_line(), "reason"), "backend_eof");
+        proxy.assert_end(&[("reason", "backend_eof")]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn succeed(arguments: &[&str]) {
     );
 }
 
-/// What a command says that fails because of the machine.
+/// Standard error of a command that fails because of the machine.
 fn failure(arguments: &[&str]) -> String {
     Program::failure(arguments, &Directory::new(), 1)
 }
@@ -45,7 +45,9 @@ mod probe {
             None,
         );
         let address = program.address().to_string();
-        for arguments in [&["probe", &address][..], &["probe", "--timeout-ms", "20000", &address]] {
+        for arguments in
+            table([&["probe", &address][..], &["probe", "--timeout-ms", "20000", &address]])
+        {
             succeed(arguments);
             program.wait_for("level=debug event=silent");
         }
@@ -103,7 +105,7 @@ mod drain {
         let program = &mut proxy.program;
         let pid = program.pid().as_raw_nonzero().to_string();
         // A hook may run twice, when the kubelet has been restarted.
-        for action in ["drain", "none"] {
+        for action in table(["drain", "none"]) {
             succeed(&["drain", "--pid", &pid]);
             program.wait_for(&format!("event=signal signal=Usr1 action={action}"));
         }
@@ -139,7 +141,7 @@ mod drain {
         // More than the kernel's highest number of a process, 2^22 (proc(5), pid_max).
         let message = failure(&["drain", "--pid", "2000000000"]);
         assert!(message.contains("2000000000"), "{message}");
-        for number in ["0", "-1", "one"] {
+        for number in table(["0", "-1", "one"]) {
             assert_usage(&["drain", "--pid", number], "--pid");
         }
     }

@@ -1,4 +1,5 @@
-//! What an edge-triggered event loop can get wrong: it is told of each change once, and never reminded.
+//! Edge-triggered readiness: the event loop is told of each change once, and never
+//! reminded.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -17,17 +18,17 @@ use crate::support::{
     raise_descriptor_limit, section, switching, table, upgrade, value, wait_until,
 };
 
-/// What the proxy reads at once, and what it may hold of a direction through memory.
+/// Most bytes that the proxy reads at once, and that it may hold of a direction in memory.
 const SCRATCH: usize = 64 * 1024;
-/// What it may hold of a direction through a pipe.
+/// Most bytes that it may hold of a direction in a pipe.
 const PIPE: usize = 256 * 1024;
-/// How many pipes a worker has.
+/// Number of pipes of a worker.
 const PIPES: usize = 64;
-/// How many of them it keeps for later.
+/// Number of them that it keeps when they are empty.
 const SPARE: usize = 8;
 /// Lengths at which something changes.
 const SIZES: [usize; 7] = [0, 1, SCRATCH - 1, SCRATCH, SCRATCH + 1, 2 * SCRATCH, 1 << 20];
-/// A connection that takes no byte for so long is blocked. There is no event for it.
+/// Time after which a connection that takes no byte is blocked. There is no event for it.
 const QUIET: Duration = Duration::from_millis(250);
 
 /// More than a tight connection takes at first and the proxy may hold.
@@ -35,13 +36,13 @@ const SOME: usize = 768 * 1024;
 /// More than the kernel lets a connection grow to here.
 const PLENTY: usize = 64 << 20;
 
-/// The header of a binary frame that is longer than any test: what follows it is payload, whatever it looks like.
-/// Noise without it could be taken for a Close.
+/// The header of a binary frame that is longer than any test: what follows it is payload, whatever
+/// it looks like. Noise without it could be taken for a Close.
 const HEADER: [u8; 10] = frame_header(1 << 62);
-/// Where else in the noise there is one.
+/// Place of a second one in the noise.
 const OTHER_START: usize = 1_000;
 
-/// What [`Endless`] repeats; an odd number of bytes, so that no buffer's size divides it.
+/// Bytes that [`Endless`] repeats; an odd number of bytes, so that no buffer's size divides it.
 static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut noise = noise(3, (1 << 20) + 7_001);
     noise[..HEADER.len()].copy_from_slice(&HEADER);
@@ -363,8 +364,8 @@ fn a_reset_by_the_sink_of_held_bytes_is_noticed() {
     reset_while_blocked(Way::sink);
 }
 
-/// Blocks tunnels each way, through memory and through a pipe, with and without the source's end after the bytes;
-/// resets one side, and waits until the proxy and the other side know.
+/// Blocks tunnels each way, through memory and through a pipe, with and without the source's end
+/// after the bytes; resets one side, and waits until the proxy and the other side know.
 fn reset_while_blocked(who: fn(Way) -> &'static str) {
     thread::scope(|scope| {
         for (blocked, through_pipe, has_ended) in Way::BOTH.into_iter().flat_map(|way| {
@@ -380,7 +381,7 @@ fn reset_while_blocked(who: fn(Way) -> &'static str) {
                 let connections = Connections::of(&client, &server);
                 let (mut source, sink) = blocked.ends(client, server);
                 if through_pipe {
-                    // Only a pipe can hold so much.
+                    // Only a pipe can hold this much.
                     flood_until(
                         &mut [(Flood::new(source.clone_handle(), 0, PLENTY), sink.clone_handle())],
                         |floods| connections.held(floods[0].0.on_its_way()) > SCRATCH,
@@ -671,7 +672,7 @@ fn what_is_held_of_a_blocked_direction_is_bounded() {
     for blocked in Way::BOTH {
         let backend = blocked.backend();
         let proxy = on_one_worker(&backend);
-        for (in_bulk, bound) in [(false, SCRATCH), (true, PIPE)] {
+        for (in_bulk, bound) in table([(false, SCRATCH), (true, PIPE)]) {
             let (client, server) = blocked.tunnel(proxy.address, &backend);
             let connections = Connections::of(&client, &server);
             let (mut source, sink) = blocked.ends(client, server);
@@ -748,14 +749,15 @@ fn an_end_after_urgent_data_in_bulk_cuts_nothing_off() {
     }
 }
 
-// What the tests share.
+// Shared helpers.
 
 /// A proxy whose tunnels all live on one worker.
 fn on_one_worker(backend: &Backend) -> Proxy {
     Proxy::start(Proxy::to(&[backend]).workers(&Workers::start(1).unwrap()))
 }
 
-/// The same as a process of its own, which has carried a tunnel, and how many descriptors it has without one.
+/// The same as a process of its own, which has carried a tunnel, and how many descriptors it has
+/// without one.
 fn program_that_idles(backend: &Backend) -> (Program, SocketAddr, usize) {
     let mut program = Program::with_config(&format!("workers = 1\n{}", section(backend.address)));
     let address = program.address();
@@ -783,8 +785,8 @@ impl Way {
         }
     }
 
-    /// A tunnel of which this direction is soon blocked. Its source is as usual: small segments fill a pipe with few
-    /// bytes.
+    /// A tunnel of which this direction is soon blocked. Its source is as usual: small segments
+    /// fill a pipe with few bytes.
     fn tunnel(self, proxy: SocketAddr, backend: &Backend) -> (Peer, Peer) {
         match self {
             Self::Up => Peer::tunnel(proxy, backend),
@@ -792,7 +794,7 @@ impl Way {
         }
     }
 
-    /// Who sends and who receives.
+    /// The sender and the receiver.
     fn ends(self, client: Peer, server: Peer) -> (Peer, Peer) {
         match self {
             Self::Up => (client, server),
@@ -800,7 +802,7 @@ impl Way {
         }
     }
 
-    /// What the log calls the sender.
+    /// Name of the sender in the log.
     fn source(self) -> &'static str {
         match self {
             Self::Up => "client",
@@ -808,7 +810,7 @@ impl Way {
         }
     }
 
-    /// What the log calls the receiver.
+    /// Name of the receiver in the log.
     fn sink(self) -> &'static str {
         match self {
             Self::Up => "backend",
@@ -849,7 +851,8 @@ fn assert_same(got: &[u8], expected: &[u8], what: &str) {
     assert_eq!((got.len(), differs), (expected.len(), None), "length and first difference: {what}");
 }
 
-/// The header of a final, binary frame without a key. Its form for long payloads serves for short ones too.
+/// The header of a final, binary frame without a key. Its form for long payloads serves for short
+/// ones too.
 const fn frame_header(length: u64) -> [u8; 10] {
     let [a, b, c, d, e, f, g, h] = length.to_be_bytes();
     [0x82, 127, a, b, c, d, e, f, g, h]
@@ -891,7 +894,7 @@ impl Endless {
         }
     }
 
-    /// Reads so many of the next bytes.
+    /// Reads the next `count` bytes.
     fn read(&mut self, peer: &mut Peer, count: usize) {
         let mut buffer = vec![0; count.min(PIPE)];
         let end = self.count + count;
@@ -922,7 +925,7 @@ struct Flood {
     /// So much may be on its way.
     most: usize,
     sent: Endless,
-    /// What the other side has read of it.
+    /// The part that the other side has read.
     came: Endless,
 }
 
@@ -954,7 +957,8 @@ impl Flood {
     }
 }
 
-/// Has the floods blocked so that `holds`; if it does not soon, the sinks take some, and the floods go on.
+/// Has the floods blocked so that `holds`; if it does not soon, the sinks take some, and the floods
+/// go on.
 fn flood_until(floods: &mut [(Flood, Peer)], mut holds: impl FnMut(&[(Flood, Peer)]) -> bool) {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -972,7 +976,8 @@ fn flood_until(floods: &mut [(Flood, Peer)], mut holds: impl FnMut(&[(Flood, Pee
         for (flood, sink) in floods.iter_mut() {
             // Less than a pipe holds, so that it is not always the same that is left in it.
             flood.came.read(sink, SCRATCH);
-            // The kernel has given the sink's connection more room, as by what it remembers of others.
+            // The kernel has given the sink's connection more room, as by what it remembers of
+            // others.
             flood.most += SOME;
         }
     }
@@ -989,9 +994,11 @@ impl Connections {
         )
     }
 
-    /// How many of the bytes on their way the proxy has, and not the kernel, when nothing moves any more.
+    /// Number of the bytes on their way that the proxy has, and not the kernel, when nothing moves
+    /// any more.
     fn held(&self, on_its_way: usize) -> usize {
-        // What has come and is not acknowledged yet counts twice; the kernel puts that off for up to 200 ms.
+        // Bytes that have come and are not acknowledged yet count twice; the kernel puts that off
+        // for up to 200 ms.
         on_its_way.saturating_sub(self.still(QUIET))
     }
 
@@ -1004,7 +1011,8 @@ impl Connections {
         self.0.iter().map(|&(one, other)| in_kernel(one, other)).sum()
     }
 
-    /// Waits until nothing has moved for so long; gives how many bytes the kernel has then.
+    /// Waits until nothing has moved for this long; gives the number of bytes that the kernel has
+    /// then.
     fn still(&self, time: Duration) -> usize {
         let mut known = (self.queued(), Instant::now());
         wait_until("nothing moves", || {

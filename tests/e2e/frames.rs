@@ -7,15 +7,15 @@ use rustix::process::Signal;
 use crate::libraries::{assert_unharmed, block_on, soketto_pair};
 use crate::support::{
     ACCEPT, Backend, CLOSE, Frame, From, PING, PONG, Peer, Proxy, ProxyProgram, TEXT, noise, table,
-    upgrade, value,
+    upgrade,
 };
 
 use From::{Backend as B, Client as C};
 
 const GRACE: &str = "close_grace_ms = 300";
 
-/// Sends what passes and then a header that does not, and nothing of its payload: the sender gets a Close with this
-/// code, the other side all that passes and a Close with 1001.
+/// Sends what passes and then a header that does not, and nothing of its payload: the sender gets a
+/// Close with this code, the other side all that passes and a Close with 1001.
 fn assert_refused(
     proxy: &mut ProxyProgram,
     from: From,
@@ -35,8 +35,7 @@ fn assert_refused(
     // Nothing more comes, neither the refused frame nor a second Close.
     other.expect_eof();
     sender.expect_eof();
-    let line = proxy.end_line();
-    assert_eq!((value(&line, "reason"), value(&line, "ended_by")), (reason, "proxy"), "{line}");
+    proxy.assert_end(&[("reason", reason), ("ended_by", "proxy")]);
 }
 
 /// Sends bytes that pass as they are, and shows that the tunnel lives on.
@@ -151,7 +150,7 @@ mod limits {
                 other.expect_eof();
                 drop(other);
                 sender.expect_eof();
-                assert_eq!(value(&proxy.end_line(), "reason"), "message_too_big");
+                proxy.assert_end(&[("reason", "message_too_big")]);
             }
         }
     }
@@ -226,12 +225,7 @@ mod limits {
         server.send(B.close(1001));
         client.expect_eof();
         server.expect_eof();
-        let line = proxy.end_line();
-        assert_eq!(
-            (value(&line, "reason"), value(&line, "client_messages")),
-            ("rate", "7"),
-            "{line}"
-        );
+        proxy.assert_end(&[("reason", "rate"), ("client_messages", "7")]);
     }
 }
 
@@ -243,7 +237,7 @@ mod strict {
         from.other().text(payload)
     }
 
-    /// What is against RFC 6455: what may come before it, and the first header that may not pass.
+    /// Violations of RFC 6455: frames that may come before, and the first header that may not pass.
     fn violations(from: From) -> Vec<(Vec<u8>, Vec<u8>)> {
         let alone = |bytes: Vec<u8>| (Vec::new(), bytes);
         let mut all = vec![
@@ -365,8 +359,7 @@ mod opaque {
             other.expect_eof();
             other.end_sending();
             sender.expect_end();
-            let line = proxy.end_line();
-            assert_eq!(value(&line, "opaque"), "1", "{line}");
+            proxy.assert_end(&[("opaque", "1")]);
         }
     }
 
@@ -412,8 +405,7 @@ mod opaque {
         proxy.program.signal(Signal::TERM);
         client.expect_eof();
         server.expect_eof();
-        let line = proxy.end_line();
-        assert_eq!((value(&line, "opaque"), value(&line, "reason")), ("2", "drain"), "{line}");
+        proxy.assert_end(&[("opaque", "2"), ("reason", "drain")]);
         assert_eq!(proxy.program.wait().code(), Some(0));
     }
 }
@@ -423,10 +415,11 @@ mod counters {
 
     #[test]
     fn messages_and_close_codes_are_counted_by_direction() {
-        for section in [
+        for section in table([
             "",
-            "ping_interval_ms = 250\npong_timeout_ms = 60000\nmax_message_bytes = 1000000\nstrict_frames = true",
-        ] {
+            "ping_interval_ms = 250\npong_timeout_ms = 60000\nmax_message_bytes = 1000000\n\
+             strict_frames = true",
+        ]) {
             let mut proxy = ProxyProgram::start(section, GRACE);
             let (mut client, mut server) = proxy.tunnel();
             let up = [
@@ -453,16 +446,15 @@ mod counters {
             assert_eq!(client.read_relayed_frame().close_code(), Some(4322));
             client.expect_eof();
             server.expect_eof();
-            let line = proxy.end_line();
-            let got =
-                ["client_messages", "backend_messages", "client_close", "backend_close", "opaque"]
-                    .map(|key| value(&line, key));
-            assert_eq!(got, ["3", "1", "4321", "4322", "0"], "{line}");
-            assert_eq!(
-                (value(&line, "reason"), value(&line, "ended_by")),
-                ("client_close", "client"),
-                "{line}"
-            );
+            proxy.assert_end(&[
+                ("client_messages", "3"),
+                ("backend_messages", "1"),
+                ("client_close", "4321"),
+                ("backend_close", "4322"),
+                ("opaque", "0"),
+                ("reason", "client_close"),
+                ("ended_by", "client"),
+            ]);
         }
     }
 
@@ -485,12 +477,8 @@ mod counters {
                 other.send(from.other().close(1001));
                 sender.expect_eof();
                 other.expect_eof();
-                let line = proxy.end_line();
-                assert_eq!(
-                    ["client_messages", "backend_messages"].map(|key| value(&line, key)),
-                    counts,
-                    "{line}"
-                );
+                let [client, backend] = counts;
+                proxy.assert_end(&[("client_messages", client), ("backend_messages", backend)]);
             }
         }
     }
@@ -507,30 +495,30 @@ mod counters {
         client.expect_eof();
         client.end_sending();
         server.expect_eof();
-        let line = proxy.end_line();
-        let got =
-            ["reason", "ended_by", "client_close", "backend_close"].map(|key| value(&line, key));
-        assert_eq!(got, ["backend_close", "backend", "-", "-"], "{line}");
+        proxy.assert_end(&[
+            ("reason", "backend_close"),
+            ("ended_by", "backend"),
+            ("client_close", "-"),
+            ("backend_close", "-"),
+        ]);
     }
 
     #[test]
     fn ends_without_a_close_are_named_by_side_and_manner() {
         let mut proxy = ProxyProgram::start("", GRACE);
         for (from, eof, reset) in
-            [(C, "client_eof", "client_reset"), (B, "backend_eof", "backend_reset")]
+            table([(C, "client_eof", "client_reset"), (B, "backend_eof", "backend_reset")])
         {
             let (mut ending, mut other) = proxy.tunnel_from(from);
             ending.end_sending();
             other.expect_eof();
             other.end_sending();
             ending.expect_eof();
-            let line = proxy.end_line();
-            assert_eq!(value(&line, "reason"), eof, "{line}");
+            proxy.assert_end(&[("reason", eof)]);
             let (ending, mut other) = proxy.tunnel_from(from);
             ending.reset();
             other.expect_end();
-            let line = proxy.end_line();
-            assert_eq!(value(&line, "reason"), reset, "{line}");
+            proxy.assert_end(&[("reason", reset)]);
         }
     }
 }
@@ -599,7 +587,7 @@ mod any_frames {
         seed: u64,
     ) {
         let mut random = fastrand::Rng::with_seed(seed);
-        // Where frames begin, answers can be put in.
+        // Pongs can be put in between two frames.
         let mut boundaries = Vec::new();
         let mut at = 0;
         while at < bytes.len() {
@@ -662,7 +650,8 @@ mod any_frames {
     #[test]
     fn what_each_side_gets_is_what_the_other_sent() {
         let proxy = ProxyProgram::start(
-            "ping_interval_ms = 250\npong_timeout_ms = 60000\nmax_message_bytes = 100000000\nstrict_frames = true",
+            "ping_interval_ms = 250\npong_timeout_ms = 60000\nmax_message_bytes = 100000000\n\
+             strict_frames = true",
             GRACE,
         );
         let runs: Vec<_> = (0..12)

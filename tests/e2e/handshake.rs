@@ -1,4 +1,4 @@
-//! The handshake coming in: what passes, what is refused, and that refusals arrive.
+//! The handshake of a client: spellings that pass, faults that are refused, refusals that arrive.
 
 use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ use crate::support::{
 
 /// Most bytes of a head, its blank line included.
 const MOST: usize = 8_192;
-/// How long nothing must come where nothing may come.
+/// Time for which nothing must come where nothing may come.
 const SILENCE: Duration = Duration::from_millis(50);
 /// More than the buffers of the kernel and the proxy hold together.
 const PLENTY: usize = 16 * 1024 * 1024;
@@ -209,7 +209,7 @@ fn a_head_may_come_byte_by_byte() {
 fn a_large_head_may_come_in_large_pieces() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    for size in [1_000, 1_024, 3_000, 4_096, MOST - 1] {
+    for size in table([1_000, 1_024, 3_000, 4_096, MOST - 1]) {
         let mut client = Peer::connect(proxy.address);
         client.send_in_pieces(upgrade_of(MOST).as_bytes().chunks(size));
         backend.accept_tunnel();
@@ -225,12 +225,14 @@ fn an_empty_line_before_the_head_is_ignored() {
     assert!(head.starts_with("GET /chat HTTP/1.1\r\n"), "{head}");
 }
 
-// What is accepted.
+/// Lines of [`upgrade`].
+const CONNECTION: &str = "Connection: Upgrade\r\n";
+const UPGRADE: &str = "Upgrade: websocket\r\n";
+
+// Accepted handshakes.
 
 #[test]
 fn every_spelling_of_an_upgrade_is_accepted() {
-    const CONNECTION: &str = "Connection: Upgrade\r\n";
-    const UPGRADE: &str = "Upgrade: websocket\r\n";
     const HOST: &str = "Host: example.com";
     let rows = table([
         (CONNECTION, "Connection: keep-alive, Upgrade\r\n"),
@@ -259,7 +261,7 @@ fn every_spelling_of_an_upgrade_is_accepted() {
     }
 }
 
-// What is refused.
+// Refused handshakes.
 
 /// The status and the whole of the answer to these bytes, which no backend must hear of.
 fn refusal(bytes: impl AsRef<[u8]>) -> (u16, String) {
@@ -280,8 +282,6 @@ fn plain_requests_are_refused_with_a_reason() {
 
 #[test]
 fn everything_else_is_refused_before_a_backend_hears_of_it() {
-    const CONNECTION: &str = "Connection: Upgrade\r\n";
-    const UPGRADE: &str = "Upgrade: websocket\r\n";
     const KEY_NAME: &str = "Sec-WebSocket-Key: ";
     let rows = table([
         // Not an upgrade.
@@ -641,7 +641,7 @@ fn a_place_that_becomes_free_is_usable_again() {
         let backend = Backend::start();
         let proxy = Proxy::start(Proxy::to(&[&backend]).max_connections(1));
         come_and_go(&proxy, &backend);
-        // A moment after its end; that shows only in what the next one is told.
+        // A moment after its end; only the response to the next one shows it.
         wait_until(&format!("the place of {occupant} is free"), || {
             Peer::sending(proxy.address, BAD).read_refusal().0 == 400
         });

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Backend, From, PING, PONG, Peer, Program, ProxyProgram, TEXT, noise, section, value,
+    Backend, From, PING, PONG, Peer, Program, ProxyProgram, TEXT, noise, section, table, value,
 };
 
 use From::{Backend as B, Client as C};
@@ -117,7 +117,9 @@ fn other_pongs_pass_unchanged() {
         let mut almost = payload.clone();
         almost[7] ^= 1;
         let longer = [&payload[..], b"x"].concat();
-        for other_payload in [&almost[..], b"", &payload[..7], &longer, b"heartbeat", &[0; 125]] {
+        for other_payload in
+            table([&almost[..], b"", &payload[..7], &longer, b"heartbeat", &[0; 125]])
+        {
             unchanged(&mut pinged, other_payload);
         }
         // Ours is still known.
@@ -146,7 +148,7 @@ fn pings_of_an_endpoint_pass_and_are_not_answered_by_the_proxy() {
         pinging.send(from.frame(PING, "are you there?"));
         let frame = other.read_relayed_frame();
         assert_eq!((frame.first, &*frame.payload), (PING, &b"are you there?"[..]));
-        // What comes next is a Ping to this side, and no Pong.
+        // The next frame is a Ping to this side, and no Pong.
         pinging.read_proxy_ping();
         other.send(from.other().frame(PONG, "are you there?"));
         let frame = pinging.read_relayed_frame();
@@ -165,12 +167,7 @@ fn a_frozen_client_is_found_dead() {
     assert!(start.elapsed() >= Duration::from_millis(1_000), "{:?}", start.elapsed());
     server.send(B.close(1001));
     server.expect_eof();
-    let line = proxy.end_line();
-    assert_eq!(
-        (value(&line, "reason"), value(&line, "ended_by")),
-        ("pong_timeout", "proxy"),
-        "{line}"
-    );
+    proxy.assert_end(&[("reason", "pong_timeout"), ("ended_by", "proxy")]);
     drop(client);
 }
 
@@ -182,12 +179,7 @@ fn a_dead_backend_is_told_to_the_client_as_1014() {
     assert_eq!((close.close_code(), close.mask), (Some(1014), None), "{close:?}");
     client.send(C.close(1014));
     client.expect_eof();
-    let line = proxy.end_line();
-    assert_eq!(
-        (value(&line, "reason"), value(&line, "client_close")),
-        ("pong_timeout", "1014"),
-        "{line}"
-    );
+    proxy.assert_end(&[("reason", "pong_timeout"), ("client_close", "1014")]);
     drop(server);
 }
 
@@ -195,7 +187,7 @@ fn a_dead_backend_is_told_to_the_client_as_1014() {
 fn a_tunnel_does_not_wait_for_its_dead_side() {
     // Longer than any test waits.
     let mut proxy = ProxyProgram::start(STRICT, "close_grace_ms = 60000");
-    for (from, code) in [(B, 1001), (C, 1014)] {
+    for (from, code) in table([(B, 1001), (C, 1014)]) {
         let (mut other, mut dead) = proxy.tunnel_from(from);
         assert_eq!(other.answer_pings(from).close_code(), Some(code));
         // More than all buffers take on the way to the dead side, and after it the answer.
@@ -204,7 +196,7 @@ fn a_tunnel_does_not_wait_for_its_dead_side() {
         other.expect_eof();
         dead.read_proxy_ping();
         dead.expect_eof();
-        assert_eq!(value(&proxy.end_line(), "reason"), "pong_timeout");
+        proxy.assert_end(&[("reason", "pong_timeout")]);
     }
 }
 
@@ -222,8 +214,7 @@ fn a_client_in_the_middle_of_a_message_from_the_backend_is_found_dead() {
         let close = server.answer_pings(B);
         assert_eq!(close.close_code(), Some(1001), "{close:?}");
         drop(client);
-        let line = proxy.end_line();
-        assert_eq!(value(&line, "reason"), "pong_timeout", "{line}");
+        proxy.assert_end(&[("reason", "pong_timeout")]);
         drop(proxy);
     });
 }
@@ -348,8 +339,7 @@ fn an_idle_tunnel_is_closed_both_ways() {
     server.send(B.close(1001));
     client.expect_eof();
     server.expect_eof();
-    let line = proxy.end_line();
-    assert_eq!((value(&line, "reason"), value(&line, "ended_by")), ("idle", "proxy"), "{line}");
+    proxy.assert_end(&[("reason", "idle"), ("ended_by", "proxy")]);
 }
 
 #[test]
@@ -389,7 +379,7 @@ fn pings_and_pongs_do_not_keep_a_tunnel_from_being_idle() {
     };
     assert_eq!(close.close_code(), Some(1001));
     drop(answering.join().unwrap());
-    assert_eq!(value(&proxy.end_line(), "reason"), "idle");
+    proxy.assert_end(&[("reason", "idle")]);
 }
 
 #[test]
@@ -431,12 +421,7 @@ fn an_unanswered_close_does_not_keep_a_tunnel_from_being_idle() {
     // Nothing is added, and there is an end.
     server.expect_eof();
     client.expect_eof();
-    let line = proxy.end_line();
-    assert_eq!(
-        (value(&line, "reason"), value(&line, "client_close")),
-        ("client_close", "1000"),
-        "{line}"
-    );
+    proxy.assert_end(&[("reason", "client_close"), ("client_close", "1000")]);
 }
 
 #[test]
@@ -454,12 +439,7 @@ fn a_tunnel_whose_time_is_up_gets_its_close_code() {
     server.expect(C.close(4001));
     server.expect_eof();
     client.expect_eof();
-    let line = proxy.end_line();
-    assert_eq!(
-        (value(&line, "reason"), value(&line, "client_close")),
-        ("lifetime", "4001"),
-        "{line}"
-    );
+    proxy.assert_end(&[("reason", "lifetime"), ("client_close", "4001")]);
 }
 
 #[test]

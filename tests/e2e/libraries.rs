@@ -26,9 +26,12 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
-use crate::support::{Backend, PATIENCE, Peer, Proxy, noise, upgrade};
+use crate::support::{Backend, PATIENCE, Peer, Proxy, noise, table, upgrade};
 
 pub(crate) type Socket = WebSocket<TcpStream>;
+
+/// A tungstenite server's response to a handshake.
+type Answer = Result<server::Response, server::ErrorResponse>;
 
 /// A tungstenite client's handshake for this proxy.
 fn request(proxy: &Proxy) -> Request {
@@ -41,13 +44,13 @@ pub(crate) fn connect(proxy: &Proxy, backend: &Backend) -> (Socket, Socket) {
     (client, server)
 }
 
-/// The same, with a request of the test's and a server that may change its answer; also what the client was answered.
+/// The same, with a request of the test's and a server that may change its answer; also what the
+/// client was answered.
 fn connect_with(
     proxy: &Proxy,
     backend: &Backend,
     request: Request,
-    answer: impl FnOnce(&Request, server::Response) -> Result<server::Response, server::ErrorResponse>
-    + Send,
+    answer: impl FnOnce(&Request, server::Response) -> Answer + Send,
 ) -> (Socket, Socket, Response) {
     thread::scope(|scope| {
         let server = scope.spawn(|| {
@@ -83,7 +86,7 @@ fn messages_of_every_length_coding_pass_both_ways() {
     let proxy = Proxy::before(&backend);
     let (mut client, mut server) = connect(&proxy, &backend);
     // The frame's length has another form above 125 and above 65,535 (RFC 6455, 5.2).
-    for len in [0, 1, 125, 126, 127, 65_535, 65_536, 1 << 20] {
+    for len in table([0, 1, 125, 126, 127, 65_535, 65_536, 1 << 20]) {
         let messages =
             [Message::text("ü".repeat(len / 2)), Message::binary(noise(len as u64, len))];
         for message in messages {
@@ -207,13 +210,13 @@ fn assert_closes(
 #[test]
 fn close_codes_and_reasons_pass_both_ways() {
     let frame = |code, reason: &'static str| Some(CloseFrame { code, reason: reason.into() });
-    let frames = [
+    let frames = table([
         None,
         frame(CloseCode::Normal, ""),
         frame(CloseCode::Away, "the tab was closed"),
         frame(4_000.into(), "kicked: spam"),
         frame(4_999.into(), "x".repeat(123).leak()),
-    ];
+    ]);
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     for frame in &frames {
@@ -292,8 +295,8 @@ struct Compression(Deflate);
 impl Extension for Compression {
     fn decode(&mut self, header: &mut Header, data: &mut Vec<u8>) -> Result<(), BoxedError> {
         if header.is_rsv1() && !data.is_empty() {
-            // What the sender left out (RFC 7692, 7.2.1), and the first byte of an empty last block; soketto adds the
-            // other four, which are the same again.
+            // The tail that the sender left out (RFC 7692, 7.2.1), and the first byte of an empty
+            // last block; soketto adds the other four, which are the same again.
             data.extend_from_slice(b"\x00\x00\xff\xff\x01");
         }
         self.0.decode(header, data)

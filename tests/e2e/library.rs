@@ -1,4 +1,4 @@
-//! The library as an embedder meets it: builder, errors, futures, shutdown.
+//! The library for embedders: builder, errors, futures, shutdown.
 
 use std::error::Error as _;
 use std::fmt::Display;
@@ -17,11 +17,11 @@ use smol::channel::{Receiver, Sender, bounded};
 use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, WsProxy};
 
 use crate::support::{
-    Backend, PATIENCE, Peer, Proxy, assert_alive, expect_refused, taken_port, upgrade, value,
+    Backend, PATIENCE, Peer, Proxy, assert_alive, expect_refused, table, taken_port, upgrade, value,
 };
 
-/// A proxy before this backend, that has its port and does not serve yet. Its address is one whose ports no other test
-/// takes as soon as they are free.
+/// A proxy before this backend, that has its port and does not serve yet. Its address is one whose
+/// ports no other test takes as soon as they are free.
 fn listen(backend: &Backend) -> BoundProxy {
     Proxy::to(&[backend]).drain_timeout_ms(60_000).listen("127.0.0.2:0").unwrap()
 }
@@ -49,7 +49,7 @@ mod errors {
 
     #[test]
     fn a_backend_that_is_no_address_is_an_error_that_names_it() {
-        for backends in [vec!["a:b"], vec!["good:1", "a:b"]] {
+        for backends in table([vec!["a:b"], vec!["good:1", "a:b"]]) {
             let error = WsProxy::new(backends).bind("127.0.0.1:0").unwrap_err();
             assert!(matches!(error, Error::Setting { key: "backends", .. }), "{error:?}");
             assert!(error.to_string().contains("a:b"), "{error}");
@@ -69,7 +69,7 @@ mod errors {
     #[test]
     fn each_builder_method_has_its_error() {
         let good = || WsProxy::new(["a:1"]);
-        let cases = [
+        let cases = table([
             (WsProxy::new(Vec::<String>::new()), "backends"),
             (WsProxy::new(["a:99999"]), "backends"),
             (good().connect_timeout_ms(0), "connect_timeout_ms"),
@@ -78,8 +78,7 @@ mod errors {
             (good().drain_timeout_ms(0), "drain_timeout_ms"),
             (good().origins(["example.com"]), "origins"),
             (good().origins([""; 0]), "origins"),
-        ];
-        assert!(!cases.is_empty());
+        ]);
         for (proxy, expected) in cases {
             let checked = proxy.check("127.0.0.1:0").unwrap_err();
             let listened = proxy.listen("127.0.0.1:0").unwrap_err();
@@ -99,13 +98,14 @@ mod errors {
 mod running {
     use super::*;
 
-    /// What an embedder has to stop a proxy with, and the future that waits for it.
+    /// A shutdown as an embedder makes it: the sender that begins it, and the future.
     fn shutdown() -> (Sender<()>, impl Future<Output = ()> + Send + 'static) {
         let (stop, stopped) = bounded(1);
         (stop, until(stopped))
     }
 
-    /// Runs a proxy in this manner: it serves until it is told to stop, and then until its last tunnel has ended.
+    /// Runs a proxy in this manner: it serves until it is told to stop, and then until its last
+    /// tunnel has ended.
     fn assert_runs(run: impl FnOnce(BoundProxy, Receiver<()>) + Send) {
         let backend = Backend::start();
         let bound = listen(&backend);

@@ -1,7 +1,8 @@
-//! End-to-end tests: literal bytes and real WebSocket libraries over real sockets on 127.0.0.1, port 0.
+//! End-to-end tests: literal bytes and real WebSocket libraries over real sockets on 127.0.0.1,
+//! port 0.
 //!
-//! Nothing here sleeps to let something happen: each step waits for the event that it needs, and fails after
-//! [`support::PATIENCE`].
+//! Nothing here sleeps to let something happen: each step waits for the event that it needs, and
+//! fails after [`support::PATIENCE`].
 
 mod support;
 

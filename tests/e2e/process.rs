@@ -37,7 +37,7 @@ fn assert_serves(address: SocketAddr, backend: &Backend) {
     assert_alive(&mut client, &mut server);
 }
 
-/// How many connections and threads a program has that has served and is idle again.
+/// Numbers of connections and threads of a program that has served and is idle again.
 fn at_rest(program: &mut Program, address: SocketAddr, backend: &Backend) -> (usize, usize) {
     assert_serves(address, backend);
     program.wait_for("event=tunnel_end");
@@ -144,9 +144,11 @@ mod signals {
 
     #[test]
     fn a_second_signal_ends_it_now() {
-        for (first, second) in
-            [(Signal::TERM, Signal::TERM), (Signal::TERM, Signal::INT), (Signal::INT, Signal::TERM)]
-        {
+        for (first, second) in table([
+            (Signal::TERM, Signal::TERM),
+            (Signal::TERM, Signal::INT),
+            (Signal::INT, Signal::TERM),
+        ]) {
             let backend = Backend::start();
             let (mut program, address) = start_with_drain_timeout(&backend, 60_000);
             let (mut client, mut server) = Peer::tunnel(address, &backend);
@@ -197,7 +199,7 @@ mod signals {
     }
 }
 
-/// The addresses of so many sections, by name.
+/// Waits for this many sections to listen; gives their addresses by name.
 fn listening(program: &mut Program, count: usize) -> HashMap<String, SocketAddr> {
     let mut addresses = HashMap::new();
     while addresses.len() < count {
@@ -260,7 +262,8 @@ mod limits {
         let mut program = Program::after("ulimit -n 40", &flags(&backend.address.to_string()));
         let address = program.address();
         let mut tunnels = [Peer::tunnel(address, &backend)];
-        // Clients that say nothing take all descriptors that are left, until one is not even accepted.
+        // Clients that say nothing take all descriptors that are left, until one is not even
+        // accepted.
         let mut idle = Vec::new();
         let mut client = loop {
             let before = program.descriptors();
@@ -285,7 +288,8 @@ mod limits {
         assert_recovers(address, &backend);
     }
 
-    /// A new client is served again, though perhaps not with its first try: descriptors become free bit by bit.
+    /// A new client is served again, though perhaps not with its first try: descriptors become free
+    /// bit by bit.
     fn assert_recovers(address: SocketAddr, backend: &Backend) {
         wait_until("a new client is served", || {
             let mut client = Peer::sending(address, upgrade(""));
@@ -300,7 +304,7 @@ mod limits {
         });
     }
 
-    /// When a line was written.
+    /// Time of a line of the log.
     fn time(line: &str) -> SystemTime {
         let time = line.strip_prefix("time=").and_then(|rest| rest.split(' ').next()).unwrap();
         humantime::parse_rfc3339(time).unwrap()
@@ -477,13 +481,13 @@ type Way = fn(&Sections);
 /// Brings the two sides of a tunnel into a state, with many bytes to send.
 type State = fn(&mut Peer, &mut Peer, &[u8]);
 
-/// How often a way is gone that waits for no timeout, and one that does.
+/// Connections for each way that waits for no timeout, and for each that does.
 const QUICK: usize = 15;
 const SLOW: usize = 3;
 
 /// Every way in which a connection can end.
 fn ways() -> [(&'static str, usize, Way); 22] {
-    table([
+    table::<(&str, usize, Way), 22>([
         ("the client closes the tunnel", QUICK, |it| {
             let (client, mut server) = it.tunnel();
             drop(client);
@@ -622,7 +626,7 @@ fn a_reset_frees_both_connections_whatever_the_other_side_does() {
     let (connections, _) = at_rest(&mut it.program, it.addresses["plain"], &it.backend);
     // More than is taken without being read.
     let much = vec![7; 64 << 20];
-    let states: [(&str, State); 7] = [
+    let states = table::<(&str, State), 7>([
         ("idle", |_, _, _| {}),
         ("not read", |one, _, much| assert!(one.offer(much) < much.len())),
         ("not reading", |_, other, much| assert!(other.offer(much) < much.len())),
@@ -641,7 +645,7 @@ fn a_reset_frees_both_connections_whatever_the_other_side_does() {
             other.end_sending();
             one.expect_eof();
         }),
-    ];
+    ]);
     let mut held = Vec::new();
     for is_client_first in [true, false] {
         let mut tunnels = states.map(|_| {
@@ -702,7 +706,7 @@ mod log {
 
     #[test]
     fn each_tunnels_end_is_a_line() {
-        let ends: [(&str, &str, End); 4] = [
+        let ends = table::<(&str, &str, End), 4>([
             ("client", "client_eof", |mut client, mut server| {
                 client.end_sending();
                 server.expect_eof();
@@ -719,7 +723,7 @@ mod log {
                 server.reset();
                 client.expect_end();
             }),
-        ];
+        ]);
         let mut it = Sections::start();
         let mut ids = Vec::new();
         for (by, reason, end) in ends {
@@ -775,7 +779,7 @@ mod log {
     fn each_refusal_is_a_line_with_its_reason() {
         let with = |from: &str, to: &str| upgrade("").replace(from, to);
         let long_field = format!("X: {}\r\n", "x".repeat(9_000));
-        let refusals = [
+        let refusals = table([
             ("plain", "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
             ("plain", "NONSENSE\r\n\r\n".to_owned(), 400),
             ("plain", with("Host: example.com", "Host : example.com"), 400),
@@ -787,7 +791,7 @@ mod log {
             ("hasty", "GET / HT".to_owned(), 408),
             ("dead", upgrade(""), 502),
             ("stuck", upgrade(""), 504),
-        ];
+        ]);
         let mut it = Sections::start();
         for (section, bytes, status) in refusals {
             let mut client = it.sending(section, &bytes);
@@ -846,7 +850,7 @@ mod log {
                 Program::command(&[], Some(directory.path())).env("RUST_LOG", level).output();
             String::from_utf8(output.unwrap().stderr).unwrap()
         };
-        let logs = [
+        let logs = table([
             (Program::output(&[], Some(directory.path())).2, true, true),
             (flag("info"), true, true),
             (flag("warn"), false, true),
@@ -854,7 +858,7 @@ mod log {
             (environment("info"), true, true),
             (environment("warn"), false, true),
             (environment("error"), false, false),
-        ];
+        ]);
         for (log, has_info, has_warn) in logs {
             assert_eq!(log.contains("level=info event=config "), has_info, "{log}");
             assert_eq!(log.contains("level=warn event=config_ignored "), has_warn, "{log}");
@@ -880,7 +884,7 @@ mod log {
         let mut program = Program::start(&arguments, None);
         let address = program.address();
         // Some probes, HAProxy's among them, end with a reset.
-        for end in [drop, Peer::reset] {
+        for end in table([drop, Peer::reset]) {
             end(Peer::connect(address));
             program.wait_for("level=debug event=silent");
         }

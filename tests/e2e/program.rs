@@ -1,4 +1,4 @@
-//! What the program makes of its command line and its configuration.
+//! The program's command line and configuration.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -19,7 +19,8 @@ fn assert_leads_to(address: SocketAddr, backend: &Backend) {
 fn each_section_has_its_own_port_and_backends() {
     let (one, two, three) = (Backend::start(), Backend::start(), Backend::start());
     let mut program = Program::with_config(&format!(
-        "{}name = \"one\"\n[[ws_proxy]]\nname = \"two\"\nbind = \"127.0.0.1:0\"\nbackends = [\"{}\", \"ws://{}\"]\n",
+        "{}name = \"one\"\n[[ws_proxy]]\nname = \"two\"\nbind = \"127.0.0.1:0\"\n\
+         backends = [\"{}\", \"ws://{}\"]\n",
         section(one.address),
         two.address,
         three.address,
@@ -90,7 +91,7 @@ fn an_ipv6_address_is_listened_on() {
 #[test]
 fn a_file_in_the_working_directory_is_used_and_the_log_says_so() {
     let backend = Backend::start();
-    for name in ["ws-proxy.toml", "rws.config.toml"] {
+    for name in table(["ws-proxy.toml", "rws.config.toml"]) {
         let directory = Directory::new();
         directory.write(name, &section(backend.address));
         let mut program = Program::start(&[], Some(directory.path()));
@@ -171,7 +172,7 @@ fn output_that_nobody_reads_is_no_failure() {
 
 #[test]
 fn a_wrong_command_line_is_named() {
-    let cases: &[(&[&str], &str)] = &[
+    let cases = table::<(&[&str], &str), 12>([
         (&["--colour"], "--colour"),
         (&["serve"], "serve"),
         (&["--bind", "127.0.0.1:0"], "--backend"),
@@ -190,8 +191,7 @@ fn a_wrong_command_line_is_named() {
         (&["--log-level", "loud", "check"], "--log-level"),
         (&["check", "--config"], "--config"),
         (&["demo", "--bind", "nowhere"], "--bind"),
-    ];
-    assert!(!cases.is_empty());
+    ]);
     let directory = Directory::new();
     for (arguments, part) in cases {
         let message = Program::failure(arguments, &directory, 2);
@@ -204,7 +204,7 @@ fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
     let good = section("a:1");
     let with = |line: &str| format!("{good}{line}\n");
     // The text, the line and the key that the message must have, and a part of what it must say.
-    let cases = [
+    let cases = table([
         (with("bind = = 1"), ":4:", "", ""),
         (with("[[ws_proxy"), ":4:", "", ""),
         (with("read_timeout_ms = \"5\""), ":4:", "read_timeout_ms", "string"),
@@ -240,12 +240,13 @@ fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
             "127.0.0.1:1",
         ),
         ("[ws_proxy]\nbind = \"127.0.0.1:0\"\n".to_owned(), ":1:", "ws_proxy", "[[ws_proxy]]"),
-    ];
-    assert!(!cases.is_empty());
+    ]);
     let directory = Directory::new();
     for (text, line, key, part) in cases {
         directory.write("proxy.toml", &text);
-        for arguments in [&["--config", "proxy.toml"][..], &["check", "--config", "proxy.toml"]] {
+        for arguments in
+            table([&["--config", "proxy.toml"][..], &["check", "--config", "proxy.toml"]])
+        {
             let message = Program::failure(arguments, &directory, 2);
             assert_eq!(message.lines().count(), 1, "{message}");
             let place = if key.is_empty() { line.to_owned() } else { format!("{line} {key}: ") };
@@ -263,10 +264,12 @@ fn faults_without_a_line_name_the_file() {
     let directory = Directory::new();
     directory.write("empty.toml", "");
     directory.write("foreign.toml", "ip = \"127.0.0.1\"\n[cors]\nallow_all = true\n");
-    for (file, part) in
-        [("missing.toml", ""), ("empty.toml", "[[ws_proxy]]"), ("foreign.toml", "[[ws_proxy]]")]
-    {
-        for arguments in [&["--config", file][..], &["check", "--config", file]] {
+    for (file, part) in table([
+        ("missing.toml", ""),
+        ("empty.toml", "[[ws_proxy]]"),
+        ("foreign.toml", "[[ws_proxy]]"),
+    ]) {
+        for arguments in table([&["--config", file][..], &["check", "--config", file]]) {
             let message = Program::failure(arguments, &directory, 2);
             assert_eq!(message.lines().count(), 1, "{message}");
             assert!(message.contains(file) && message.contains(part), "{message}");
@@ -282,11 +285,11 @@ fn check_says_that_a_configuration_is_good_and_opens_nothing() {
         "ws-proxy.toml",
         &section("nowhere.invalid:1").replace("127.0.0.1:0", &taken.to_string()),
     );
-    for arguments in [
+    for arguments in table([
         &["check"][..],
         &["check", "--config", "ws-proxy.toml"],
         &["--config", "ws-proxy.toml", "check"],
-    ] {
+    ]) {
         let (code, stdout, stderr) = Program::output(arguments, Some(directory.path()));
         assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
         assert!(stdout.contains("ws-proxy.toml") && stdout.contains("good"), "{stdout}");

@@ -1,4 +1,4 @@
-//! What flows through a tunnel, how one direction ends, and how both do.
+//! The relay: bytes in both directions, half-closes, resets, and backpressure.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -11,8 +11,8 @@ use crate::support::{
     Backend, PATIENCE, Peer, Proxy, assert_alive, noise, socket_of_peer, switching, upgrade,
 };
 
-/// Most that may be on its way to a side that does not read: the buffers of two pairs of sockets, which Linux lets
-/// grow up to these limits, and what the proxy holds itself.
+/// Most that may be on its way to a side that does not read: the buffers of two pairs of sockets,
+/// which Linux lets grow up to these limits, and what the proxy holds itself.
 fn in_flight_max() -> usize {
     let most = |file: &str| -> usize {
         let limits = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{file}")).unwrap();
@@ -24,7 +24,8 @@ fn in_flight_max() -> usize {
 /// A round of large transfers; a prime, so that no buffer's size divides it.
 const BLOCK: usize = 1_000_003;
 
-/// Runs a test on a tunnel both ways round: with the client as the first peer, and with the backend.
+/// Runs a test on a tunnel both ways round: with the client as the first peer, and with the
+/// backend.
 fn both_ways(test: impl Fn(Peer, Peer)) {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
@@ -56,7 +57,7 @@ fn receive(peer: &mut Peer, seed: u64, len: usize) {
     }
 }
 
-/// Pours so much both ways at once.
+/// Pours `len` bytes both ways at once.
 fn exchange(one: &mut Peer, other: &mut Peer, len: usize) {
     let (mut from_one, mut from_other) = (one.clone_handle(), other.clone_handle());
     thread::scope(|scope| {
@@ -125,7 +126,8 @@ fn an_eof_does_not_overtake_the_data_before_it() {
                 pour(&mut sending, 1, len);
                 sending.end_sending();
             });
-            // The return traffic is larger than all buffers too, and begins before the end has come through.
+            // The return traffic is larger than all buffers too, and begins before the end has come
+            // through.
             scope.spawn(|| receive(&mut one, 2, len));
             pour(&mut other, 2, len);
             receive(&mut other, 1, len);
@@ -297,7 +299,8 @@ fn a_side_that_does_not_read_stops_the_other_sides_reading() {
         // Twice, as a proxy that does not stop would take more each time.
         let taken = one.flood() + one.flood();
         assert!(taken < in_flight_max(), "{taken} bytes were taken");
-        // All that was taken arrives when the side reads again, and the tunnel is as good as before.
+        // All that was taken arrives when the side reads again, and the tunnel is as good as
+        // before.
         assert!(other.read_exactly(taken).iter().all(|&byte| byte == 7));
         assert_alive(&mut one, &mut other);
     });
@@ -448,14 +451,15 @@ fn both_connections_of_a_tunnel_are_kept_alive_by_tcp() {
     }
 }
 
-/// How long it takes until a silent connection is probed, which the kernel's table tells.
+/// Time until TCP probes a silent connection, in seconds, from the kernel's table.
 fn keepalive_seconds(local: SocketAddr, remote: SocketAddr) -> u64 {
     let pair = format!(" {} {} ", hex(local), hex(remote));
     let end = Instant::now() + PATIENCE;
     loop {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let line = table.lines().find(|line| line.contains(&pair)).expect("a connection");
-        // sl local remote state queues timer:when ...; timer 2 is the one of keepalive, in hundredths.
+        // sl local remote state queues timer:when ...; timer 2 is the one of keepalive, in
+        // hundredths.
         let (timer, when) = line.split_whitespace().nth(5).unwrap().split_once(':').unwrap();
         if timer == "02" {
             return u64::from_str_radix(when, 16).unwrap().div_ceil(100);
@@ -484,7 +488,8 @@ fn two_hundred_tunnels_do_not_mix() {
             client.expect(format!("down {id:03} {round}"));
             server.expect(format!("up {id:03} {round}"));
         }
-        // The end of some is none of the others' business: half of them by a close, half by a reset.
+        // The end of some is none of the others' business: half of them by a close, half by a
+        // reset.
         for (index, (client, mut server)) in tunnels.drain(..20).enumerate() {
             if index % 2 == 0 {
                 drop(client)

@@ -1,10 +1,10 @@
-//! Where one side could see another message than the other: nothing of that kind gets through.
+//! Request and response smuggling: no message passes that two parsers could read differently.
 
 use ws_proxy::{Forwarded, HostHeader};
 
 use crate::support::{ACCEPT, Backend, Peer, Proxy, switching, table, upgrade, upgrade_but};
 
-/// What an attacker would like the backend to take for a request of its own.
+/// Bytes that an attacker would like the backend to take for a request of its own.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: example.com\r\n\r\n";
 
 // Requests that two parsers could read differently.
@@ -84,7 +84,7 @@ fn forwarded(handshake: impl AsRef<[u8]>) -> String {
     Peer::tunnel_with(proxy.address, &backend, handshake).2
 }
 
-/// How many lines of a head begin with this name, in any letter case.
+/// Number of lines of a head that begin with this name, in any letter case.
 fn count(head: &str, name: &str) -> usize {
     let name = format!("{}:", name.to_ascii_lowercase());
     head.lines().filter(|line| line.to_ascii_lowercase().starts_with(&name)).count()
@@ -92,7 +92,8 @@ fn count(head: &str, name: &str) -> usize {
 
 #[test]
 fn fields_that_connection_names_are_not_forwarded() {
-    let lines = "Connection: x-secret ,COOKIE,,\r\nX-Secret: 1\r\nx-SECRET: 2\r\nCookie: a=b\r\nX-Secrets: 3\r\n";
+    let lines = "Connection: x-secret ,COOKIE,,\r\nX-Secret: 1\r\nx-SECRET: 2\r\n\
+                 Cookie: a=b\r\nX-Secrets: 3\r\n";
     let head = forwarded(upgrade(lines));
     assert_eq!(
         (count(&head, "X-Secret"), count(&head, "Cookie"), count(&head, "X-Secrets")),
@@ -111,7 +112,7 @@ fn connection_cannot_strip_what_the_handshake_consists_of() {
                  Sec-WebSocket-Protocol, SEC-WEBSOCKET-EXTENSIONS\r\n";
     let own = "Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate\r\n";
     let head = forwarded(upgrade_but("Connection: Upgrade\r\n", &format!("{named}{own}")));
-    for name in [
+    for name in table([
         "Host",
         "Connection",
         "Upgrade",
@@ -119,7 +120,7 @@ fn connection_cannot_strip_what_the_handshake_consists_of() {
         "Sec-WebSocket-Version",
         "Sec-WebSocket-Protocol",
         "Sec-WebSocket-Extensions",
-    ] {
+    ]) {
         assert_eq!(count(&head, name), 1, "{name} in {head}");
     }
 }
@@ -129,9 +130,11 @@ fn connection_cannot_strip_what_the_proxy_says_of_the_client() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
     let lines = "Connection: X-Forwarded-For, X-Forwarded-Host, X-Forwarded-Proto\r\n\
-                 X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: forged.example\r\nX-Forwarded-Proto: https\r\n";
+                 X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Host: forged.example\r\n\
+                 X-Forwarded-Proto: https\r\n";
     let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(lines));
-    let own = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n";
+    let own = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: example.com\r\n\
+               X-Forwarded-Proto: http\r\n\r\n";
     assert!(head.ends_with(own) && head.matches("X-Forwarded-").count() == 3, "{head}");
 }
 
@@ -153,7 +156,8 @@ fn hop_by_hop_fields_are_not_forwarded() {
 
 #[test]
 fn an_upgrade_to_h2c_is_not_passed_on() {
-    let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c, websocket\r\nHTTP2-Settings: AAMAAABk\r\n";
+    let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c, websocket\r\n\
+               HTTP2-Settings: AAMAAABk\r\n";
     let head = forwarded(upgrade_but("Connection: Upgrade\r\nUpgrade: websocket\r\n", h2c));
     assert!(head.contains("\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"), "{head}");
     assert_eq!((count(&head, "Upgrade"), count(&head, "HTTP2-Settings")), (1, 0), "{head}");
@@ -229,8 +233,8 @@ fn switching_but(part: &str, by: &str) -> String {
     good.replace(part, by)
 }
 
-/// What the client gets of such an answer, and what the backend gets beside the head, for a client that sends a
-/// second request right after its head.
+/// Everything that the client gets of such a response, and that the backend gets after the head,
+/// for a client that sends a second request right after its head.
 fn answered(answer: &str) -> (String, Vec<u8>) {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
@@ -309,7 +313,7 @@ fn another_status_is_no_tunnel_whatever_its_fields_say() {
     let fields = fields.split_once("\r\n").unwrap().1;
     let rows = table([200, 204, 301, 304, 401, 403, 404, 426, 500, 503]);
     for status in rows {
-        // What follows is the body, or comes too late.
+        // The rest is the body, or comes too late.
         let (to_client, to_backend) =
             answered(&format!("HTTP/1.1 {status} Some\r\n{fields}ok and more"));
         assert!(to_client.starts_with(&format!("HTTP/1.1 {status} Some\r\n")), "{to_client}");
@@ -322,7 +326,7 @@ fn another_status_is_no_tunnel_whatever_its_fields_say() {
 
 #[test]
 fn interim_answers_release_no_early_bytes() {
-    for status in [100, 102, 103, 199] {
+    for status in table([100, 102, 103, 199]) {
         let interim =
             format!("HTTP/1.1 {status} Some\r\n{}", switching("").split_once("\r\n").unwrap().1);
         let (to_client, to_backend) =
@@ -334,7 +338,8 @@ fn interim_answers_release_no_early_bytes() {
 
 #[test]
 fn a_refusal_framed_in_two_ways_goes_on_with_one() {
-    let both = "HTTP/1.1 403 No\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n";
+    let both = "HTTP/1.1 403 No\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n\
+                2\r\nno\r\n0\r\n\r\n";
     let (to_client, _) = answered(both);
     assert_eq!(
         (count(&to_client, "Content-Length"), count(&to_client, "Transfer-Encoding")),

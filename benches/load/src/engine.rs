@@ -24,7 +24,7 @@ const LONGEST_HEAD: usize = 16 * 1024;
 /// For a connect to the proxy, whose listener is on this machine, and for the end of all tunnels.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Which end of a tunnel a socket is.
+/// The end of a tunnel that a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// In front of the proxy.
@@ -33,7 +33,7 @@ pub enum Role {
     Backend,
 }
 
-/// What happens when a tunnel stands and when a message has come.
+/// Rules for a tunnel that stands and for a message that has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
     /// A backend answers each message with one of its own.
@@ -44,7 +44,7 @@ pub struct Rules {
     pub hang_up: bool,
 }
 
-/// What was counted since [`Engine::restart_counts`].
+/// Counts since [`Engine::restart_counts`].
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Clients that got a proper 101.
@@ -61,17 +61,17 @@ pub struct Counts {
 struct Socket {
     stream: TcpStream,
     role: Role,
-    /// What came of the other side's head; `None` once it was complete.
+    /// The part of the other side's head that has come; `None` once it was complete.
     head: Option<Vec<u8>>,
     /// Messages still to send, the current one included.
     to_send: u64,
-    /// How much of the current one is sent.
+    /// Bytes of the current one that are sent.
     sent: usize,
-    /// How much of the other side's current message has come.
+    /// Bytes of the other side's current message that have come.
     got: usize,
-    /// Whether epoll tells when it can be written to.
+    /// True while epoll tells when it can be written to.
     wants_write: bool,
-    /// When the last message was sent.
+    /// Time of sending the last message.
     asked: Instant,
 }
 
@@ -95,11 +95,11 @@ pub struct Engine {
     on_the_way: usize,
     /// The end of a tunnel is no error any more.
     closing: bool,
-    /// When everything must be over.
+    /// Deadline for everything.
     deadline: Instant,
-    /// What to do.
+    /// Rules of this run.
     pub rules: Rules,
-    /// What was done.
+    /// Counts of this run.
     pub counts: Counts,
 }
 
@@ -255,7 +255,7 @@ impl Engine {
         std::mem::take(&mut self.counts)
     }
 
-    /// How long the frame is that sockets of this role send.
+    /// Length of the frame that sockets of this role send, in bytes.
     #[must_use]
     pub fn frame_length(&self, role: Role) -> usize {
         self.frame(role).len()

@@ -1,4 +1,4 @@
-//! What the tests are written with.
+//! Support for the tests: peers that speak literal bytes, proxies, and the kernel's view.
 
 mod peer;
 mod program;
@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How long anything may take before the test has failed. Long, for slow machines: passing tests never wait for it.
+/// Time that anything may take before the test has failed. Long, for slow machines: passing tests
+/// never wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The key of RFC 6455, 1.3, and what belongs to it.
@@ -77,8 +78,8 @@ pub fn raise_descriptor_limit() {
 
 /// Bytes that look like nothing else, and are the same for the same seed.
 ///
-/// Where a stream begins with them, they are the header of a frame that never ends and its payload: a WebSocket's
-/// frames are followed, and mere noise would have a Close in it sooner or later.
+/// At the start of a stream they are the header of a frame that never ends, and its payload:
+/// a WebSocket's frames are followed, and mere noise would have a Close in it sooner or later.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);

@@ -24,7 +24,8 @@ impl Backend {
         Self { listener, address }
     }
 
-    /// A backend that refuses every connection. Its port is held, so that nobody else gets it meanwhile.
+    /// A backend that refuses every connection. Its port is held, so that nobody else gets it
+    /// meanwhile.
     pub fn refusing() -> Self {
         let ip = AddressFamily::INET;
         // Programs that other tests start at this moment must not get a copy.
@@ -45,7 +46,8 @@ impl Backend {
         full
     }
 
-    /// A backend whose connections have small buffers at both ends, so that all goes in parts and soon no further.
+    /// A backend whose connections have small buffers at both ends, so that all goes in parts and
+    /// soon no further.
     pub fn tight() -> Self {
         let backend = Self::refusing();
         tighten(&backend.listener);
@@ -68,7 +70,7 @@ impl Backend {
             .then(|| Peer::new(self.listener.accept().unwrap().0))
     }
 
-    /// Whether a connection is waiting to be accepted right now.
+    /// Returns whether a connection waits to be accepted.
     pub fn has_waiting(&self) -> bool {
         let mut fds = [rustix::event::PollFd::new(&self.listener, rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))
@@ -171,7 +173,7 @@ impl Peer {
         self.stream.write_all(bytes.as_ref()).expect("the other side takes the bytes");
     }
 
-    /// Everything up to a blank line, and nothing behind it.
+    /// Reads up to a blank line, and nothing after it.
     pub fn read_head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -186,7 +188,7 @@ impl Peer {
 
     pub fn read_exactly(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        self.stream.read_exact(&mut bytes).expect("so many bytes come");
+        self.stream.read_exact(&mut bytes).expect("the bytes come");
         bytes
     }
 
@@ -314,7 +316,8 @@ impl Peer {
         self.stays_silent(Duration::ZERO)
     }
 
-    /// Writes as much of `bytes` as the other side takes, until it takes no more for a moment; gives how much.
+    /// Writes as much of `bytes` as the other side takes, until it takes no more for a moment;
+    /// gives how much.
     pub fn offer(&mut self, bytes: &[u8]) -> usize {
         self.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut taken = 0;
@@ -329,8 +332,8 @@ impl Peer {
         taken
     }
 
-    /// Writes until that fails, because the connection is over. The only way to see it for a side that has read the
-    /// other side's end already.
+    /// Writes until that fails, because the connection is over. The only way to see it for a side
+    /// that has read the other side's end already.
     pub fn write_until_broken(&mut self) {
         let chunk = [7; 16 * 1024];
         loop {
@@ -354,8 +357,9 @@ impl Peer {
     }
 }
 
-/// Makes a connection hold little, at the other end too: the kernel measures a socket's send buffer by the longest
-/// segment that its peer takes, and that of loopback gives it megabytes. To be called before connecting.
+/// Makes a connection hold little, at the other end too: the kernel measures a socket's send buffer
+/// by the longest segment that its peer takes, and that of loopback gives it megabytes. To be
+/// called before connecting.
 fn tighten(socket: impl AsFd) {
     const TCP_MAXSEG: i32 = 2;
     static SEGMENT: u32 = 536;
@@ -367,7 +371,8 @@ fn tighten(socket: impl AsFd) {
             fn setsockopt(socket: i32, level: i32, name: i32, value: *const u32, len: u32) -> i32;
         }
         let tcp = rustix::net::ipproto::TCP.as_raw().get() as i32;
-        // SAFETY: the socket is open, and the value lives longer than the call and is as long as is said.
+        // SAFETY: the socket is open, and the value lives longer than the call and is as long as is
+        // said.
         unsafe { setsockopt(socket.as_fd().as_raw_fd(), tcp, TCP_MAXSEG, &raw const SEGMENT, 4) }
     };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());

@@ -48,7 +48,7 @@ impl Program {
         )
     }
 
-    /// What an unsuccessful run says, and that it says it on standard error only.
+    /// Standard error of an unsuccessful run, which prints nothing to standard output.
     pub fn failure(arguments: &[&str], directory: &Directory, expected_code: i32) -> String {
         let (code, stdout, stderr) = Self::output(arguments, Some(directory.path()));
         assert_eq!(code, expected_code, "{arguments:?}: {stderr}");
@@ -124,12 +124,12 @@ impl Program {
         self.seen.clone()
     }
 
-    /// How many descriptors it has open.
+    /// Number of its open descriptors.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(self.proc("fd")).unwrap().count()
     }
 
-    /// How many threads it has.
+    /// Number of its threads.
     pub fn threads(&self) -> usize {
         fs::read_dir(self.proc("task")).unwrap().count()
     }
@@ -143,7 +143,8 @@ impl Program {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
-    /// How many descriptors it has open for anything but pipes, of which it may keep a few for later.
+    /// Number of its open descriptors but for pipes, of which it may keep a few for
+    /// later.
     pub fn connections(&self) -> usize {
         let descriptors = fs::read_dir(self.proc("fd")).unwrap();
         // One that has been closed meanwhile has no target any more.
@@ -161,13 +162,13 @@ impl Program {
         wait_until("its threads have ended", || self.threads() <= most);
     }
 
-    /// Whether the log has a line by now that has this in it.
+    /// Returns whether the log has a line by now that contains this.
     pub fn has_logged(&mut self, part: &str) -> bool {
         self.seen.extend(self.lines.try_iter());
         self.seen.iter().any(|line| line.contains(part))
     }
 
-    /// How much memory it has in use, in bytes, without that of the kernel for it.
+    /// Its memory in use (RSS), in bytes, without that of the kernel for it.
     pub fn memory(&self) -> usize {
         let status = fs::read_to_string(self.proc("status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -186,7 +187,7 @@ impl Program {
         Self::spawn(&mut command)
     }
 
-    /// What the kernel says of its limits.
+    /// Its limits, in the words of proc(5).
     pub fn limits(&self) -> String {
         fs::read_to_string(self.proc("limits")).unwrap()
     }

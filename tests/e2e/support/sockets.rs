@@ -1,5 +1,5 @@
-//! What the kernel knows of the sockets of others: what the other side has not read yet, or is still dialling, shows
-//! nowhere else.
+//! What the kernel knows of the sockets of others: what the other side has not read yet, or is
+//! still dialling, shows nowhere else.
 
 use std::fs;
 use std::io;
@@ -18,17 +18,18 @@ use super::PATIENCE;
 
 /// Waits until all that `from` has sent to `to`, its end included, has been read there.
 ///
-/// What loopback still has on its way does not count; mostly it has nothing.
+/// Bytes that loopback has on its way do not count; mostly there are none.
 pub fn wait_until_read(from: SocketAddr, to: SocketAddr) {
     wait_until("the other side reads what was sent", || has_been_read(from, to));
 }
 
-/// Whether all that `from` has sent to `to` has been read there.
+/// Returns whether all that `from` has sent to `to` has been read there.
 pub fn has_been_read(from: SocketAddr, to: SocketAddr) -> bool {
     ask(Question::Exactly(to, from)).is_some_and(|queues| queues.unread == 0)
 }
 
-/// How many bytes the kernel holds of a connection between these two: sent by either, and not read by the other.
+/// Number of bytes that the kernel holds of a connection between these two: sent by either, and not
+/// read by the other.
 ///
 /// Exact while nothing moves.
 pub fn in_kernel(one: SocketAddr, other: SocketAddr) -> usize {
@@ -37,7 +38,7 @@ pub fn in_kernel(one: SocketAddr, other: SocketAddr) -> usize {
     queues.iter().map(|queues| (queues.unread + queues.unacknowledged) as usize).sum()
 }
 
-/// Whether anybody is connecting to this address and has no answer yet.
+/// Returns whether anybody is connecting to this address and has no answer yet.
 pub fn is_dialled(address: SocketAddr) -> bool {
     ask(Question::ConnectingTo(address)).is_some()
 }
@@ -79,7 +80,7 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Which TCP socket of IPv4 the kernel is asked for.
+/// The TCP socket of IPv4 that the kernel is asked for.
 enum Question {
     /// The one with this local and this remote address.
     Exactly(SocketAddr, SocketAddr),
@@ -96,7 +97,8 @@ struct State {
 
 /// Returns the state of the socket; `None` if there is no such socket.
 ///
-/// This is sock_diag(7). `/proc/net/tcp` says the same, but has to be written anew as a whole for each question.
+/// This is sock_diag(7). `/proc/net/tcp` says the same, but has to be written anew as a whole for
+/// each question.
 fn ask(question: Question) -> Option<State> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST: u16 = 1;
@@ -120,7 +122,8 @@ fn ask(question: Question) -> Option<State> {
         &SOCK_DIAG_BY_FAMILY.to_ne_bytes(),
         &flags.to_ne_bytes(),
         &[0; 8],
-        // struct inet_diag_req_v2: AF_INET, IPPROTO_TCP, and a struct inet_diag_sockid without a cookie
+        // struct inet_diag_req_v2: AF_INET, IPPROTO_TCP, and a struct inet_diag_sockid without a
+        // cookie
         &[2, 6, 0, 0],
         &states.to_ne_bytes(),
         &local.port().to_be_bytes(),
@@ -137,8 +140,8 @@ fn ask(question: Question) -> Option<State> {
     let mut answer = [0; 8_192];
     let (len, _) = recv(&kernel, &mut answer, RecvFlags::empty()).unwrap();
 
-    // The first message tells all: another struct nlmsghdr, and a struct inet_diag_msg or an error or an end. Instead
-    // of a socket that is no more it may be the listening one.
+    // The first message tells all: another struct nlmsghdr, and a struct inet_diag_msg or an error
+    // or an end. Instead of a socket that is no more it may be the listening one.
     let is_socket = answer[4..6] == SOCK_DIAG_BY_FAMILY.to_ne_bytes() && answer[17] != LISTEN;
     let state = answer[..len].get(72..88).filter(|_| is_socket)?;
     let number = |at: usize| u32::from_ne_bytes(state[at..at + 4].try_into().unwrap());

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Backend, PATIENCE, Peer, Program};
+use super::{Backend, PATIENCE, Peer, Program, value};
 
 pub const TEXT: u8 = 0x81;
 pub const CLOSE: u8 = 0x88;
@@ -13,7 +13,7 @@ pub const PONG: u8 = 0x8a;
 /// The key of all frames that a client sends here.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
-/// Which end of a tunnel.
+/// An end of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     Client,
@@ -30,7 +30,7 @@ pub struct Frame {
 }
 
 impl From {
-    /// The header of a frame with so much payload, in its shortest form.
+    /// The header of a frame with `len` bytes of payload, in its shortest form.
     pub fn header(self, first: u8, len: usize) -> Vec<u8> {
         let (bit, mask) = match self {
             Self::Client => (0x80, &MASK[..]),
@@ -70,7 +70,7 @@ impl From {
 }
 
 impl Frame {
-    /// Whether it is a Ping of the proxy's: those of the tests have another length.
+    /// Returns whether the proxy has made this Ping: those of the tests have other lengths.
     pub fn is_proxy_ping(&self) -> bool {
         self.first == PING && self.payload.len() == 8
     }
@@ -183,8 +183,8 @@ impl ProxyProgram {
     /// Keeps a new tunnel busy for `time`: calls `exchange` again and again, less than `gap` apart.
     /// It returns whether what it expects has come, and nothing else.
     ///
-    /// A machine that pauses the test for longer than `gap` lets the proxy act, and rightly so: then
-    /// it begins anew with another tunnel.
+    /// A machine that pauses the test for longer than `gap` lets the proxy act, and rightly so:
+    /// then it begins anew with another tunnel.
     pub fn keep_busy(
         &self,
         time: Duration,
@@ -207,8 +207,11 @@ impl ProxyProgram {
         }
     }
 
-    /// Waits for the line of the next tunnel that ends.
-    pub fn end_line(&mut self) -> String {
-        self.program.wait_for("event=tunnel_end")
+    /// Waits for the line of the next tunnel that ends, and asserts values of its keys.
+    pub fn assert_end(&mut self, expected: &[(&str, &str)]) {
+        let line = self.program.wait_for("event=tunnel_end");
+        for &(key, text) in expected {
+            assert_eq!(value(&line, key), text, "{key} in {line}");
+        }
     }
 }
