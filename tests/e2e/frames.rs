@@ -548,7 +548,7 @@ fn compressed_messages_pass_unharmed_while_frames_are_known() {
                 assert_unharmed(&mut client, &mut server, bytes).await;
                 assert_unharmed(&mut server, &mut client, bytes).await;
             }
-            // Long enough for Pings in between.
+            // A silence in which Pings come is the subject.
             smol::Timer::after(Duration::from_millis(600)).await;
         }
     });
@@ -614,7 +614,7 @@ mod any_frames {
                 frame = rest;
                 if pauses > 0 && random.u8(..) < 10 {
                     pauses -= 1;
-                    // Silence is what brings a Ping.
+                    // A silence in which a Ping comes is the subject.
                     std::thread::sleep(Duration::from_millis(random.u64(200..700)));
                 }
             }
