@@ -1,7 +1,8 @@
 //! A small WebSocket reverse proxy, made to sit beside a WebSocket app.
 //!
-//! `ws-proxy` listens for HTTP/1.1, lets nothing pass but WebSocket upgrades (RFC 6455), brings each to one of its
-//! backends in turn, verifies the backend's 101, and then carries every byte both ways until both sides are done.
+//! `ws-proxy` listens for HTTP/1.1, accepts WebSocket upgrades (RFC 6455) and nothing else, brings
+//! each to one of its backends in turn, verifies the backend's own 101, and then relays every byte
+//! both ways until both sides are done.
 //!
 //! ```no_run
 //! use ws_proxy::WsProxy;
@@ -12,25 +13,49 @@
 //!     .unwrap();
 //! ```
 //!
-//! [`WsProxy::bind`] blocks the calling thread. To know the port, to stop again, or to run on an executor of your own,
-//! use [`WsProxy::listen`] and [`BoundProxy::run`]. [`Config`] reads the same settings from TOML.
+//! [`WsProxy::bind`] blocks the calling thread. To know the port, to stop again, or to run on an
+//! executor of your own, use [`WsProxy::listen`] or [`WsProxy::from_listener`], then
+//! [`BoundProxy::run`]; a [`Shutdown`] stops any number of proxies together.
 //!
-//! # The life of a connection, and the files that it meets
+//! # Features
 //!
-//! 1. `server` accepts it, within the section's limit, and starts a task for it on the `worker` whose turn it is;
-//!    `connection` is that task's story, on the event loop of `net`.
-//! 2. `head` reads bytes up to the blank line, under one deadline, while `handshake::scan` looks for the end.
-//! 3. `handshake::http` parses the head, `handshake::upgrade` judges it, `handshake::origin` where it comes from; what does not pass becomes a
-//!    `handshake::error_response`, and no backend hears of it.
-//! 4. `backend::rotation` says whose turn it is, `backend::dial` connects. Meanwhile `early` keeps what the client
-//!    sends, and notices if it goes away.
-//! 5. `handshake::forward` writes the head that goes on; `head` reads the answer, `handshake::response` verifies it.
-//! 6. Anything but a good 101 is passed on by `connection::pass_on`, with `handshake::body` to find its end.
-//! 7. At the 101 the task ends, and the sockets become a `tunnel`, which the same worker gives its turns:
-//!    `tunnel::half` carries one direction, and `tunnel::gate` follows its frames.
-//! 8. `outcome` is what became of it, and the log's line.
+//! Both are on by default; an embedder needs neither.
 //!
-//! Around them: `config` and `settings` read and check what is asked for, `proxy` turns it into something that runs.
+//! - `config`: `Config`, which reads the settings of one or more proxies from TOML.
+//! - `cli`: the program `ws-proxy`. It implies `config`.
+//!
+//! # Log
+//!
+//! Each event is one record of the [`log`] crate with a target in `ws_proxy`. Its message is the
+//! event's name, such as `tunnel_end`; everything else is in its key-values (`log`'s feature
+//! `kv`), such as `section`, `id`, `client`, `backend`, `reason`. A logger that shows only
+//! messages shows only names. Text in a value is as it came, and may hold quotes and line breaks:
+//! the logger must escape it, as the program's does.
+//!
+//! # The life of a connection
+//!
+//! 1. `listener` accepts it, within the section's limit, and starts a task on the `worker` whose
+//!    turn it is. `connection` is that task's story, on the event loop of `net`.
+//! 2. `connection::head` reads bytes up to the blank line, under one deadline, while
+//!    `handshake::scan` looks for the end.
+//! 3. `handshake::http` parses the head, `handshake::upgrade` and `handshake::origin` judge it. A
+//!    request that may not pass gets a `handshake::error_response`; no backend hears of it.
+//! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile
+//!    `connection::read_ahead` keeps what the client sends, and notices if it goes away.
+//! 5. `handshake::forward` writes the head for the backend; `connection::exchange` sends it and
+//!    reads the answer, `handshake::response` verifies it.
+//! 6. An answer that is no 101 is forwarded by `connection::response`, with `handshake::body` to
+//!    find its end.
+//! 7. At the 101 the task ends, and the sockets become a tunnel of the same worker:
+//!    `tunnel::tunnels` gives it its turns, `tunnel::direction` relays one direction of it,
+//!    `tunnel::filter` follows the frames, `tunnel::closing` and `tunnel::keepalive` decide on its
+//!    end and its pings.
+//! 8. `events` tells how it ended.
+//!
+//! Around them, `config` and `settings` read and check what is asked for, `builder` collects it,
+//! and `proxy` runs it.
+
+#![forbid(unsafe_code)]
 
 // The examples of the README are tests.
 #[cfg(doctest)]
@@ -39,6 +64,7 @@ struct Readme;
 
 mod backend;
 mod builder;
+#[cfg(feature = "config")]
 mod config;
 mod connection;
 mod events;
@@ -56,6 +82,7 @@ mod tunnel;
 mod worker;
 
 pub use builder::WsProxy;
+#[cfg(feature = "config")]
 pub use config::{Config, ConfigError, SectionConfig};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{BoundProxy, Error};

@@ -10,8 +10,9 @@ use super::upgrade::UpgradeRequest;
 ///
 /// Applications that compare `Origin` with `Host` (Rails, Jupyter, Phoenix, Tornado, Gorilla) refuse browsers behind a
 /// rewritten Host: they need [`HostHeader::Preserve`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum HostHeader {
     /// The backend's `host:port` as configured. The default.
     #[default]
@@ -21,8 +22,9 @@ pub enum HostHeader {
 }
 
 /// What becomes of `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`; the key `forwarded` of a section.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum Forwarded {
     /// The client's address is appended to the chain that came, the host is the client's, and a protocol that
     /// came stays (else `http`). For a proxy behind another one that is trusted. The default.

@@ -1,4 +1,4 @@
-//! `host:port` as people write it.
+//! Addresses: `host:port`, as people write it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,7 +9,7 @@ pub(crate) struct Address {
     /// A name or an IP address, without brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// As it was written, without a scheme: what a Host field says.
+    /// The text without a scheme, as a Host field has it.
     pub(crate) authority: String,
 }
 
@@ -18,7 +18,7 @@ impl Address {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, and what to write instead.
+    /// The fault in the text, and the text to write instead.
     pub(crate) fn backend(text: &str) -> Result<Self, String> {
         let rest = match text.split_once("://") {
             None => text,
@@ -44,21 +44,22 @@ impl Address {
         Ok(address)
     }
 
-    /// Reads what to listen on: `host:port`, with a port of 0 for any that is free.
+    /// Reads an address to listen on: `host:port`, with a port of 0 for any that is free.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, and what to write instead.
+    /// The fault in the text, and the text to write instead.
     pub(crate) fn bind(text: &str) -> Result<Self, String> {
         Self::parse(text, None).map_err(|what| format!("{text:?}: {what}"))
     }
 
-    /// The host as an IP address, if it is one.
+    /// Returns the host as an IP address, if it is one.
     pub(crate) fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
     }
 
-    /// Whether listening on both cannot work, as far as the texts tell.
+    /// Returns whether listening on both cannot work, as far as the texts tell.
+    #[cfg(any(feature = "config", test))]
     pub(crate) fn collides_with(&self, other: &Self) -> bool {
         let is_any = |address: &Self| address.ip().is_some_and(|ip| ip.is_unspecified());
         let is_same = match (self.ip(), other.ip()) {
@@ -106,7 +107,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// A name that a resolver can be asked for, or an IPv4 address.
+/// Checks that a host is a name that a resolver can be asked for, or an IPv4 address.
 fn check_host(host: &str) -> Result<&str, &'static str> {
     if host.is_empty() {
         return Err("the host is missing; to listen on all addresses write 0.0.0.0");

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
 use super::address::Address;
 
@@ -44,6 +44,24 @@ fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListen
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))
+}
+
+/// Prepares a listening socket that somebody else has opened: what [`listen`] sets, except for the
+/// address and the backlog.
+///
+/// # Errors
+///
+/// `InvalidInput` if it is not a listening TCP socket; those of setsockopt(2) and fcntl(2).
+pub(crate) fn adopt(listener: &TcpListener, buffer: Option<usize>) -> io::Result<()> {
+    let is_tcp = sockopt::socket_protocol(listener)? == Some(ipproto::TCP);
+    if !is_tcp || !sockopt::socket_acceptconn(listener)? {
+        let problem = "it is not a listening TCP socket: call listen(2) on it first";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    }
+    listener.set_nonblocking(true)?;
+    prepare(listener)?;
+    limit_buffers(listener, buffer)?;
+    warn_if_capped(listener, listener.local_addr()?, buffer)
 }
 
 /// Logs that the system grants smaller buffers than were asked for.

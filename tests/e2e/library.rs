@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt::Display;
 use std::future::Future;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
@@ -14,7 +14,7 @@ use futures_lite::future;
 use log::kv::{Key, Value, VisitSource};
 use smol::LocalExecutor;
 use smol::channel::{Receiver, Sender, bounded};
-use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, WsProxy};
+use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, Shutdown, WsProxy};
 
 use crate::support::{
     Backend, PATIENCE, Peer, Proxy, assert_alive, expect_refused, table, taken_port, upgrade, value,
@@ -45,6 +45,28 @@ mod errors {
             let source = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
             assert_eq!(source.unwrap().kind(), std::io::ErrorKind::AddrInUse);
         }
+    }
+
+    #[test]
+    fn a_socket_that_does_not_listen_on_tcp_is_an_error_that_names_the_mend() {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+
+        let socket = |family, kind| socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
+        let only_bound = socket(AddressFamily::INET, SocketType::STREAM);
+        bind(&only_bound, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let udp = socket(AddressFamily::INET, SocketType::DGRAM);
+        for socket in table([only_bound, udp]) {
+            let error = WsProxy::new(["a:1"]).from_listener(socket.into()).unwrap_err();
+            assert!(matches!(error, Error::Bind { .. }), "{error:?}");
+            assert!(error.to_string().contains("listen(2)"), "{error}");
+        }
+        // One that has no IP address at all.
+        let unix = socket(AddressFamily::UNIX, SocketType::STREAM);
+        let error = WsProxy::new(["a:1"]).from_listener(unix.into()).unwrap_err();
+        assert!(matches!(error, Error::Bind { .. }), "{error:?}");
+        let (listener, _) = taken_port();
+        let error = WsProxy::new(["a:b"]).from_listener(listener).unwrap_err();
+        assert!(matches!(error, Error::Setting { key: "backends", .. }), "{error:?}");
     }
 
     #[test]
@@ -126,6 +148,27 @@ mod running {
 
     async fn until(stopped: Receiver<()>) {
         let _ = stopped.recv().await;
+    }
+
+    #[test]
+    fn a_listener_that_was_passed_serves_those_who_have_connected_before() {
+        let backend = Backend::start();
+        // Blocking, as an inherited socket is.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let early = Peer::connect(address);
+        let bound = Proxy::to(&[&backend]).from_listener(listener).unwrap();
+        assert_eq!(bound.local_addr(), address);
+        let shutdown = Shutdown::new();
+        thread::scope(|scope| {
+            let stop = shutdown.clone();
+            scope.spawn(move || smol::block_on(bound.run(async move { stop.begun().await })));
+            for client in [early, Peer::connect(address)] {
+                let (mut client, mut server) = client.into_tunnel(&backend);
+                assert_alive(&mut client, &mut server);
+            }
+            shutdown.begin();
+        });
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The program: `ws-proxy --help` says how it is used.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod demo;
 mod drain;

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -361,21 +361,7 @@ impl Peer {
 /// by the longest segment that its peer takes, and that of loopback gives it megabytes. To be
 /// called before connecting.
 fn tighten(socket: impl AsFd) {
-    const TCP_MAXSEG: i32 = 2;
-    static SEGMENT: u32 = 536;
-
-    // rustix has no name for this option.
-    #[expect(unsafe_code, reason = "the types are those of setsockopt(2) in libc, which std links")]
-    let result = {
-        unsafe extern "C" {
-            fn setsockopt(socket: i32, level: i32, name: i32, value: *const u32, len: u32) -> i32;
-        }
-        let tcp = rustix::net::ipproto::TCP.as_raw().get() as i32;
-        // SAFETY: the socket is open, and the value lives longer than the call and is as long as is
-        // said.
-        unsafe { setsockopt(socket.as_fd().as_raw_fd(), tcp, TCP_MAXSEG, &raw const SEGMENT, 4) }
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    socket2::SockRef::from(&socket).set_tcp_mss(536).unwrap();
     sockopt::set_socket_recv_buffer_size(&socket, 4_096).unwrap();
 }
 
