@@ -16,13 +16,10 @@ use crate::worker::Workers;
 /// Nothing is checked or opened before [`bind`](WsProxy::bind) or [`listen`](WsProxy::listen).
 ///
 /// ```no_run
-/// use ws_proxy::WsProxy;
-///
+/// # use ws_proxy::WsProxy;
 /// // Blocks this thread, and serves.
-/// WsProxy::new(["chat-backend:9000", "chat-backend:9001"])
-///     .connect_timeout_ms(3_000)
-///     .bind("0.0.0.0:8080")
-///     .unwrap();
+/// let proxy = WsProxy::new(["chat-backend:9000", "chat-backend:9001"]).connect_timeout_ms(3_000);
+/// proxy.bind("0.0.0.0:8080").unwrap();
 /// ```
 #[derive(Clone, Debug)]
 pub struct WsProxy {
@@ -289,12 +286,9 @@ impl WsProxy {
     ///
     /// # Errors
     ///
-    /// See [`Error`]: a setting that cannot be used, a backend that is no address, a port in use. Returns
-    /// only on error.
-    #[doc(alias = "serve")]
-    #[doc(alias = "run")]
-    #[doc(alias = "start")]
-    #[doc(alias = "listen_and_serve")]
+    /// See [`Error`]: a setting that cannot be used, a backend that is no address, a port in use.
+    /// Returns only on error.
+    #[doc(alias("serve", "run", "start", "listen_and_serve"))]
     pub fn bind(self, address: &str) -> Result<(), Error> {
         let bound = self.listen(address)?;
         smol::block_on(bound.run(future::pending()));

@@ -1,6 +1,7 @@
 //! Backends, and the leases on them: every connection to a backend holds a [`Lease`] to its end.
 //!
-//! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up, [`dial`] connects.
+//! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up, [`dial`]
+//! connects.
 
 pub(crate) mod balance;
 pub(crate) mod dial;

@@ -37,7 +37,8 @@ pub(super) struct Exchanged {
 pub(super) struct Failed {
     /// Response for the client.
     pub(super) response: ErrorResponse,
-    /// The backend at fault, if one was reached. It is closed in order: it may be in the middle of writing.
+    /// The backend at fault, if one was reached. It is closed in order: it may be in the middle of
+    /// writing.
     pub(super) backend: Option<(Lease, Socket)>,
 }
 
@@ -77,7 +78,8 @@ pub(super) async fn exchange(
 ///
 /// # Errors
 ///
-/// 503 at once where this process has no descriptors left; 504 if every attempt timed out; otherwise 502.
+/// 503 at once where this process has no descriptors left; 504 if every attempt timed out;
+/// otherwise 502.
 async fn connect(
     reactor: &Rc<Reactor>,
     section: &Section,
@@ -103,8 +105,8 @@ async fn connect(
     })
 }
 
-/// Sends the head and reads responses up to the final one: all under one deadline, and with one bound on their bytes.
-/// Returns the answer, and the bytes that came after its head.
+/// Sends the head and reads responses up to the final one: all under one deadline, and with one
+/// bound on their bytes. Returns the answer, and the bytes that came after its head.
 async fn converse(
     mut backend: &Socket,
     head: &[u8],

@@ -44,7 +44,8 @@ impl Head {
     }
 }
 
-/// Reads a head of at most `max` bytes, the blank line included, that begins with `bytes` already read.
+/// Reads a head of at most `max` bytes, the blank line included, that begins with `bytes` already
+/// read.
 ///
 /// `deadline` bounds the whole head, however slowly it trickles in.
 ///
@@ -70,7 +71,8 @@ pub(super) async fn read(
                 }
                 Scan::More => {}
             }
-            // No byte beyond `max` is ever read: bytes that fill it hold the end, or the head is too long.
+            // No byte beyond `max` is ever read: bytes that fill it hold the end, or the head is
+            // too long.
             let filled = bytes.len();
             bytes.resize(max.min(filled + STEP), 0);
             let read = socket.read(&mut bytes[filled..]).await;

@@ -1,7 +1,7 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
-//! [`serve`] tells it. [`head`] reads the request, [`read_ahead`] what follows it too early, [`exchange`] brings the
-//! handshake to a backend, [`response`] ends what comes to no tunnel.
+//! [`serve`] tells it. [`head`] reads the request, [`read_ahead`] what follows it too early,
+//! [`mod@exchange`] brings the handshake to a backend, [`response`] ends what comes to no tunnel.
 
 mod exchange;
 mod head;
@@ -45,8 +45,8 @@ struct Upgraded {
     handshake: Duration,
 }
 
-/// Serves a client: reads its head, brings the handshake to a backend, and leaves the tunnel to this worker. The task
-/// ends there, and gives its memory back.
+/// Serves a client: reads its head, brings the handshake to a backend, and leaves the tunnel to
+/// this worker. The task ends there, and gives its memory back.
 pub(crate) async fn serve(
     handle: Handle,
     stream: TcpStream,

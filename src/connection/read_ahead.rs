@@ -14,8 +14,8 @@ const MAX: usize = 64 * 1024;
 
 /// The early bytes of one client.
 ///
-/// They are held back until a 101 has been verified: sent before it, they would reach a backend that may take them for
-/// another request.
+/// They are held back until a 101 has been verified: sent before it, they would reach a backend
+/// that may take them for another request.
 #[derive(Debug)]
 pub(super) struct ReadAhead {
     bytes: Vec<u8>,

@@ -47,8 +47,8 @@ pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
     }
 }
 
-/// Forwards head and body, then closes both connections in order. `timeout` bounds each wait for the backend, and for
-/// the client to take what it gets.
+/// Forwards head and body, then closes both connections in order. `timeout` bounds each wait for
+/// the backend, and for the client to take what it gets.
 pub(super) async fn forward_response(
     client: Socket,
     mut read_ahead: ReadAhead,

@@ -1,13 +1,13 @@
-//! Where the body of a backend's refusal ends (RFC 9112, 6.3 and 7.1).
+//! End of the body of a backend's response (RFC 9112, 6.3 and 7.1).
 
-/// How the end of a body is told.
+/// Framing of a body: the rule by which it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// So many bytes.
+    /// This many bytes.
     Length(u64),
-    /// Chunks, up to the last one and its trailers.
+    /// Chunks, up to the last one and its trailers (RFC 9112, 7.1).
     Chunked,
-    /// All that comes until the backend ends the connection.
+    /// Everything until the backend ends the connection.
     UntilClose,
 }
 
@@ -20,29 +20,29 @@ pub(crate) struct Body(BodyState);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyState {
-    /// So many bytes are still to come, and then the end.
+    /// This many bytes are still to come, then the end.
     Length(u64),
     UntilClose,
-    /// Inside the line that begins a chunk: its size so far, and how many digits it had.
+    /// Within the line that begins a chunk: its size so far, and the digits of it.
     Size {
         size: u64,
         digits: u8,
     },
-    /// Behind the size, before the LF of its line.
+    /// After the size, before the LF of its line.
     Extension {
         size: u64,
         line: usize,
     },
-    /// So many bytes of the chunk, its CRLF included, are still to come.
+    /// This many bytes of the chunk, its CRLF included, are still to come.
     Data(u64),
-    /// In the trailers; `line` bytes of the current line have come.
+    /// Within the trailers, after `line` bytes of the current line.
     Trailer {
         line: usize,
     },
     Done,
 }
 
-/// What a stretch of bytes means for a [`Body`].
+/// Meaning of the next bytes for a [`Body`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BodyProgress {
     /// All bytes belong to the body, and more are to come.
@@ -54,7 +54,7 @@ pub(crate) enum BodyProgress {
 }
 
 impl Body {
-    /// A body that has not begun.
+    /// Creates a body that has not begun.
     pub(crate) fn new(framing: Framing) -> Self {
         Self(match framing {
             Framing::Length(0) => BodyState::Done,
@@ -64,17 +64,17 @@ impl Body {
         })
     }
 
-    /// Whether nothing more belongs to the body.
+    /// Returns whether nothing more belongs to the body.
     pub(crate) fn is_done(&self) -> bool {
         self.0 == BodyState::Done
     }
 
-    /// Whether the end of the connection is a good end of the body.
+    /// Returns whether the end of the connection is a valid end of the body.
     pub(crate) fn may_end_here(&self) -> bool {
         matches!(self.0, BodyState::UntilClose | BodyState::Done)
     }
 
-    /// Takes the next bytes of the connection into account.
+    /// Consumes the next bytes of the connection.
     pub(crate) fn advance(&mut self, bytes: &[u8]) -> BodyProgress {
         let mut at = 0;
         loop {
@@ -119,7 +119,7 @@ impl Body {
     }
 }
 
-/// How many of `left` bytes are among the `here` that have come.
+/// Returns how many of `left` bytes are among the `here` that have come.
 fn step(left: u64, here: usize) -> usize {
     usize::try_from(left).map_or(here, |left| left.min(here))
 }
@@ -147,7 +147,8 @@ fn after_trailer_byte(line: usize, byte: u8) -> Option<BodyState> {
         // The blank line: nothing but a CR came before its LF.
         (b'\n', 0 | 1) => Some(BodyState::Done),
         (b'\n', _) => Some(BodyState::Trailer { line: 0 }),
-        // A first byte that is no CR counts double, so that a line of one letter is not taken for blank.
+        // A first byte that is no CR counts double, so that a line of one letter is not taken for
+        // blank.
         (b'\r', _) => Some(BodyState::Trailer { line: line + 1 }),
         _ => (line < MAX_LINE).then_some(BodyState::Trailer { line: line + 2 }),
     }
@@ -155,6 +156,7 @@ fn after_trailer_byte(line: usize, byte: u8) -> Option<BodyState> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
@@ -191,7 +193,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_split_ends_at_the_same_byte(
-            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..5),
+            chunks in vec(vec(any::<u8>(), 1..40), 0..5),
             cut in 0usize..300,
         ) {
             let mut bytes = Vec::new();

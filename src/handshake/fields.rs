@@ -1,18 +1,18 @@
-//! The header fields of one head, in their order, with their bytes.
+//! Header fields of one head, in their order, with their bytes.
 
 /// One header line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field<'a> {
-    /// The name as sent.
+    /// Name as sent.
     pub(crate) name: &'a str,
-    /// The value without the white space around it.
+    /// Value without the white space around it.
     pub(crate) value: &'a [u8],
-    /// The line as sent, without its CRLF.
+    /// Line as sent, without its CRLF.
     pub(crate) line: &'a [u8],
 }
 
 impl Field<'_> {
-    /// Whether the field has this name, in any letter case.
+    /// Returns whether the field has this name, in any letter case (RFC 9110, 5.1).
     pub(crate) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
     }
@@ -25,8 +25,8 @@ pub(crate) struct Fields<'a>(Vec<Field<'a>>);
 impl<'a> Fields<'a> {
     /// Joins the fields that `httparse` found in `head` with the lines that they stand in.
     ///
-    /// `head` has passed [`HeadScan`](super::scan::HeadScan), so that each line is one field. `None` if the two
-    /// ever disagree about that.
+    /// `head` has passed [`HeadScan`](super::scan::HeadScan), so that each line is one field.
+    /// `None` if the two ever disagree about that.
     pub(crate) fn new(head: &'a [u8], parsed: &[httparse::Header<'a>]) -> Option<Self> {
         let head = head.strip_prefix(b"\r\n").unwrap_or(head);
         let mut lines = head.split(|&byte| byte == b'\n').skip(1);
@@ -45,17 +45,17 @@ impl<'a> Fields<'a> {
         (lines.next() == Some(b"\r") && lines.next() == Some(b"")).then_some(Self(fields))
     }
 
-    /// All fields, in their order.
+    /// Returns all fields, in their order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Field<'a>> {
         self.0.iter()
     }
 
-    /// The values of all fields with this name.
+    /// Returns the values of all fields with this name.
     pub(crate) fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
         self.0.iter().filter(move |field| field.is(name)).map(|field| field.value)
     }
 
-    /// The only value of this name: `Err` with their number if there are none or several.
+    /// Returns the only value of this name: `Err` with their number if there are none or several.
     pub(crate) fn single(&self, name: &str) -> Result<&'a [u8], usize> {
         let mut values = self.values(name);
         match (values.next(), values.count()) {
@@ -64,19 +64,20 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The elements of a comma-separated list over all lines of this name; empty ones are left out
-    /// (RFC 9110, 5.6.1.2).
+    /// Returns the elements of a comma-separated list over all lines of this name, without empty
+    /// ones (RFC 9110, 5.6.1.2).
     pub(crate) fn list<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
         self.values(name).flat_map(elements)
     }
 
-    /// Whether the list of this name has this token, in any letter case.
+    /// Returns whether the list of this name has this token, in any letter case.
     pub(crate) fn lists(&self, name: &str, token: &str) -> bool {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 }
 
-/// The elements of one list value. A comma inside a quoted string does not separate (RFC 9110, 5.6.4).
+/// Returns the elements of one list value. A comma within a quoted string does not separate (RFC
+/// 9110, 5.6.4).
 fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
     let mut escaped = false;

@@ -1,4 +1,4 @@
-//! The heads that go on: the client's to the backend, the backend's to the client.
+//! Heads as they are forwarded: the client's to the backend, the backend's to the client.
 
 use std::net::IpAddr;
 
@@ -6,10 +6,10 @@ use super::fields::{Field, Fields};
 use super::http::ResponseHead;
 use super::upgrade::UpgradeRequest;
 
-/// Whose name the `Host` field of the forwarded handshake has; the key `host` of a section.
+/// Value of the `Host` field in the forwarded handshake; the key `host` of a section.
 ///
-/// Applications that compare `Origin` with `Host` (Rails, Jupyter, Phoenix, Tornado, Gorilla) refuse browsers behind a
-/// rewritten Host: they need [`HostHeader::Preserve`].
+/// Applications that compare `Origin` with `Host` (Rails, Jupyter, Phoenix, Tornado, Gorilla)
+/// refuse browsers behind a rewritten Host: they need [`HostHeader::Preserve`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
@@ -17,27 +17,28 @@ pub enum HostHeader {
     /// The backend's `host:port` as configured. The default.
     #[default]
     Backend,
-    /// The one that the client sent (of an absolute-form target: its authority, RFC 9112, 3.2.2).
+    /// The client's own; of an absolute-form target its authority (RFC 9112, 3.2.2).
     Preserve,
 }
 
-/// What becomes of `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`; the key `forwarded` of a section.
+/// Treatment of `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`; the key `forwarded`
+/// of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Forwarded {
-    /// The client's address is appended to the chain that came, the host is the client's, and a protocol that
-    /// came stays (else `http`). For a proxy behind another one that is trusted. The default.
+    /// Appends the client's address to the chain received, sets the host to the client's, and keeps
+    /// a protocol received (else `http`). For a proxy that sits after a trusted one. The default.
     #[default]
     Append,
-    /// What came is dropped, the standard's `Forwarded` (RFC 7239) too, and only what this hop knows is said.
+    /// Drops the fields received, `Forwarded` (RFC 7239) included, and sets what this hop knows.
     /// For a proxy that faces the open network.
     Replace,
-    /// Nothing is added, and what came passes.
+    /// Forwards the fields received, and adds none.
     Off,
 }
 
-/// Fields that are for one connection only and never go on (RFC 9110, 7.6.1, and what is in use beside it).
+/// Hop-by-hop fields, which are never forwarded (RFC 9110, 7.6.1, and others in use).
 const HOP_BY_HOP: [&str; 10] = [
     "Connection",
     "Upgrade",
@@ -51,65 +52,66 @@ const HOP_BY_HOP: [&str; 10] = [
     "HTTP2-Settings",
 ];
 
-/// Both heads of a handshake have these of our own making.
+/// Upgrade fields of both forwarded heads, written anew (RFC 9110, 7.8).
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 
-/// How the names of the handshake's own fields begin.
+/// Prefix of the handshake's own fields (RFC 6455, 11.3).
 const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
 
-/// What a section and a connection add to the client's head.
+/// Changes that a section and a connection make to the client's head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForwardPolicy<'a> {
-    /// The address that the client's connection comes from.
+    /// Address of the client's connection.
     pub(crate) client: IpAddr,
-    /// The backend's `host:port` as configured.
+    /// Host and port of the backend, as configured.
     pub(crate) backend: &'a str,
-    /// Whose name the Host field has.
+    /// Value of the Host field.
     pub(crate) host: HostHeader,
-    /// What becomes of the X-Forwarded fields.
+    /// Treatment of the X-Forwarded fields.
     pub(crate) forwarded: Forwarded,
 }
 
-/// The head that goes to the backend: the client's own lines in their order with their bytes, less what is
-/// hop-by-hop, with Host in its old place and the fields of this hop behind.
+/// Returns the head for the backend: the client's own lines with their bytes and in their order,
+/// without the hop-by-hop ones, with Host in its old place, and the fields of this hop at the end.
 pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<'_>) -> Vec<u8> {
     let mut head = Vec::with_capacity(1_024);
-    extend(&mut head, &["GET ", &request.target, " HTTP/1.1\r\n"]);
-    let nominated = ConnectionOptions::by(request.fields);
+    push(&mut head, &["GET ", &request.target, " HTTP/1.1\r\n"]);
+    let options = ConnectionOptions::by(request.fields);
     for field in request.fields.iter() {
         if field.is("Host") {
             let host = match policy.host {
                 HostHeader::Backend => policy.backend,
                 HostHeader::Preserve => request.authority,
             };
-            extend(&mut head, &[field.name, ": ", host, "\r\n"]);
-        } else if nominated.let_pass(field) && !is_replaced(field, policy.forwarded) {
-            line(&mut head, field);
+            push(&mut head, &[field.name, ": ", host, "\r\n"]);
+        } else if options.forwards(field) && !is_replaced(field, policy.forwarded) {
+            push_line(&mut head, field);
         }
     }
-    extend(&mut head, &[UPGRADE]);
-    forwarded_fields(&mut head, request, policy, &nominated);
+    push(&mut head, &[UPGRADE]);
+    forwarded_fields(&mut head, request, policy, &options);
     head.extend_from_slice(b"\r\n");
     head
 }
 
-/// The head of a verified 101 for the client: the backend's own, with the hop-by-hop fields of this side.
+/// Returns the head of a verified 101 for the client: the backend's own, with the hop-by-hop fields
+/// of this connection.
 pub(crate) fn switching_head(response: &ResponseHead<'_>) -> Vec<u8> {
-    let nominated = ConnectionOptions::by(&response.fields);
-    response_head(response, UPGRADE, |field| nominated.let_pass(field))
+    let options = ConnectionOptions::by(&response.fields);
+    response_head(response, UPGRADE, |field| options.forwards(field))
 }
 
-/// The head of any other answer for the client, whose connection ends with it. The fields that frame the body
-/// stay, since the body passes as it is.
+/// Returns the head of any other answer for the client, whose connection ends with it. The fields
+/// that frame the body stay, since the body is forwarded unchanged.
 pub(crate) fn declined_head(response: &ResponseHead<'_>) -> Vec<u8> {
-    let nominated = ConnectionOptions::by(&response.fields);
+    let options = ConnectionOptions::by(&response.fields);
     let is_chunked = response.fields.values("Transfer-Encoding").next().is_some();
     response_head(response, "Connection: close\r\n", |field| {
         if field.is("Content-Length") {
             // RFC 9112, 6.3: Transfer-Encoding overrides a length, which must not go on then.
             return !is_chunked;
         }
-        field.is("Transfer-Encoding") || field.is("Trailer") || nominated.let_pass(field)
+        field.is("Transfer-Encoding") || field.is("Trailer") || options.forwards(field)
     })
 }
 
@@ -119,15 +121,15 @@ fn response_head(
     passes: impl Fn(&Field<'_>) -> bool,
 ) -> Vec<u8> {
     let mut head = Vec::with_capacity(512);
-    extend(&mut head, &["HTTP/1.1 ", &response.status.to_string(), " ", response.reason, "\r\n"]);
+    push(&mut head, &["HTTP/1.1 ", &response.status.to_string(), " ", response.reason, "\r\n"]);
     for field in response.fields.iter().filter(|field| passes(field)) {
-        line(&mut head, field);
+        push_line(&mut head, field);
     }
-    extend(&mut head, &[own, "\r\n"]);
+    push(&mut head, &[own, "\r\n"]);
     head
 }
 
-/// The names that a head's `Connection` keeps to this hop (RFC 9110, 7.6.1).
+/// Field names that a head's `Connection` lists: they are for this hop only (RFC 9110, 7.6.1).
 struct ConnectionOptions<'a>(Vec<&'a [u8]>);
 
 impl<'a> ConnectionOptions<'a> {
@@ -135,8 +137,9 @@ impl<'a> ConnectionOptions<'a> {
         Self(fields.list("Connection").collect())
     }
 
-    /// Whether a field goes on. What the handshake consists of cannot be taken out by naming it.
-    fn let_pass(&self, field: &Field<'_>) -> bool {
+    /// Returns whether a field is forwarded. Listing a field of the handshake itself has no effect:
+    /// a client could otherwise take it out.
+    fn forwards(&self, field: &Field<'_>) -> bool {
         if HOP_BY_HOP.iter().any(|name| field.is(name)) || field.is("Content-Length") {
             return false;
         }
@@ -146,14 +149,14 @@ impl<'a> ConnectionOptions<'a> {
     }
 }
 
-/// Whether our own fields stand for the client's.
+/// Returns whether a field of this hop takes the place of the client's.
 fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
     let ours = ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"]
         .iter()
         .any(|name| field.is(name));
     match forwarded {
         Forwarded::Append => ours,
-        // The standard's own field (RFC 7239) says the same things, and is believed no more.
+        // The standard's own field (RFC 7239) tells the same, and is trusted as little.
         Forwarded::Replace => ours || field.is("Forwarded"),
         Forwarded::Off => false,
     }
@@ -163,7 +166,7 @@ fn forwarded_fields(
     head: &mut Vec<u8>,
     request: &UpgradeRequest<'_>,
     policy: &ForwardPolicy<'_>,
-    nominated: &ConnectionOptions<'_>,
+    options: &ConnectionOptions<'_>,
 ) {
     if policy.forwarded == Forwarded::Off {
         return;
@@ -173,28 +176,28 @@ fn forwarded_fields(
         request
             .fields
             .iter()
-            .filter(move |field| passes && field.is(name) && nominated.let_pass(field))
+            .filter(move |field| passes && field.is(name) && options.forwards(field))
     };
-    extend(head, &["X-Forwarded-For: "]);
+    push(head, &["X-Forwarded-For: "]);
     for field in kept("X-Forwarded-For").filter(|field| !field.value.is_empty()) {
         head.extend_from_slice(field.value);
-        extend(head, &[", "]);
+        push(head, &[", "]);
     }
-    extend(head, &[&policy.client.to_canonical().to_string(), "\r\n"]);
-    extend(head, &["X-Forwarded-Host: ", request.authority, "\r\n"]);
+    push(head, &[&policy.client.to_canonical().to_string(), "\r\n"]);
+    push(head, &["X-Forwarded-Host: ", request.authority, "\r\n"]);
     match kept("X-Forwarded-Proto").next() {
-        Some(field) => line(head, field),
-        None => extend(head, &["X-Forwarded-Proto: http\r\n"]),
+        Some(field) => push_line(head, field),
+        None => push(head, &["X-Forwarded-Proto: http\r\n"]),
     }
 }
 
-fn extend(head: &mut Vec<u8>, parts: &[&str]) {
+fn push(head: &mut Vec<u8>, parts: &[&str]) {
     for part in parts {
         head.extend_from_slice(part.as_bytes());
     }
 }
 
-fn line(head: &mut Vec<u8>, field: &Field<'_>) {
+fn push_line(head: &mut Vec<u8>, field: &Field<'_>) {
     head.extend_from_slice(field.line);
     head.extend_from_slice(b"\r\n");
 }
@@ -222,21 +225,24 @@ mod tests {
 
     #[test]
     fn order_case_and_bytes_are_kept() {
-        let lines = "X-One:1\r\nhOsT: example.com\r\nconnection: keep-alive, Upgrade\r\nUPGRADE: WebSocket\r\nX-two:  2 \r\n";
+        let lines = "X-One:1\r\nhOsT: example.com\r\nconnection: keep-alive, Upgrade\r\n\
+            UPGRADE: WebSocket\r\nX-two:  2 \r\n";
         assert_eq!(
             forwarded(lines, HostHeader::Backend, Forwarded::Append),
             format!(
-                "GET /chat?a HTTP/1.1\r\nX-One:1\r\nhOsT: chat-backend:9000\r\nX-two:  2 \r\n{KEY}{UPGRADE}\
-                 X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n"
+                "GET /chat?a HTTP/1.1\r\nX-One:1\r\nhOsT: chat-backend:9000\r\nX-two:  2 \r\n\
+                 {KEY}{UPGRADE}X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: example.com\r\n\
+                 X-Forwarded-Proto: http\r\n\r\n"
             )
         );
     }
 
     #[test]
     fn hop_by_hop_fields_stay_behind() {
-        let lines = "Host: a\r\nConnection: Upgrade, X-Mine, Host, Sec-WebSocket-Key, sec-websocket-version\r\n\
-            Upgrade: websocket\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nProxy-Connection: x\r\n\
-            Content-Length: 0\r\nX-Else: 2\r\n";
+        let lines = "Host: a\r\n\
+            Connection: Upgrade, X-Mine, Host, Sec-WebSocket-Key, sec-websocket-version\r\n\
+            Upgrade: websocket\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\n\
+            Proxy-Connection: x\r\nContent-Length: 0\r\nX-Else: 2\r\n";
         assert_eq!(
             forwarded(lines, HostHeader::Preserve, Forwarded::Off),
             format!("GET /chat?a HTTP/1.1\r\nHost: a\r\nX-Else: 2\r\n{KEY}{UPGRADE}\r\n")
@@ -245,7 +251,8 @@ mod tests {
 
     #[test]
     fn the_chain_is_appended_to_replaced_or_left_alone() {
-        let lines = "Host: a\r\nX-Forwarded-For: 10.0.0.1\r\nx-forwarded-for: 10.0.0.2, 10.0.0.3\r\n\
+        let lines = "Host: a\r\nX-Forwarded-For: 10.0.0.1\r\n\
+            x-forwarded-for: 10.0.0.2, 10.0.0.3\r\n\
             X-Forwarded-Proto: https\r\nX-Forwarded-Host: forged\r\nForwarded: for=10.0.0.1\r\n";
         let with = |mode| {
             let head = forwarded(&format!("{lines}{UPGRADE}"), HostHeader::Preserve, mode);
@@ -271,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_nominated_chain_is_dropped_before_ours_is_written() {
-        let lines = "Host: a\r\nConnection: Upgrade, X-Forwarded-For\r\nUpgrade: websocket\r\nX-Forwarded-For: 10.0.0.1\r\n";
+        let lines = "Host: a\r\nConnection: Upgrade, X-Forwarded-For\r\nUpgrade: websocket\r\n\
+            X-Forwarded-For: 10.0.0.1\r\n";
         let head = forwarded(lines, HostHeader::Backend, Forwarded::Append);
         assert_eq!(head.matches("X-Forwarded-For").count(), 1);
         assert!(head.contains("X-Forwarded-For: 192.0.2.7\r\n"));
@@ -289,9 +297,11 @@ mod tests {
 
     #[test]
     fn the_backends_101_keeps_all_that_is_its_own() {
-        let own = "Server: x\r\nSet-Cookie: a=b\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nset-cookie: c=d\r\n";
+        let own = "Server: x\r\nSet-Cookie: a=b\r\n\
+            Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nset-cookie: c=d\r\n";
         let head = format!(
-            "HTTP/1.1 101 Web Socket\r\nconnection: upgrade, x-hop\r\nupgrade: WebSocket\r\nX-Hop: 1\r\nContent-Length: 0\r\n{own}\r\n"
+            "HTTP/1.1 101 Web Socket\r\nconnection: upgrade, x-hop\r\nupgrade: WebSocket\r\n\
+             X-Hop: 1\r\nContent-Length: 0\r\n{own}\r\n"
         );
         assert_eq!(answered(&head), format!("HTTP/1.1 101 Web Socket\r\n{own}{UPGRADE}\r\n"));
     }
@@ -300,7 +310,8 @@ mod tests {
     fn a_refusal_keeps_its_framing() {
         assert_eq!(
             answered(
-                "HTTP/1.0 403 No\r\nContent-Length: 2\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\r\n"
+                "HTTP/1.0 403 No\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\
+                 Keep-Alive: 5\r\n\r\n"
             ),
             "HTTP/1.1 403 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
         );
@@ -315,14 +326,14 @@ mod tests {
         fn forwarded_heads_parse_again(
             names in proptest::collection::vec("[A-Za-z-]{1,20}", 0..12),
             values in proptest::collection::vec("[ -~]{0,20}", 12),
-            nominated in proptest::collection::vec(0usize..12, 0..4),
+            options in proptest::collection::vec(0usize..12, 0..4),
             preserve: bool,
         ) {
             let mut lines = String::from("Host: a\r\n");
             for (name, value) in names.iter().zip(&values) {
                 lines += &format!("{name}: {value}\r\n");
             }
-            for name in nominated.iter().filter_map(|&index| names.get(index)) {
+            for name in options.iter().filter_map(|&index| names.get(index)) {
                 lines += &format!("Connection: {name}\r\n");
             }
             let head = format!("GET / HTTP/1.1\r\n{lines}{UPGRADE}{KEY}\r\n");
@@ -330,7 +341,8 @@ mod tests {
             let parsed = RequestHead::parse(head.as_bytes()).unwrap();
             let Ok(request) = UpgradeRequest::judge(&parsed) else { return Ok(()) };
             let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
-            let policy = ForwardPolicy { client: [192, 0, 2, 7].into(), backend: "b:1", host, forwarded: Forwarded::Append };
+            let (client, forwarded) = ([192, 0, 2, 7].into(), Forwarded::Append);
+            let policy = ForwardPolicy { client, backend: "b:1", host, forwarded };
             let out = request_head(&request, &policy);
             prop_assert_eq!(HeadScan::default().advance(&out), Scan::End(out.len()));
             let parsed = RequestHead::parse(&out).unwrap();

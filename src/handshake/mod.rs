@@ -1,9 +1,9 @@
 //! The opening handshake as bytes and values: nothing in here knows a socket or a clock.
 //!
-//! In the order of a connection: [`scan`] finds the end of a head; [`http`] parses it; [`upgrade`] judges the client's,
-//! with its [`target`]; [`origin`] decides who may come; [`forward`] writes the heads that go on; [`response`] judges the
-//! backend's; [`body`] follows a refusal of the backend to its end; [`error_response`] is the answer that the client
-//! gets when it ends here.
+//! In the order of a connection: [`scan`] finds the end of a head; [`http`] parses it; [`upgrade`]
+//! judges the client's, with its [`target`]; [`origin`] decides who may come; [`forward`] writes
+//! the heads that go on; [`response`] judges the backend's; [`body`] follows a refusal of the
+//! backend to its end; [`error_response`] is the answer that the client gets when it ends here.
 
 pub(crate) mod body;
 pub(crate) mod error_response;

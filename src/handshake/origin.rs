@@ -1,14 +1,14 @@
-//! Which origins may open a WebSocket here (RFC 6455, 10.2; RFC 6454).
+//! Origins that may open a WebSocket (RFC 6455, 10.2; RFC 6454).
 
-/// The origins that a section lists.
+/// Origins that a section lists.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OriginList {
     rules: Vec<Rule>,
-    /// Whether a handshake without an origin passes: clients that are no browsers send none.
+    /// A handshake without an origin passes: clients that are no browsers send none.
     missing_passes: bool,
 }
 
-/// One entry of the list.
+/// Entry of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rule {
     /// This origin.
@@ -28,12 +28,12 @@ struct Origin {
 }
 
 impl OriginList {
-    /// Reads the entries: `scheme://host[:port]`, `scheme://*.domain[:port]`, `null`, and `none` for a
-    /// handshake that has no origin.
+    /// Reads the entries: `scheme://host[:port]`, `scheme://*.domain[:port]`, `null`, and `none`
+    /// for a handshake that has no origin.
     ///
     /// # Errors
     ///
-    /// The index of the first entry that is none of these, and what to write instead.
+    /// The index of the first entry that is none of these, and the values to write instead.
     pub(crate) fn parse<T: AsRef<str>>(entries: &[T]) -> Result<Self, (usize, String)> {
         let mut list = Self::default();
         for (index, entry) in entries.iter().map(AsRef::as_ref).enumerate() {
@@ -41,8 +41,8 @@ impl OriginList {
                 "none" => list.missing_passes = true,
                 "null" => list.rules.push(Rule::Null),
                 _ => list.rules.push(Rule::parse(entry).ok_or_else(|| {
-                    let mend =
-                        "write \"https://app.example.com\", \"https://*.example.com\", \"null\" or \"none\"";
+                    let mend = "write \"https://app.example.com\", \"https://*.example.com\", \
+                         \"null\" or \"none\"";
                     (index, format!("{entry:?} is no origin: {mend}"))
                 })?),
             }
@@ -50,7 +50,7 @@ impl OriginList {
         Ok(list)
     }
 
-    /// Whether a handshake with this value of `Origin`, or without one, may pass.
+    /// Returns whether a handshake with this value of `Origin`, or without one, may pass.
     pub(crate) fn allows(&self, origin: Option<&[u8]>) -> bool {
         let Some(origin) = origin else {
             return self.missing_passes;
@@ -91,7 +91,7 @@ impl Rule {
 }
 
 impl Origin {
-    /// `None` if the text is no serialized origin (RFC 6454, 6.2): there is no path, not even `/`.
+    /// Parses a serialized origin (RFC 6454, 6.2), which has no path, not even `/`.
     fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         let scheme = scheme.to_ascii_lowercase();

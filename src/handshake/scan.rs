@@ -1,21 +1,21 @@
-//! Finds the end of a head, and stops at the first byte that no head can hold.
+//! End of a head, found byte by byte; stops at the first byte that no head can hold.
 
-/// What a [`HeadScan`] knows after the bytes that it has seen.
+/// State of a [`HeadScan`] after the bytes that it has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scan {
     /// The blank line has not come yet; everything so far may be part of a head.
     More,
     /// The head ends before this offset, its blank line included.
     End(usize),
-    /// No further byte can make this a head; the words say what was wrong.
+    /// No further byte can make this a head; the text names the fault.
     Fault(&'static str),
 }
 
-/// An incremental search for the blank line that ends a head.
+/// Incremental search for the blank line that ends a head.
 ///
-/// It is stricter than RFC 9112 asks for: a bare LF is no line end (2.2 only permits it), because two
-/// parsers in a row that see different lines in the same bytes are how requests get smuggled. Told at
-/// once, such a sender gets its 400 instead of waiting for a deadline.
+/// It is stricter than RFC 9112 asks for: a bare LF is no line end (2.2 only permits it), because
+/// two parsers in a row that see different lines in the same bytes are how requests get smuggled.
+/// Told at once, such a sender gets its 400 instead of waiting for a deadline.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HeadScan {
     /// Offset of the first byte not looked at yet.
@@ -24,13 +24,13 @@ pub(crate) struct HeadScan {
     line_start: usize,
     /// Complete lines seen, leading empty ones not counted.
     lines: usize,
-    /// Whether the last byte was a CR, so that only LF may follow.
+    /// The last byte was a CR, so that only LF may follow.
     after_cr: bool,
 }
 
 impl HeadScan {
-    /// Looks at the bytes of `buffer` that are new since the last call; `buffer` must hold the same
-    /// bytes as before, and may have more behind them.
+    /// Scans the bytes of `buffer` that are new since the last call; `buffer` must hold the same
+    /// bytes as before, and may have more after them.
     pub(crate) fn advance(&mut self, buffer: &[u8]) -> Scan {
         while let Some(&byte) = buffer.get(self.at) {
             self.at += 1;
@@ -65,7 +65,7 @@ impl HeadScan {
         Scan::More
     }
 
-    /// Whether the start line has ended.
+    /// Returns whether the start line has ended.
     pub(crate) fn has_start_line(&self) -> bool {
         self.lines > 0
     }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_behind_the_blank_line() {
+    fn ends_after_the_blank_line() {
         assert_eq!(scan(b"GET / HTTP/1.1\r\na: b\r\n\r\nrest"), Scan::End(24));
         assert_eq!(scan(b"GET / HTTP/1.1\r\n\r\n"), Scan::End(18));
         assert_eq!(scan(b"\r\nGET / HTTP/1.1\r\n\r\n"), Scan::End(20));

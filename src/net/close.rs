@@ -5,7 +5,6 @@
 //! ends too, within bounds.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use futures_lite::AsyncReadExt;
@@ -52,25 +51,5 @@ pub(crate) fn linger_now(socket: &Socket, scratch: &mut [u8]) {
         if left == 0 {
             return;
         }
-    }
-}
-
-/// Ends the sending side. A peer that has ended or reset the connection at the same moment is no
-/// error.
-///
-/// # Errors
-///
-/// Those of shutdown(2) otherwise.
-pub(super) fn end_sending(stream: &TcpStream) -> io::Result<()> {
-    match stream.shutdown(Shutdown::Write) {
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotConnected | io::ErrorKind::ConnectionReset
-            ) =>
-        {
-            Ok(())
-        }
-        result => result,
     }
 }

@@ -1,8 +1,8 @@
 //! Sockets of a thread's event loop: tasks await them, tunnels take turns with them.
 
 use std::future::poll_fn;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
 use rustix::pipe::{SpliceFlags, splice};
 
-use super::close::end_sending;
 use super::listen::limit_buffers;
 use super::reactor::{Key, Reactor, Waiters};
 use super::readiness::{Readiness, retry};
@@ -158,13 +157,21 @@ impl Socket {
         })
     }
 
-    /// Ends this side's sending; see [`end_sending`].
+    /// Ends this side's sending. A peer that has ended or reset the connection at the same moment is
+    /// no error.
     ///
     /// # Errors
     ///
-    /// Those of shutdown(2).
+    /// Those of shutdown(2) otherwise.
     pub(crate) fn end_sending(&self) -> io::Result<()> {
-        end_sending(&self.stream)
+        match self.stream.shutdown(Shutdown::Write) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::ConnectionReset) =>
+            {
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Returns whether the connection is broken. Asks the system only after an event gave reason

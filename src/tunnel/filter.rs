@@ -108,8 +108,7 @@ impl FrameFilter {
         self.frames.skip(count);
     }
 
-    /// Returns whether what the source has sent so far ends with a frame, as far as that can be
-    /// known.
+    /// Returns whether what the source has sent so far ends with a frame, as far as can be known.
     pub(crate) fn is_between_frames(&self) -> bool {
         self.frames.is_at_boundary() || self.frames.is_opaque()
     }
@@ -268,10 +267,8 @@ impl FrameFilter {
     }
 
     fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
-        if self.closed {
-            return None;
-        }
-        self.slow_path.as_mut()?.limits.as_mut()?.judge(header, policy)
+        let slow = self.slow_path.as_mut().filter(|_| !self.closed)?;
+        slow.limits.as_mut()?.judge(header, policy)
     }
 
     /// Inserts what waits for a boundary, unless a Close has passed meanwhile: nothing follows a
@@ -338,10 +335,8 @@ impl FrameFilter {
 
 impl SlowPath {
     fn is_done(&self) -> bool {
-        self.limits.is_none()
-            && self.insertion.is_empty()
-            && self.awaited.is_none()
-            && self.withheld.is_none()
+        let has_frames = self.awaited.is_some() || self.withheld.is_some();
+        self.limits.is_none() && self.insertion.is_empty() && !has_frames
     }
 }
 

@@ -1,4 +1,4 @@
-//! `ws-proxy demo`: the whole main job with nothing but this program.
+//! `ws-proxy demo`: the main job, with nothing but this program.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -12,21 +12,22 @@ use ws_proxy::WsProxy;
 use crate::cli::Demo;
 use crate::{Failure, echo, process};
 
-/// What is sent through.
+/// Message that is sent through.
 const GREETING: &str = "hello through ws-proxy";
 
-/// Starts an echo backend and a proxy in front of it, sends one message through, and goes on serving until Ctrl-C.
+/// Starts an echo backend and a proxy in front of it, sends one message through, and goes on
+/// serving until Ctrl-C.
 pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let signals = process::watch_signals()?;
     let backend = echo::start("127.0.0.1:0")
-        .map_err(|error| Failure::Machine(format!("cannot start the echo backend: {error}")))?;
+        .map_err(|error| Failure::Runtime(format!("cannot start the echo backend: {error}")))?;
     let proxy =
         WsProxy::new([backend.to_string()]).name("demo").listen(&demo.bind).map_err(|error| {
             match error {
                 ws_proxy::Error::Setting { problem, .. } => {
                     Failure::Usage(format!("--bind: {problem}"))
                 }
-                other => Failure::Machine(format!("{other}; choose another one with --bind")),
+                other => Failure::Runtime(format!("{other}; choose another one with --bind")),
             }
         })?;
     let address = reachable(proxy.local_addr());
@@ -36,18 +37,18 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     thread::spawn(move || {
         let told = send_one(address)
             .map_err(|error| {
-                Failure::Machine(format!("the demo's message did not come back: {error}"))
+                Failure::Runtime(format!("the demo's message did not come back: {error}"))
             })
             .and_then(|answer| crate::print(&story(backend, address, &answer)));
         if let Err(failure) = told {
-            // Nobody listens any more if a signal came first.
+            // After a signal nobody receives it any more.
             let _ = failed.try_send(failure);
         }
     });
     let failing = async {
         match failure.recv().await {
             Ok(failure) => Err(failure),
-            // The client is done, and well.
+            // The client has succeeded.
             Err(_) => future::pending().await,
         }
     };
@@ -58,7 +59,7 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     smol::block_on(future::or(failing, serving))
 }
 
-/// What went through, and how to try it.
+/// Returns the report of the message, and ways to try the proxy.
 fn story(backend: SocketAddr, proxy: SocketAddr, answer: &str) -> String {
     format!(
         "ws-proxy listens on {proxy}, in front of an echo backend on {backend}.
@@ -68,13 +69,14 @@ fn story(backend: SocketAddr, proxy: SocketAddr, answer: &str) -> String {
 Try it:
   websocat ws://{proxy}/
 or in a browser's console:
-  ws = new WebSocket(\"ws://{proxy}/\"); ws.onmessage = (e) => console.log(e.data); ws.onopen = () => ws.send(\"hi\")
+  ws = new WebSocket(\"ws://{proxy}/\"); ws.onmessage = (e) => console.log(e.data); \
+         ws.onopen = () => ws.send(\"hi\")
 
 Ctrl-C ends it."
     )
 }
 
-/// An address under which this machine reaches a listener.
+/// Returns an address under which this machine reaches a listener.
 fn reachable(local: SocketAddr) -> SocketAddr {
     match local {
         SocketAddr::V4(address) if address.ip().is_unspecified() => {
@@ -87,7 +89,7 @@ fn reachable(local: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Opens a WebSocket through the proxy, sends the greeting and gives what comes back.
+/// Opens a WebSocket through the proxy, sends the greeting, and returns the answer.
 fn send_one(proxy: SocketAddr) -> Result<String, Box<dyn Error + Send + Sync>> {
     let (mut socket, _) =
         tungstenite::client(format!("ws://{proxy}/"), TcpStream::connect(proxy)?)?;

@@ -1,4 +1,4 @@
-//! `ws-proxy echo`: a WebSocket app to put behind a proxy when trying things.
+//! `ws-proxy echo`: a WebSocket backend for trials.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::thread;
 use crate::cli::Echo;
 use crate::{Failure, process};
 
-/// Echoes until SIGTERM or SIGINT, at which it just ends, as many an app does.
+/// Echoes until SIGTERM or SIGINT, then ends without a Close, as many apps do.
 pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
     let mut signals = process::watch_signals()?;
     let address = start(&echo.bind).map_err(|error| {
@@ -15,7 +15,7 @@ pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
             format!("cannot listen on {}: {error}; choose another one with --bind", echo.bind);
         match error.kind() {
             io::ErrorKind::InvalidInput => Failure::Usage(message),
-            _ => Failure::Machine(message),
+            _ => Failure::Runtime(message),
         }
     })?;
     log::info!(address:%, action = "echo"; "listening");
@@ -23,7 +23,8 @@ pub(crate) fn run(echo: &Echo) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts a backend that sends every message back, a thread for each client, and gives its address.
+/// Starts a backend that sends every message back, with a thread for each client. Returns its
+/// address.
 pub(crate) fn start(bind: &str) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(bind)?;
     let address = listener.local_addr()?;
@@ -42,7 +43,7 @@ fn serve(client: TcpStream) {
     let Ok(mut socket) = tungstenite::accept(client) else {
         return;
     };
-    // An error is the client's end, in whatever manner.
+    // Any error is the end of the client.
     while let Ok(message) = socket.read() {
         if (message.is_text() || message.is_binary()) && socket.send(message).is_err() {
             return;

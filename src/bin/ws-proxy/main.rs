@@ -1,4 +1,4 @@
-//! The program: `ws-proxy --help` says how it is used.
+//! The program; `ws-proxy --help` tells its use.
 
 #![forbid(unsafe_code)]
 
@@ -18,18 +18,18 @@ use std::process::ExitCode;
 use self::cli::Command;
 use self::source::Source;
 
-/// Why the program ends without having done what it was asked for.
+/// Failure of the program, and its exit code.
 #[derive(Debug)]
 enum Failure {
-    /// The command line or the configuration is at fault: exit code 2.
+    /// Fault of the command line or the configuration: exit code 2.
     Usage(String),
-    /// The machine is, as when a port is taken: exit code 1.
-    Machine(String),
+    /// Runtime failure, such as a port in use: exit code 1.
+    Runtime(String),
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Usage(message) | Self::Machine(message)) = self;
+        let (Self::Usage(message) | Self::Runtime(message)) = self;
         f.write_str(message)
     }
 }
@@ -38,11 +38,11 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // The exit code says it too, if nobody reads this.
+            // If nobody reads this, the exit code still tells.
             let _ = writeln!(io::stderr(), "ws-proxy: {failure}");
             ExitCode::from(match failure {
                 Failure::Usage(_) => 2,
-                Failure::Machine(_) => 1,
+                Failure::Runtime(_) => 1,
             })
         }
     }
@@ -73,11 +73,12 @@ fn run() -> Result<(), Failure> {
     }
 }
 
-/// Says something on standard output. Nobody has to read all of it, as in `ws-proxy --help | head -1`.
+/// Prints to standard output. A reader that closes early, as in `ws-proxy --help | head -1`, is no
+/// failure.
 fn print(text: &str) -> Result<(), Failure> {
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::Machine(format!("cannot write to standard output: {error}")))
+            Err(Failure::Runtime(format!("cannot write to standard output: {error}")))
         }
         _ => Ok(()),
     }

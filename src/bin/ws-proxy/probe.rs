@@ -1,4 +1,4 @@
-//! `ws-proxy probe`: whether a running proxy answers, for health checks in images that hold nothing else to run.
+//! `ws-proxy probe`: a health check, for images that hold nothing else to run.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use crate::Failure;
 use crate::cli::Probe;
 
-/// Succeeds if the proxy ends a connection on which nothing was said: so its accept loop and a worker are alive, which the
-/// kernel's taking the connection would not show. No backend hears of it, nor does the log at `info`.
+/// Succeeds if the proxy ends a connection on which nothing is sent.
+///
+/// That takes a live accept loop and a live worker, while the kernel alone completes a connect. No
+/// backend is used, and nothing is logged at `info`.
 pub(crate) fn run(probe: &Probe) -> Result<(), Failure> {
     let timeout = Duration::from_millis(probe.timeout_ms);
     if timeout.is_zero() {
@@ -21,7 +23,7 @@ pub(crate) fn run(probe: &Probe) -> Result<(), Failure> {
         Failure::Usage(format!("{address}: {error}; write host:port, as in 127.0.0.1:8080"))
     })?;
     let deadline = Instant::now() + timeout;
-    // A name's last address has the last word, as with any other client.
+    // All addresses of a name are tried; the last one's error is reported.
     let mut result = Err(io::Error::new(ErrorKind::NotFound, "no address has this name"));
     for found in found {
         result = ask(found, deadline);
@@ -36,11 +38,11 @@ pub(crate) fn run(probe: &Probe) -> Result<(), Failure> {
             }
             _ => error.to_string(),
         };
-        Failure::Machine(format!("{address}: {problem}"))
+        Failure::Runtime(format!("{address}: {problem}"))
     })
 }
 
-/// Connects, says that nothing will come, and waits for the end.
+/// Connects, ends the sending, and waits for the proxy's end.
 fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
     let left = || match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(ErrorKind::TimedOut)),
@@ -49,7 +51,7 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
     let mut connection = TcpStream::connect_timeout(&address, left()?)?;
     let mut answer = [0; 512];
     let end = connection.shutdown(Shutdown::Write).and_then(|()| {
-        // A proxy that is full says so before it ends.
+        // A proxy that is full sends a 503 before it ends.
         loop {
             connection.set_read_timeout(Some(left()?))?;
             if connection.read(&mut answer)? == 0 {
@@ -58,7 +60,7 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
         }
     });
     match end {
-        // A proxy that is fuller still does not even say so.
+        // One that is fuller still closes at once.
         Err(error)
             if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) =>
         {

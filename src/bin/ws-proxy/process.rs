@@ -1,4 +1,4 @@
-//! What the program is to the system: limits, signals, and the sections that it runs.
+//! The serving process: limits, signals, and the sections that it runs.
 
 use std::io;
 
@@ -10,29 +10,31 @@ use ws_proxy::{BoundProxy, SectionConfig, Shutdown, Workers};
 
 use crate::Failure;
 
-/// Listens for every section, and serves them all until a signal; if one cannot listen, none is served.
+/// Listens for every section, and serves them all until a signal. If one cannot listen, none is
+/// served.
 pub(crate) fn serve(sections: Vec<SectionConfig>, workers: usize) -> Result<(), Failure> {
     let signals = watch_signals()?;
     raise_descriptor_limit();
     let workers = Workers::start(workers)
-        .map_err(|error| Failure::Machine(format!("cannot start the worker threads: {error}")))?;
+        .map_err(|error| Failure::Runtime(format!("cannot start the worker threads: {error}")))?;
     let bounds = sections
         .into_iter()
         .map(|section| section.proxy.workers(&workers).listen(&section.bind))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Failure::Machine(error.to_string()))?;
+        .map_err(|error| Failure::Runtime(error.to_string()))?;
     smol::block_on(run(bounds, signals));
     Ok(())
 }
 
-/// The signals that this program acts on, from now on.
+/// Watches the signals that the program acts on, from now on.
 pub(crate) fn watch_signals() -> Result<Signals, Failure> {
-    // A hang-up would end the process if nobody listened for it; Rust programs ignore SIGPIPE already.
+    // A hang-up that nobody watches would end the process. Rust programs ignore SIGPIPE already.
     Signals::new([Signal::Term, Signal::Int, Signal::Usr1, Signal::Hup])
-        .map_err(|error| Failure::Machine(format!("cannot watch for signals: {error}")))
+        .map_err(|error| Failure::Runtime(format!("cannot watch for signals: {error}")))
 }
 
-/// Serves until the first SIGTERM, SIGINT or SIGUSR1, and then until every section has drained, or it is told to end again.
+/// Serves until the first SIGTERM, SIGINT or SIGUSR1, then until every section has drained, or a
+/// second SIGTERM or SIGINT.
 pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
     let shutdown = Shutdown::new();
     let executor = Executor::new();
@@ -48,8 +50,8 @@ pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
 
 /// Begins the shutdown at the first signal to drain, and returns when it is time to leave.
 ///
-/// SIGUSR1 begins a drain and is no signal to end, so that a hook that has sent it does not turn the SIGTERM that
-/// follows into the second one.
+/// SIGUSR1 begins a drain and does not count as a first signal, so that a hook that has sent it
+/// does not turn the SIGTERM that follows into the second one.
 async fn obey(mut signals: Signals, shutdown: &Shutdown) {
     let mut is_told_to_end = false;
     loop {
@@ -69,7 +71,7 @@ async fn obey(mut signals: Signals, shutdown: &Shutdown) {
     }
 }
 
-/// Waits for a signal to end.
+/// Waits for SIGTERM or SIGINT.
 pub(crate) async fn end_signal(signals: &mut Signals) {
     while !matches!(next_of(signals).await, Signal::Term | Signal::Int) {}
 }
@@ -84,7 +86,7 @@ async fn next_of(signals: &mut Signals) -> Signal {
     }
 }
 
-/// Raises the soft limit of open files to the hard one: every tunnel takes two.
+/// Raises the soft limit of open files to the hard one: every tunnel takes two descriptors.
 fn raise_descriptor_limit() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {

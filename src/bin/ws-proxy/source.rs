@@ -1,4 +1,4 @@
-//! Where the settings come from: a file, or the command line.
+//! Source of the settings: a file, or the command line.
 
 use std::fs;
 use std::io;
@@ -9,10 +9,10 @@ use ws_proxy::{Config, Error, SectionConfig, WsProxy};
 use crate::Failure;
 use crate::cli::Arguments;
 
-/// Files that are used if nothing else is said and they are in the working directory, in this order.
+/// Files of the working directory that are used by default, in this order.
 const DEFAULT_FILES: [&str; 2] = ["ws-proxy.toml", "rws.config.toml"];
 
-/// What is shown where there is nothing to go by.
+/// Message where there are no settings at all.
 const USAGE: &str = "nothing to serve: there is no ws-proxy.toml or rws.config.toml here
 
 Usage: ws-proxy --config FILE
@@ -22,21 +22,21 @@ Usage: ws-proxy --config FILE
 
 Run ws-proxy --help for more.";
 
-/// Settings that have been checked, and where they stood.
+/// Checked settings, and their source.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) sections: Vec<SectionConfig>,
     /// Number of worker threads; 0 is one per CPU.
     pub(crate) workers: usize,
-    /// `None` for the command line.
+    /// Configuration file; `None` for the command line.
     file: Option<PathBuf>,
-    /// Whether the file was found and not named.
+    /// The file was found by default, not named.
     found: bool,
     ignored: Vec<String>,
 }
 
 impl Source {
-    /// Finds and checks the settings; `config` is a file that was named behind the command.
+    /// Finds and checks the settings. `config` is a file that was named after the command.
     pub(crate) fn find(arguments: &Arguments, config: Option<&Path>) -> Result<Self, Failure> {
         let given_flag = given_flag(arguments);
         if let Some(file) = config.or(arguments.config.as_deref()) {
@@ -51,7 +51,7 @@ impl Source {
             return Self::from_flags(arguments);
         }
         for file in DEFAULT_FILES.map(Path::new) {
-            // A file that is there and cannot be read is not passed over: `from_file` says why.
+            // A file that exists and cannot be read is an error, not passed over.
             if !matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound)
             {
                 return Self::from_file(file, true);
@@ -66,7 +66,7 @@ impl Source {
             Failure::Usage(format!("{name}: cannot read the configuration: {error}"))
         })?;
         let config = Config::parse(&text).map_err(|error| {
-            // `file:line: key: problem`, as compilers have it; without a line there is one more blank.
+            // `file:line: key: problem`, as compilers write it; without a line, a space follows.
             let gap = if error.line.is_some() { "" } else { " " };
             Failure::Usage(format!("{name}:{gap}{error}"))
         })?;
@@ -98,7 +98,7 @@ impl Source {
             Error::Setting { key, problem } => {
                 Failure::Usage(format!("--{}: {problem}", key.replace('_', "-")))
             }
-            other => Failure::Machine(other.to_string()),
+            other => Failure::Runtime(other.to_string()),
         })?;
         Ok(Self {
             sections: vec![SectionConfig::new(bind, proxy)],
@@ -109,7 +109,7 @@ impl Source {
         })
     }
 
-    /// What `check` says of good settings.
+    /// Returns the report of `ws-proxy check` on valid settings.
     pub(crate) fn report(&self) -> String {
         let place = self
             .file
@@ -129,7 +129,7 @@ impl Source {
         report
     }
 
-    /// Tells the log what is used and what is not.
+    /// Logs the source, and the keys that are ignored.
     pub(crate) fn log(&self) {
         if let Some(file) = &self.file {
             let how = if self.found { "found" } else { "named" };
@@ -141,7 +141,7 @@ impl Source {
     }
 }
 
-/// The first of the options that stand for a configuration file.
+/// Returns the first option given that excludes a configuration file.
 fn given_flag(arguments: &Arguments) -> Option<&'static str> {
     let flags = [
         (arguments.bind.is_some(), "--bind"),
