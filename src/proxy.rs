@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use smol::Timer;
@@ -131,10 +131,10 @@ impl BoundProxy {
 
         // Serves until it is asked to stop, or cannot accept any more.
         future::or(shutdown, running.port_closed.wait()).await;
-        let mut deadline = Timer::after(drain.timeout);
-        running.lame_duck(drain.delay, &mut deadline).await;
+        let deadline = Deadline::after(drain.timeout);
+        running.lame_duck(drain.delay, &deadline).await;
         running.close_port().await;
-        running.drain(drain.spread, &mut deadline).await;
+        running.drain(drain.spread, &deadline).await;
     }
 
     /// Starts the accept loop on a worker.
@@ -170,7 +170,7 @@ struct Running {
 
 impl Running {
     /// Goes on accepting for `delay`, while load balancers learn that this proxy is leaving.
-    async fn lame_duck(&self, delay: Duration, deadline: &mut Timer) {
+    async fn lame_duck(&self, delay: Duration, deadline: &Deadline) {
         if delay.is_zero() {
             return;
         }
@@ -178,7 +178,7 @@ impl Running {
         let delayed = async {
             Timer::after(delay).await;
         };
-        future::or(delayed, future::or(self.port_closed.wait(), until(deadline))).await;
+        future::or(delayed, future::or(self.port_closed.wait(), deadline.passed())).await;
     }
 
     /// Stops accepting, and waits until new clients find the port closed.
@@ -189,7 +189,7 @@ impl Running {
 
     /// Closes the tunnels, each at a time of its own within `spread`, waits for them, and cuts
     /// those that are left at the deadline.
-    async fn drain(self, spread: Duration, deadline: &mut Timer) {
+    async fn drain(self, spread: Duration, deadline: &Deadline) {
         let Self { section, group, ended, .. } = self;
         // This closes every tunnel, also those whose handshake is under way.
         Event::Draining { section: &section, spread }.emit();
@@ -199,7 +199,7 @@ impl Running {
             true
         };
         let too_late = async {
-            until(deadline).await;
+            deadline.passed().await;
             false
         };
         let all_ended = future::or(in_time, too_late).await;
@@ -210,6 +210,39 @@ impl Running {
     }
 }
 
-async fn until(deadline: &mut Timer) {
-    deadline.await;
+/// End of a drain. Once passed it stays so, for everyone who waits for it; `None` lies beyond all
+/// times.
+struct Deadline(Option<Instant>);
+
+impl Deadline {
+    fn after(time: Duration) -> Self {
+        Self(Instant::now().checked_add(time))
+    }
+
+    /// Completes when the time has come, or at once if it has.
+    async fn passed(&self) {
+        match self.0 {
+            Some(at) => {
+                Timer::at(at).await;
+            }
+            None => future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_stays_passed() {
+        let deadline = Deadline::after(Duration::from_millis(5));
+        let start = Instant::now();
+        // A second wait that did not end would hang here.
+        smol::block_on(deadline.passed());
+        smol::block_on(deadline.passed());
+        assert!(start.elapsed() >= Duration::from_millis(5));
+        let never = Deadline::after(Duration::MAX);
+        assert!(smol::block_on(future::poll_once(never.passed())).is_none());
+    }
 }

@@ -284,6 +284,14 @@ impl RawDrain {
             None => default.timeout,
             given => timeout("drain_timeout_ms", given, 0)?,
         };
+        if delay >= timeout {
+            let (delay, timeout) = (delay.as_millis(), timeout.as_millis());
+            let problem = format!(
+                "{delay} leaves no time to close tunnels: it must be below the drain's \
+                 timeout_ms ({timeout}), so raise that as well"
+            );
+            return Err(Invalid::new("drain_delay_ms", problem));
+        }
         // The last tunnel to be closed has its grace time too, if the timeout leaves any.
         let spread = spread.min(timeout.saturating_sub(delay).saturating_sub(close_grace));
         Ok(Drain {
@@ -529,6 +537,8 @@ mod tests {
             ),
         ];
         assert!(!cases.is_empty());
+        let longest = RawDrain { delay_ms: Some(7_999), ..RawDrain::default() };
+        assert_eq!(longest.check().unwrap().spread, Duration::ZERO);
         for (raw, key, problem) in cases {
             let invalid = raw.check(&drain()).unwrap_err();
             assert_eq!((invalid.key, invalid.index), (key, None), "{invalid:?}");
@@ -552,6 +562,7 @@ mod tests {
         };
         let cases = [
             (bad(|raw| raw.delay_ms = Some(-1)), "drain_delay_ms", "(0 for no delay, or "),
+            (bad(|raw| raw.delay_ms = Some(8_000)), "drain_delay_ms", "timeout_ms (8000)"),
             (bad(|raw| raw.spread_ms = Some(-1)), "drain_spread_ms", "(0 for all at once, or "),
             (bad(|raw| raw.timeout_ms = Some(0)), "drain_timeout_ms", "must be at least 1 "),
             (bad(|raw| raw.close_code = Some(0)), "drain_close_code", "0 is not a sendable "),

@@ -222,6 +222,7 @@ fn each_fault_of_a_configuration_is_named_with_file_line_and_key() {
         (with("backend = [\"a:1\"]"), ":4:", "backend", "backends"),
         (with("colour = 5"), ":4:", "colour", ""),
         (format!("[drain]\ntimeout_ms = 0\n{good}"), ":2:", "timeout_ms", "0"),
+        (format!("[drain]\ndelay_ms = 10000\n{good}"), ":2:", "delay_ms", "timeout_ms (8000)"),
         (format!("workers = -1\n{good}"), ":1:", "workers", "-1"),
         (format!("workers = \"many\"\n{good}"), ":1:", "workers", "string"),
         (good.replace("127.0.0.1:0", "127.0.0.1"), ":2:", "bind", "port"),
