@@ -157,8 +157,8 @@ impl Socket {
         })
     }
 
-    /// Ends this side's sending. A peer that has ended or reset the connection at the same moment is
-    /// no error.
+    /// Ends this side's sending. A peer that has ended or reset the connection at the same moment
+    /// is no error.
     ///
     /// # Errors
     ///

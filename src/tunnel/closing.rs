@@ -6,7 +6,7 @@
 //! tells the same rules from the outside.
 
 use super::control::code;
-use super::filter::Violation;
+use super::limits::Violation;
 use super::policy::Policy;
 use super::side::{PerSide, Side};
 use super::ticks::{Tick, ticks};

@@ -1,7 +1,8 @@
 //! One direction of a tunnel: from the source's socket, through the frame filter, to the sink's.
 
 use super::buffers::{Buffers, SCRATCH};
-use super::filter::{Filtered, FrameFilter, Violation};
+use super::filter::{Filtered, FrameFilter};
+use super::limits::Violation;
 use super::policy::Policy;
 use super::splice::{PIPE_BYTES, Pipe, Pipes};
 use crate::net::socket::Socket;

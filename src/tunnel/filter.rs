@@ -4,6 +4,7 @@
 use super::control::{PingPayload, unmask};
 use super::counters::FrameCounters;
 use super::frames::{FrameEvent, Frames, Header, Opcode};
+use super::limits::{FrameLimits, Violation};
 use super::policy::Policy;
 
 /// Filter of one direction. It knows bytes only.
@@ -19,6 +20,8 @@ pub(crate) struct FrameFilter {
     closed: bool,
     /// The last byte that passed is not the last of its frame, so nothing can be inserted any more.
     closed_mid_frame: bool,
+    /// A Close of the source has passed, after which nothing is inserted (RFC 6455, 5.5.1).
+    close_passed: bool,
     /// Bytes of a data frame have come since [`take_fresh_data`](FrameFilter::take_fresh_data).
     has_fresh_data: bool,
     /// Slow-path state; `None` while frames pass unmodified. On the heap, since few tunnels need
@@ -41,15 +44,6 @@ struct SlowPath {
     withheld: Option<Vec<u8>>,
 }
 
-/// Reason for which a frame does not pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Violation {
-    /// The frame or its message is larger than allowed.
-    MessageTooBig,
-    /// The frame violates RFC 6455.
-    Protocol,
-}
-
 /// Result of filtering a chunk.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Filtered<'a> {
@@ -59,23 +53,12 @@ pub(crate) struct Filtered<'a> {
     pub(crate) violation: Option<Violation>,
 }
 
-/// Judges headers by the policy.
-#[derive(Debug)]
-struct FrameLimits {
-    /// Frames must be masked, as those of a client (RFC 6455, 5.1).
-    masked: bool,
-    /// An extension may give the reserved bits a meaning.
-    extended: bool,
-    /// Payload bytes of the open message so far; `None` between messages.
-    message: Option<u64>,
-}
-
 impl FrameFilter {
     /// Creates the filter of a direction. `from_client` and `extended` (an extension has been
     /// negotiated) matter where frames are judged.
     pub(crate) fn new(policy: &Policy, from_client: bool, extended: bool) -> Self {
         let slow_path = policy.judges_frames().then(|| {
-            let limits = Some(FrameLimits { masked: from_client, extended, message: None });
+            let limits = Some(FrameLimits::new(from_client, extended));
             Box::new(SlowPath { limits, ..SlowPath::default() })
         });
         Self { slow_path, ..Self::default() }
@@ -142,7 +125,7 @@ impl FrameFilter {
     /// Returns the frame if it is to go out now, after all that has passed. An opaque direction
     /// takes none, nor one in which a Close has passed or which was closed within a frame.
     pub(crate) fn insert(&mut self, frame: Vec<u8>, is_last: bool) -> Option<Vec<u8>> {
-        if !self.closed && (self.frames.is_opaque() || self.counters.has_close()) {
+        if self.close_passed || !self.closed && self.frames.is_opaque() {
             return None;
         }
         if self.is_at_boundary() {
@@ -201,7 +184,7 @@ impl FrameFilter {
             let (taken, event) = self.next(&chunk[at..]);
             at += taken;
             match event {
-                Some(FrameEvent::Header(header)) => self.counters.count(&header),
+                Some(FrameEvent::Header(header)) => self.count(&header),
                 // Most chunks end with a frame.
                 Some(FrameEvent::End) if at == chunk.len() => return,
                 Some(FrameEvent::End | FrameEvent::Opaque) => {}
@@ -241,17 +224,14 @@ impl FrameFilter {
             let (taken, event) = self.next(&chunk[at..]);
             let piece = &chunk[at..at + taken];
             at += taken;
-            if let Some(FrameEvent::Header(header)) = &event {
-                match self.judge(header, policy) {
-                    Some(found) => {
-                        self.closed = true;
-                        self.closed_mid_frame = !begins_here;
-                        violation = Some(found);
-                    }
-                    // After a violation or a Close of ours the rest is still followed, for a Close
-                    // in it.
-                    None => self.counters.count(header),
-                }
+            let found = self.judge(event.as_ref(), policy);
+            if found.is_some() {
+                self.closed = true;
+                self.closed_mid_frame = !begins_here;
+                violation = found;
+            } else if let Some(FrameEvent::Header(header)) = &event {
+                // After a violation or a Close of the proxy the rest is followed for a Close.
+                self.count(header);
             }
             self.push(piece, out);
             match event {
@@ -266,9 +246,24 @@ impl FrameFilter {
         }
     }
 
-    fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
-        let slow = self.slow_path.as_mut().filter(|_| !self.closed)?;
-        slow.limits.as_mut()?.judge(header, policy)
+    /// Counts a frame.
+    fn count(&mut self, header: &Header) {
+        self.counters.count(header);
+        self.close_passed |= header.opcode() == Opcode::Close && !self.closed;
+        // A data frame without payload is data as well.
+        self.has_fresh_data |= !header.is_control();
+    }
+
+    /// Judges a header, or one that cannot be followed: where anything is limited, nothing may pass
+    /// unjudged.
+    fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Option<Violation> {
+        let limits = self.slow_path.as_mut().filter(|_| !self.closed)?.limits.as_mut()?;
+        match event? {
+            FrameEvent::Header(header) => limits.judge(header, policy),
+            FrameEvent::Opaque if policy.limits_sizes_alone() => Some(Violation::MessageTooBig),
+            FrameEvent::Opaque => Some(Violation::Protocol),
+            FrameEvent::End => None,
+        }
     }
 
     /// Inserts what waits for a boundary, unless a Close has passed meanwhile: nothing follows a
@@ -280,7 +275,7 @@ impl FrameFilter {
         }
         let insertion = std::mem::take(&mut slow.insertion);
         let close_after = std::mem::take(&mut slow.close_after);
-        if !self.closed && !self.counters.has_close() {
+        if !self.closed && !self.close_passed {
             out.extend_from_slice(&insertion);
             self.closed = close_after;
         }
@@ -337,47 +332,6 @@ impl SlowPath {
     fn is_done(&self) -> bool {
         let has_frames = self.awaited.is_some() || self.withheld.is_some();
         self.limits.is_none() && self.insertion.is_empty() && !has_frames
-    }
-}
-
-impl FrameLimits {
-    /// Returns the violation by a frame with this header, if it is one.
-    fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
-        if policy.strict_frames && !self.is_valid(header) {
-            return Some(Violation::Protocol);
-        }
-        if header.is_control() {
-            return None;
-        }
-        let before = match header.opcode() {
-            Opcode::Continuation => self.message.unwrap_or(0),
-            _ => 0,
-        };
-        let message = before.saturating_add(header.length);
-        self.message = (!header.is_final()).then_some(message);
-        let exceeds = |limit: Option<u64>, size: u64| limit.is_some_and(|limit| size > limit);
-        (exceeds(policy.max_frame, header.length) || exceeds(policy.max_message, message))
-            .then_some(Violation::MessageTooBig)
-    }
-
-    /// Returns whether a frame is as RFC 6455, 5.1 to 5.5 demand.
-    fn is_valid(&self, header: &Header) -> bool {
-        let is_continued = self.message.is_some();
-        let fits = match header.opcode() {
-            // 5.4: fragments of one message follow each other.
-            Opcode::Continuation => is_continued,
-            Opcode::Text | Opcode::Binary => !is_continued,
-            // 5.5: control frames are short and not fragmented.
-            Opcode::Close | Opcode::Ping | Opcode::Pong => {
-                header.is_final() && header.length <= 125
-            }
-            // 5.2: reserved opcodes fail the connection.
-            Opcode::Other => false,
-        };
-        // 5.1: a client masks all frames, a server none. 5.2: reserved bits are 0 without an
-        // extension.
-        fits && header.mask.is_some() == self.masked
-            && (self.extended || !header.has_reserved_bits())
     }
 }
 
@@ -490,6 +444,86 @@ mod tests {
         let expected = [&first[..], &control].concat();
         assert_eq!(passed(&mut filter, &policy, &bad), (expected, Some(Violation::MessageTooBig)));
         assert!(filter.is_closed() && filter.is_at_boundary());
+    }
+
+    #[test]
+    fn a_frame_limit_holds_for_every_kind_of_frame() {
+        let policy = Policy { max_frame: Some(5), ..Policy::default() };
+        for first in [0x81, 0x02, 0x80, 0x88, 0x89, 0x8a, 0x83, 0x8b] {
+            let mut filter = FrameFilter::new(&policy, true, false);
+            let good = frame(first, b"12345");
+            assert_eq!(passed(&mut filter, &policy, &good), (good.clone(), None), "{first:#x}");
+            let mut filter = FrameFilter::new(&policy, true, false);
+            let (bytes, violation) = passed(&mut filter, &policy, &frame(first, b"123456"));
+            assert_eq!((bytes, violation), (vec![], Some(Violation::MessageTooBig)), "{first:#x}");
+        }
+    }
+
+    #[test]
+    fn no_frame_goes_round_the_limit_of_a_message() {
+        let policy = Policy { max_message: Some(200), ..Policy::default() };
+        let violation = |frames: &[&[u8]]| {
+            passed(&mut FrameFilter::new(&policy, true, false), &policy, &frames.concat()).1
+        };
+        let start = frame(0x01, &[7; 120]);
+        assert_eq!(violation(&[&start, &frame(0x80, &[7; 80])]), None);
+        // An unknown opcode between the fragments does not begin the count anew.
+        for between in [frame(0x03, b""), frame(0x83, b""), frame(0x8b, b""), frame(0x89, b"")] {
+            let found = violation(&[&start, &between, &frame(0x80, &[7; 81])]);
+            assert_eq!(found, Some(Violation::MessageTooBig), "{}", between.escape_ascii());
+        }
+        // Nor does a frame that is too large for what it is.
+        for first in [0x89, 0x83] {
+            let large = [&[first, 0xfe, 0x00, 201][..], &KEY, &[7; 201]].concat();
+            assert_eq!(violation(&[&large]), Some(Violation::MessageTooBig), "{first:#x}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_followed_is_a_violation_where_anything_is_limited() {
+        use Violation::{MessageTooBig, Protocol};
+        let opaque = [&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0][..], &KEY, b"rest"].concat();
+        let rows = [
+            (Policy { max_frame: Some(5), ..Policy::default() }, Some(MessageTooBig)),
+            (Policy { max_message: Some(5), ..Policy::default() }, Some(MessageTooBig)),
+            (Policy { strict_frames: true, ..Policy::default() }, Some(Protocol)),
+            (Policy { max_messages_per_second: Some(5), ..Policy::default() }, Some(Protocol)),
+            (
+                Policy { strict_frames: true, max_frame: Some(5), ..Policy::default() },
+                Some(Protocol),
+            ),
+            (Policy::default(), None),
+        ];
+        for (policy, expected) in rows {
+            let mut filter = FrameFilter::new(&policy, true, false);
+            let (bytes, violation) = passed(&mut filter, &policy, &opaque);
+            assert_eq!(violation, expected, "{policy:?}");
+            assert_eq!(bytes, if expected.is_some() { &[][..] } else { &opaque[..] });
+            // A Close can still be inserted, since nothing of the frame has passed.
+            assert_eq!(filter.insert(b"close".to_vec(), true).is_some(), expected.is_some());
+        }
+    }
+
+    #[test]
+    fn a_violation_after_a_close_gets_no_second_one() {
+        let policy = Policy { max_frame: Some(5), ..Policy::default() };
+        let mut filter = FrameFilter::new(&policy, true, false);
+        let close = frame(0x88, &[0x03, 0xe8]);
+        let bytes = [&close[..], &frame(0x82, b"123456")].concat();
+        assert_eq!(passed(&mut filter, &policy, &bytes), (close, Some(Violation::MessageTooBig)));
+        assert_eq!(filter.insert(b"close".to_vec(), true), None);
+    }
+
+    #[test]
+    fn an_empty_data_frame_is_data() {
+        for (first, is_data) in [(0x81, true), (0x80, true), (0x89, false), (0x8a, false)] {
+            for policy in [Policy::default(), Policy { strict_frames: true, ..Policy::default() }] {
+                let mut filter = FrameFilter::new(&policy, true, false);
+                passed(&mut filter, &policy, &frame(first, b""));
+                let is_invalid = policy.strict_frames && first == 0x80;
+                assert_eq!(filter.take_fresh_data(), is_data && !is_invalid, "{first:#x}");
+            }
+        }
     }
 
     #[test]

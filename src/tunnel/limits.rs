@@ -1,0 +1,73 @@
+//! Limits of one direction, judged at each frame's header.
+
+use super::frames::{Header, Opcode};
+use super::policy::Policy;
+
+/// Reason for which a frame does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// The frame or its message is larger than allowed.
+    MessageTooBig,
+    /// The frame violates RFC 6455.
+    Protocol,
+}
+
+/// Judges headers by the policy.
+#[derive(Debug)]
+pub(super) struct FrameLimits {
+    /// Frames must be masked, as those of a client (RFC 6455, 5.1).
+    masked: bool,
+    /// An extension may give the reserved bits a meaning.
+    extended: bool,
+    /// Payload bytes of the open message so far; `None` between messages.
+    message: Option<u64>,
+}
+
+impl FrameLimits {
+    /// Creates the limits of a direction at its start. `masked` is for frames of a client,
+    /// `extended` for a tunnel with an extension.
+    pub(super) fn new(masked: bool, extended: bool) -> Self {
+        Self { masked, extended, message: None }
+    }
+
+    /// Returns the violation by a frame with this header, if it is one.
+    pub(super) fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
+        if policy.strict_frames && !self.is_valid(header) {
+            return Some(Violation::Protocol);
+        }
+        let exceeds = |limit: Option<u64>, size: u64| limit.is_some_and(|limit| size > limit);
+        let message = match header.opcode() {
+            Opcode::Continuation => self.message.unwrap_or(0).saturating_add(header.length),
+            Opcode::Text | Opcode::Binary => header.length,
+            // These belong to no message, and leave the open one as it is. A control frame as it
+            // should be (5.5: at most 125 bytes) is not held against the limit of a message.
+            Opcode::Close | Opcode::Ping | Opcode::Pong if header.length <= 125 => 0,
+            Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Other => header.length,
+        };
+        if !header.is_control() && header.opcode() != Opcode::Other {
+            self.message = (!header.is_final()).then_some(message);
+        }
+        (exceeds(policy.max_frame, header.length) || exceeds(policy.max_message, message))
+            .then_some(Violation::MessageTooBig)
+    }
+
+    /// Returns whether a frame is as RFC 6455, 5.1 to 5.5 demand.
+    fn is_valid(&self, header: &Header) -> bool {
+        let is_continued = self.message.is_some();
+        let fits = match header.opcode() {
+            // 5.4: fragments of one message follow each other.
+            Opcode::Continuation => is_continued,
+            Opcode::Text | Opcode::Binary => !is_continued,
+            // 5.5: control frames are short and not fragmented.
+            Opcode::Close | Opcode::Ping | Opcode::Pong => {
+                header.is_final() && header.length <= 125
+            }
+            // 5.2: reserved opcodes fail the connection.
+            Opcode::Other => false,
+        };
+        // 5.1: a client masks all frames, a server none. 5.2: reserved bits are 0 without an
+        // extension.
+        fits && header.mask.is_some() == self.masked
+            && (self.extended || !header.has_reserved_bits())
+    }
+}
