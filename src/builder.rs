@@ -151,6 +151,14 @@ impl WsProxy {
         self
     }
 
+    /// Closes a tunnel one side of which has taken no bytes for this time while some wait for it, in
+    /// milliseconds. Default: 0, never.
+    #[must_use]
+    pub fn blocked_timeout_ms(mut self, ms: u64) -> Self {
+        self.raw.blocked_timeout_ms = Some(number(ms));
+        self
+    }
+
     /// Closes a tunnel at this age, a tenth more or less, in milliseconds. Default: 0, never.
     #[must_use]
     pub fn max_lifetime_ms(mut self, ms: u64) -> Self {

@@ -395,6 +395,7 @@ ping_interval_ms = 5
 pong_timeout_ms = 6
 idle_timeout_ms = 7
 max_lifetime_ms = 8
+blocked_timeout_ms = 12
 lifetime_close_code = 1012
 max_message_bytes = 9
 max_frame_bytes = 10
@@ -424,6 +425,7 @@ client_lost_code = 1001
         assert_eq!(policy.pong_timeout, Duration::from_millis(6));
         assert_eq!(policy.idle_timeout, Some(Duration::from_millis(7)));
         assert_eq!(policy.max_lifetime, Some(Duration::from_millis(8)));
+        assert_eq!(policy.blocked_timeout, Some(Duration::from_millis(12)));
         assert_eq!(policy.lifetime_close_code, 1012);
         assert_eq!((policy.max_message, policy.max_frame), (Some(9), Some(10)));
         assert_eq!(

@@ -184,10 +184,12 @@ impl Reactor {
     /// the timers that are due.
     ///
     /// All events are recorded before the first task runs or tunnel moves: no key can be given out
-    /// anew in between.
-    pub(crate) fn dispatch(&self, mut on_token: impl FnMut(usize)) {
+    /// anew in between. Returns whether the wait was full, so that further events may be waiting.
+    pub(crate) fn dispatch(&self, mut on_token: impl FnMut(usize)) -> bool {
+        let mut count = 0;
         let mut sources = self.sources.borrow_mut();
         for event in &*self.events.borrow() {
+            count += 1;
             // The waker has no source.
             let Some(source) = sources.get_mut(event.token().0) else { continue };
             source.readiness.record(event);
@@ -198,6 +200,7 @@ impl Reactor {
         }
         drop(sources);
         self.fire_timers();
+        count == EVENTS
     }
 
     /// Sets a timer that wakes `waker` at `deadline`. The number is for

@@ -83,7 +83,7 @@ mod tests {
         while !task.is_finished() {
             if !executor.try_tick() {
                 reactor.wait(false).unwrap();
-                reactor.dispatch(|_| {});
+                let _ = reactor.dispatch(|_| {});
             }
         }
         futures_lite::future::block_on(task)

@@ -26,6 +26,8 @@ pub(crate) enum Reason {
     Lifetime,
     /// A side did not answer a Ping.
     PongTimeout,
+    /// A side took no bytes.
+    Blocked,
     /// A frame or message was larger than allowed.
     MessageTooBig,
     /// The client sent more messages than allowed.
@@ -53,6 +55,8 @@ pub(super) enum Cause {
     Idle,
     /// This side has not answered a Ping.
     PongTimeout(Side),
+    /// This side takes no bytes.
+    Blocked(Side),
 }
 
 /// State of one side's connection, as the directions of the tunnel report it.
@@ -100,6 +104,8 @@ pub(super) struct Closing {
     close_sent: PerSide<bool>,
     /// Sides that have to answer it (RFC 6455, 5.5.1).
     awaiting_close: PerSide<bool>,
+    /// Side that is dead or takes no bytes: nothing is written to it any more.
+    abandoned: Option<Side>,
     /// Tick at which the tunnel is over, whatever is missing then.
     close_deadline: Option<Tick>,
 }
@@ -120,7 +126,15 @@ impl Closing {
     /// A closing under way is left alone: no side gets a second Close. But one that the endpoints
     /// have begun and nobody answers gets no more time than the drain, the lifetime or the idle
     /// timeout would have given it.
-    pub(super) fn start_close(&mut self, cause: Cause, now: Tick, policy: &Policy) -> Actions {
+    pub(super) fn start_close(
+        &mut self,
+        cause: Cause,
+        states: &PerSide<SideState>,
+        now: Tick,
+        policy: &Policy,
+    ) -> Actions {
+        // A Close that came in the same turn was first.
+        self.reason = self.reason.or_else(|| first_close(states));
         match self.reason {
             None | Some(Reason::Eof(_)) => {}
             Some(Reason::Close(_)) if cause.is_timed() => {
@@ -134,11 +148,11 @@ impl Closing {
         self.awaiting_close = PerSide::from_fn(|side| close[side].is_some());
         self.start_grace(now, policy);
         let close = self.once(close);
-        let abandon = match cause {
-            Cause::PongTimeout(dead) => Some(dead),
+        self.abandoned = match cause {
+            Cause::PongTimeout(side) | Cause::Blocked(side) => Some(side),
             _ => None,
         };
-        Actions { close, abandon, ..Actions::default() }
+        Actions { close, abandon: self.abandoned, ..Actions::default() }
     }
 
     /// Handles the end of a side's sending, before the end itself is relayed: the last moment for a
@@ -160,6 +174,8 @@ impl Closing {
         states: &PerSide<SideState>,
         policy: &Policy,
     ) -> Actions {
+        // A Close that came in the same turn was first.
+        self.reason = self.reason.or_else(|| first_close(states));
         let reason = match self.reason {
             None | Some(Reason::Eof(_)) => Reason::Reset(side),
             Some(reason) => reason,
@@ -190,6 +206,9 @@ impl Closing {
             Reason::Close(_) if states.all(|state| state.sent_close) => {
                 self.start_grace(now(), policy);
             }
+            // A side that has sent a Close and a FIN sends nothing more: the other one is not
+            // waited for without an end.
+            Reason::Close(_) if has_left(states) => self.start_grace(now(), policy),
             // The side that is left has been told of the loss, and is not waited for.
             Reason::Close(_) | Reason::Eof(_) if was_told_of_loss(states, policy) => {
                 self.start_grace(now(), policy);
@@ -206,19 +225,50 @@ impl Closing {
     }
 
     /// Handles a tick.
-    pub(super) fn on_tick(&self, now: Tick) -> Actions {
-        let is_over = self.close_deadline.is_some_and(|deadline| deadline <= now);
-        let finish = is_over.then(|| self.reason.unwrap_or(Reason::Admin));
-        Actions { finish, ..Actions::default() }
+    pub(super) fn on_tick(&mut self, now: Tick, states: &PerSide<SideState>) -> Actions {
+        if self.close_deadline.is_none_or(|deadline| deadline > now) {
+            return Actions::default();
+        }
+        let reason = self.reason.unwrap_or(Reason::Admin);
+        let frame = CloseFrame { code: code::GOING_AWAY, reason: "the closing handshake failed" };
+        self.finish_owing(reason, PerSide { client: frame, backend: frame }, states)
     }
 
-    /// Returns the reason for the end of a tunnel that is cut now.
-    pub(super) fn abort_reason(&self, is_draining: bool) -> Reason {
-        match self.reason {
+    /// Ends the tunnel now, from the outside.
+    pub(super) fn abort(
+        &mut self,
+        is_draining: bool,
+        states: &PerSide<SideState>,
+        policy: &Policy,
+    ) -> Actions {
+        let reason = match self.reason {
             None | Some(Reason::Eof(_)) if is_draining => Reason::Drain,
             None | Some(Reason::Eof(_)) => Reason::Admin,
             Some(reason) => reason,
-        }
+        };
+        let frame = |code| CloseFrame { code, reason: "shutting down" };
+        let frames =
+            PerSide { client: frame(policy.drain_close_code), backend: frame(code::GOING_AWAY) };
+        self.finish_owing(reason, frames, states)
+    }
+
+    /// Ends the tunnel without waiting, with a Close for each side that is still owed one: it has
+    /// got none, neither the proxy's nor the other side's, and is neither lost nor dead. A side
+    /// that has sent a Close gets no answer in the other one's name.
+    fn finish_owing(
+        &mut self,
+        reason: Reason,
+        frames: PerSide<CloseFrame>,
+        states: &PerSide<SideState>,
+    ) -> Actions {
+        let close = PerSide::from_fn(|side| {
+            let (own, other) = (&states[side], &states[side.other()]);
+            let has_close = own.sent_close || other.sent_close;
+            let is_owed = !own.is_closed && !own.has_ended && !has_close;
+            Some(frames[side]).filter(|_| is_owed)
+        });
+        let close = self.once(close);
+        Actions { close, finish: Some(reason), ..Actions::default() }
     }
 
     /// Leaves out the Close of a side that was sent one before.
@@ -244,15 +294,26 @@ impl Closing {
                 || state.has_ended
                 || state.sent_close && state.is_between_frames
         };
-        states.all(|state| state.is_flushed) && Side::BOTH.into_iter().all(has_answered)
+        let is_written = |side: Side| states[side].is_flushed || self.abandoned == Some(side);
+        Side::BOTH.into_iter().all(|side| is_written(side) && has_answered(side))
     }
 }
 
 /// Returns the first end that the endpoints have made: a Close before an EOF, the client's before
 /// the backend's.
 fn first_end(states: &PerSide<SideState>) -> Option<Reason> {
-    let closed = Side::BOTH.into_iter().find(|&side| states[side].sent_close).map(Reason::Close);
+    let closed = first_close(states);
     closed.or_else(|| Side::BOTH.into_iter().find(|&side| states[side].has_ended).map(Reason::Eof))
+}
+
+/// Returns the end by a Close of an endpoint, if there is one.
+fn first_close(states: &PerSide<SideState>) -> Option<Reason> {
+    Side::BOTH.into_iter().find(|&side| states[side].sent_close).map(Reason::Close)
+}
+
+/// Returns whether a side has sent a Close and ended its sending.
+fn has_left(states: &PerSide<SideState>) -> bool {
+    Side::BOTH.into_iter().any(|side| states[side].sent_close && states[side].has_ended)
 }
 
 /// Returns the Close for the opposite of a side that is lost, if the policy has one: a side whose
@@ -293,6 +354,7 @@ impl Cause {
             Self::Lifetime => Reason::Lifetime,
             Self::Idle => Reason::Idle,
             Self::PongTimeout(_) => Reason::PongTimeout,
+            Self::Blocked(_) => Reason::Blocked,
         }
     }
 
@@ -336,6 +398,12 @@ impl Cause {
             Self::PongTimeout(Side::Backend) => {
                 PerSide { client: frame(code::BAD_GATEWAY, "the backend is dead"), backend: None }
             }
+            Self::Blocked(Side::Client) => {
+                PerSide { client: None, backend: frame(code::GOING_AWAY, "the client is stuck") }
+            }
+            Self::Blocked(Side::Backend) => {
+                PerSide { client: frame(code::BAD_GATEWAY, "the backend is stuck"), backend: None }
+            }
         }
     }
 }
@@ -353,6 +421,7 @@ impl Reason {
             Self::Idle => "idle",
             Self::Lifetime => "lifetime",
             Self::PongTimeout => "pong_timeout",
+            Self::Blocked => "blocked",
             Self::MessageTooBig => "message_too_big",
             Self::Rate => "rate",
             Self::Protocol => "protocol",
@@ -449,9 +518,12 @@ mod tests {
             let actions = match at {
                 At::Open => Actions::default(),
                 // The other side is dead, which tells this one alone.
-                At::CloseSent => {
-                    self.closing.start_close(Cause::PongTimeout(side.other()), NOW, &policy)
-                }
+                At::CloseSent => self.closing.start_close(
+                    Cause::PongTimeout(side.other()),
+                    &self.states,
+                    NOW,
+                    &policy,
+                ),
                 At::CloseSeen => {
                     self.states[side].sent_close = true;
                     Actions::default()
@@ -466,9 +538,9 @@ mod tests {
                     // The filter lets nothing more pass to the other side.
                     self.states[side.other()].is_closed = true;
                     let cause = Cause::Violation(side, Violation::Protocol);
-                    self.closing.start_close(cause, NOW, &policy)
+                    self.closing.start_close(cause, &self.states, NOW, &policy)
                 }
-                At::Drained => self.closing.start_close(Cause::Drain, NOW, &policy),
+                At::Drained => self.closing.start_close(Cause::Drain, &self.states, NOW, &policy),
                 At::Paused => {
                     self.is_paused = true;
                     Actions::default()
@@ -712,14 +784,78 @@ mod tests {
     fn the_grace_time_ends_a_tunnel_for_its_first_reason() {
         let policy = policy();
         let mut closing = Closing::default();
-        closing.start_close(Cause::Idle, NOW, &policy);
+        let states = Model::new().states;
+        closing.start_close(Cause::Idle, &states, NOW, &policy);
         let deadline = NOW + ticks(policy.close_grace);
         assert_eq!(closing.deadline(), Some(deadline));
         // A later cause neither prolongs it nor names the end.
-        closing.start_close(Cause::Drain, NOW + 1, &policy);
-        assert_eq!(closing.on_tick(deadline - 1), Actions::default());
-        assert_eq!(closing.on_tick(deadline).finish, Some(Reason::Idle));
-        assert_eq!(Closing::default().on_tick(Tick::MAX), Actions::default());
+        closing.start_close(Cause::Drain, &states, NOW + 1, &policy);
+        assert_eq!(closing.on_tick(deadline - 1, &states), Actions::default());
+        assert_eq!(closing.on_tick(deadline, &states).finish, Some(Reason::Idle));
+        assert_eq!(Closing::default().on_tick(Tick::MAX, &states), Actions::default());
+    }
+
+    #[test]
+    fn what_is_owed_is_told_when_nobody_is_waited_for_any_more() {
+        let codes = |actions: Actions| {
+            let code = |frame: Option<CloseFrame>| frame.map_or(0, |frame| frame.code);
+            [code(actions.close.client), code(actions.close.backend)]
+        };
+        type Row = (&'static [(Side, At)], [u16; 2], [u16; 2]);
+        // (what happened, codes at the deadline, codes when it is cut)
+        let rows: [Row; 8] = [
+            (&[], [0, 0], [1012, 1001]),
+            (&[(Side::Client, At::Drained)], [0, 1001], [0, 1001]),
+            (&[(Side::Client, At::Violation)], [0, 0], [0, 0]),
+            (&[(Side::Client, At::CloseSent)], [0, 0], [0, 0]),
+            (&[(Side::Client, At::CloseSeen)], [0, 0], [0, 0]),
+            (&[(Side::Client, At::CloseSeen), (Side::Client, At::Drained)], [0, 0], [0, 0]),
+            (&[(Side::Client, At::CloseSeen), (Side::Backend, At::CloseSeen)], [0, 0], [0, 0]),
+            (&[(Side::Backend, At::Eof)], [0, 0], [0, 0]),
+        ];
+        for (events, at_deadline, when_cut) in rows {
+            let mut model = Model::new();
+            for &(side, at) in events {
+                model.happen(side, at);
+            }
+            let mut cut = model.closing;
+            let actions = cut.abort(false, &model.states, &policy());
+            assert_eq!(codes(actions), when_cut, "{events:?}");
+            let actions = model.closing.on_tick(Tick::MAX, &model.states);
+            let expected = if model.closing.deadline().is_some() { at_deadline } else { [0, 0] };
+            assert_eq!(codes(actions), expected, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn a_close_in_the_same_turn_comes_before_a_reset_and_a_violation() {
+        for side in Side::BOTH {
+            let mut states = Model::new().states;
+            states[side].sent_close = true;
+            let closed = Some(Reason::Close(side));
+            for broken in Side::BOTH {
+                let actions = Closing::default().on_reset(broken, &states, &policy());
+                assert_eq!(actions.finish, closed, "{broken:?}");
+            }
+            let mut closing = Closing::default();
+            let cause = Cause::Violation(side.other(), Violation::Protocol);
+            assert_eq!(closing.start_close(cause, &states, NOW, &policy()), Actions::default());
+            assert_eq!(closing.reason, closed);
+        }
+    }
+
+    #[test]
+    fn a_close_and_an_end_bound_the_wait_for_the_other_side() {
+        for side in Side::BOTH {
+            let mut states = Model::new().states;
+            states[side].sent_close = true;
+            let mut closing = Closing::default();
+            closing.on_progress(&states, || NOW, &policy());
+            assert_eq!(closing.deadline(), None);
+            states[side].has_ended = true;
+            closing.on_progress(&states, || NOW, &policy());
+            assert!(closing.deadline().is_some());
+        }
     }
 
     #[test]
@@ -745,11 +881,25 @@ mod tests {
             (Cause::Drain, silent, answered, false),
             (Cause::Drain, answered, SideState { is_flushed: false, ..silent }, false),
             (Cause::PongTimeout(Side::Client), silent, answered, true),
+            // What is left for a side that takes nothing holds up no end.
+            (
+                Cause::Blocked(Side::Client),
+                SideState { is_flushed: false, ..silent },
+                answered,
+                true,
+            ),
+            (
+                Cause::Blocked(Side::Client),
+                answered,
+                SideState { is_flushed: false, ..answered },
+                false,
+            ),
             (Cause::PongTimeout(Side::Backend), answered, silent, true),
         ];
         for (cause, client, backend, is_over) in rows {
             let mut closing = Closing::default();
-            closing.start_close(cause, NOW, &policy());
+            let open = Model::new().states;
+            closing.start_close(cause, &open, NOW, &policy());
             let states = PerSide { client, backend };
             let finish = closing.on_progress(&states, || NOW, &policy()).finish;
             let expected = is_over.then(|| cause.reason());
@@ -773,6 +923,8 @@ mod tests {
             (Cause::Idle, "idle", 1001, 1001),
             (Cause::PongTimeout(Side::Client), "pong_timeout", 0, 1001),
             (Cause::PongTimeout(Side::Backend), "pong_timeout", 1014, 0),
+            (Cause::Blocked(Side::Client), "blocked", 0, 1001),
+            (Cause::Blocked(Side::Backend), "blocked", 1014, 0),
         ];
         for (cause, name, client, backend) in rows {
             let close = cause.close_frames(&policy);
@@ -787,7 +939,11 @@ mod tests {
         let after = |at: At| {
             let mut model = Model::new();
             model.happen(Side::Client, at);
-            [true, false].map(|is_draining| model.closing.abort_reason(is_draining).name())
+            [true, false].map(|is_draining| {
+                let mut closing = model.closing;
+                let actions = closing.abort(is_draining, &model.states, &policy());
+                actions.finish.unwrap().name()
+            })
         };
         assert_eq!(after(At::Open), ["drain", "admin"]);
         assert_eq!(after(At::Eof), ["drain", "admin"]);
@@ -810,7 +966,13 @@ mod tests {
                 if let Some(deadline) = model.closing.deadline() {
                     prop_assert!(!model.closing.is_open());
                     prop_assert!(deadline <= NOW + ticks(policy().close_grace));
-                    prop_assert!(model.closing.on_tick(deadline).finish.is_some());
+                    let actions = model.closing.clone().on_tick(deadline, &model.states);
+                    prop_assert!(actions.finish.is_some());
+                    // What is owed at the end goes to nobody who has had a Close.
+                    for side in Side::BOTH {
+                        let is_second = actions.close[side].is_some() && model.got_close[side];
+                        prop_assert!(!is_second);
+                    }
                 }
             }
         }

@@ -394,7 +394,7 @@ mod tests {
     /// Waits for events of the sockets.
     fn wait(reactor: &Reactor) {
         reactor.wait(false).unwrap();
-        reactor.dispatch(|_| {});
+        let _ = reactor.dispatch(|_| {});
     }
 
     fn direction() -> Direction {
@@ -469,7 +469,7 @@ mod tests {
             let policy = Policy::default();
             direction.advance([&source, &sink], false, &policy, buffers).unwrap();
             reactor.wait(true).unwrap();
-            reactor.dispatch(|_| {});
+            let _ = reactor.dispatch(|_| {});
         }
         assert_eq!(buffers.pipes.lent(), 1);
         (direction, [source, sink], [sending, receiving])

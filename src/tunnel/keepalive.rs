@@ -29,6 +29,8 @@ struct Liveness {
     /// Tick of its last byte.
     seen: Tick,
     ping: Option<Ping>,
+    /// Bytes written to it, and the tick since which there have been no more, while bytes wait.
+    blocked: Option<(u64, Tick)>,
     /// Payload of all its Pings, so that a late Pong is known too.
     payload: PingPayload,
 }
@@ -95,6 +97,8 @@ pub(super) struct Activity {
     pub(super) sent: PerSide<bool>,
     /// A part of a data frame has come, from either side.
     pub(super) has_data: bool,
+    /// Bytes written so far to each side that does not take those that wait for it.
+    pub(super) blocked_at: PerSide<Option<u64>>,
     /// Messages that the client has sent so far.
     pub(super) messages: u32,
     /// The client is paused.
@@ -116,6 +120,7 @@ impl KeepAlive {
             sides: PerSide::from_fn(|_| Liveness {
                 seen: now,
                 ping: None,
+                blocked: None,
                 payload: fastrand::u64(..).to_ne_bytes(),
             }),
             data_seen: now,
@@ -146,6 +151,7 @@ impl KeepAlive {
             if activity.sent[side] {
                 self.sides[side].is_alive(now);
             }
+            self.sides[side].record_blocked(now, activity.blocked_at[side]);
         }
         if activity.has_data {
             self.data_seen = now;
@@ -178,7 +184,8 @@ impl KeepAlive {
         } else if is_due(self.idle_ends(policy)) {
             Some(Cause::Idle)
         } else {
-            None
+            let is_stuck = |&side: &Side| is_due(self.sides[side].blocked_until(policy));
+            Side::BOTH.into_iter().find(is_stuck).map(Cause::Blocked)
         }
     }
 
@@ -226,6 +233,8 @@ impl KeepAlive {
             is_paused.then(|| self.rate.since.saturating_add(TICKS_PER_SECOND)),
             of_side(&self.sides.client),
             of_side(&self.sides.backend),
+            self.sides.client.blocked_until(policy),
+            self.sides.backend.blocked_until(policy),
         ];
         times.into_iter().flatten().min()
     }
@@ -272,6 +281,8 @@ impl Liveness {
             }
             Some(ping) if ping.at.saturating_add(ticks(timeout)) <= now => Verdict::Dead,
             Some(_) => Verdict::Fine,
+            // One that still waits for a boundary, though the side has been heard since, is enough.
+            None if path.waits_for_boundary => Verdict::Fine,
             None if self.seen.saturating_add(ticks(interval)) <= now => {
                 // The next tick tells whether it has gone out.
                 self.ping = Some(Ping { at: now, is_waiting: true, written: path.written });
@@ -279,6 +290,20 @@ impl Liveness {
             }
             None => Verdict::Fine,
         }
+    }
+
+    /// Records whether bytes wait for the side, and whether it has taken any since it was blocked.
+    fn record_blocked(&mut self, now: Tick, written: Option<u64>) {
+        self.blocked = match (written, self.blocked) {
+            (Some(written), Some(blocked)) if blocked.0 == written => Some(blocked),
+            (written, _) => written.map(|written| (written, now)),
+        };
+    }
+
+    /// Returns the tick at which a blocked side is stuck.
+    fn blocked_until(&self, policy: &Policy) -> Option<Tick> {
+        let (_, since) = self.blocked?;
+        Some(since.saturating_add(ticks(policy.blocked_timeout?)))
     }
 
     fn next_tick(&self, interval: Duration, timeout: Duration) -> Tick {
@@ -440,6 +465,49 @@ mod tests {
         assert_eq!(times.on_tick(now + timeout - 1, &blocked(19), &policy).close, None);
         let close = times.on_tick(now + timeout, &blocked(19), &policy).close;
         assert_eq!(close, Some(Cause::PongTimeout(Side::Client)));
+    }
+
+    #[test]
+    fn a_ping_that_waits_for_a_boundary_is_not_followed_by_another() {
+        let policy = policy();
+        let mut times = KeepAlive::new(START, &policy);
+        let mut state = free();
+        state.paths.client.waits_for_boundary = true;
+        // The client talks all the while, in one long frame of the backend's.
+        for step in 1..20 {
+            let now = START + 10 * step;
+            assert_eq!(times.on_tick(now, &state, &policy).ping.client, None);
+            times.on_activity(now, &sent(true, true), &policy);
+        }
+        assert!(times.on_tick(START + 400, &free(), &policy).ping.client.is_some());
+    }
+
+    #[test]
+    fn a_side_that_takes_no_bytes_for_too_long_is_stuck() {
+        let timeout = Duration::from_millis(5_000);
+        let policy = Policy { blocked_timeout: Some(timeout), ..Policy::default() };
+        for side in Side::BOTH {
+            let mut times = KeepAlive::new(START, &policy);
+            let blocked = |written| Activity {
+                blocked_at: PerSide::with(side, written, None),
+                is_open: true,
+                ..Activity::default()
+            };
+            assert_eq!(times.next_tick(false, true, &policy), None);
+            times.on_activity(START, &blocked(Some(7)), &policy);
+            let due = START + ticks(timeout);
+            assert_eq!(times.next_tick(false, true, &policy), Some(due));
+            assert_eq!(times.due(due - 1, &policy), None);
+            assert_eq!(times.due(due, &policy), Some(Cause::Blocked(side)));
+            // A turn in which it has taken nothing changes nothing, one byte does.
+            times.on_activity(START + 4, &blocked(Some(7)), &policy);
+            assert_eq!(times.due(due, &policy), Some(Cause::Blocked(side)));
+            times.on_activity(START + 4, &blocked(Some(8)), &policy);
+            assert_eq!(times.due(due + 3, &policy), None);
+            assert_eq!(times.due(due + 4, &policy), Some(Cause::Blocked(side)));
+            times.on_activity(START + 8, &blocked(None), &policy);
+            assert_eq!(times.due(Tick::MAX, &policy), None);
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(crate) struct Policy {
     pub(crate) pong_timeout: Duration,
     /// Time without a data frame in either direction after which a tunnel is closed.
     pub(crate) idle_timeout: Option<Duration>,
+    /// Time for which a side may take no bytes of those that wait for it.
+    pub(crate) blocked_timeout: Option<Duration>,
     /// Age at which a tunnel is closed, a tenth more or less.
     pub(crate) max_lifetime: Option<Duration>,
     /// Close code for the client at that age.
@@ -68,6 +70,7 @@ impl Policy {
         self.ping_interval.is_some()
             || self.idle_timeout.is_some()
             || self.max_lifetime.is_some()
+            || self.blocked_timeout.is_some()
             || self.max_messages_per_second.is_some()
     }
 }
@@ -78,6 +81,7 @@ impl Default for Policy {
             ping_interval: None,
             pong_timeout: Duration::ZERO,
             idle_timeout: None,
+            blocked_timeout: None,
             max_lifetime: None,
             lifetime_close_code: code::GOING_AWAY,
             max_message: None,

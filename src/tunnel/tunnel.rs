@@ -125,7 +125,8 @@ impl Tunnel {
     /// A tunnel whose grace time runs needs no further causes. One whose end has begun is neither
     /// pinged nor judged by its rate.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
-        self.carry_out(self.closing.on_tick(now))?;
+        let actions = self.closing.on_tick(now, &self.states());
+        self.carry_out(actions)?;
         let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
         if self.closing.deadline().is_some() {
             return ControlFlow::Continue(());
@@ -162,9 +163,14 @@ impl Tunnel {
         self.keepalive.get_or_insert_with(|| Box::new(KeepAlive::unwatched(now))).drain_at(at);
     }
 
-    /// Returns the reason for the end of a tunnel that is cut now.
-    pub(super) fn abort_reason(&self) -> Reason {
-        self.closing.abort_reason(self.keepalive.as_ref().is_some_and(|times| times.is_draining()))
+    /// Prepares the tunnel to be cut now; returns the reason for its end.
+    pub(super) fn abort(&mut self) -> Reason {
+        let is_draining = self.keepalive.as_ref().is_some_and(|times| times.is_draining());
+        let actions = self.closing.abort(is_draining, &self.states(), &self.policy);
+        match self.carry_out(actions) {
+            ControlFlow::Break(reason) => reason,
+            ControlFlow::Continue(_) => Reason::Admin,
+        }
     }
 
     /// Closes both connections, such that what was sent last, perhaps a Close, still arrives.
@@ -253,7 +259,9 @@ impl Tunnel {
     fn record_activity(&mut self, clock: &Clock) -> bool {
         let Some(keepalive) = &mut self.keepalive else { return false };
         let PerSide { client, backend } = &mut self.from;
+        let blocked_at = |to: &Direction| (!to.is_flushed()).then(|| to.written());
         let activity = Activity {
+            blocked_at: PerSide { client: blocked_at(backend), backend: blocked_at(client) },
             sent: PerSide { client: client.take_fresh(), backend: backend.take_fresh() },
             has_data: client.filter_mut().take_fresh_data()
                 | backend.filter_mut().take_fresh_data(),
@@ -268,7 +276,7 @@ impl Tunnel {
 
     /// Begins to close the tunnel for a cause of the proxy; returns whether that gives more to do.
     fn start_close(&mut self, cause: Cause, now: Tick) -> bool {
-        let actions = self.closing.start_close(cause, now, &self.policy);
+        let actions = self.closing.start_close(cause, &self.states(), now, &self.policy);
         // A cause never ends a tunnel at once.
         matches!(self.carry_out(actions), ControlFlow::Continue(true))
     }

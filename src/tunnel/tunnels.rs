@@ -103,10 +103,18 @@ impl Tunnels {
         !self.ready.is_empty()
     }
 
-    /// Gives each tunnel that has something to do one turn.
-    pub(crate) fn advance(&mut self) {
-        if std::mem::take(&mut self.has_ticked) {
-            self.tick();
+    /// Gives each tunnel that has something to do one turn, and judges the time after it.
+    ///
+    /// What has come is read first: after a stall, a Pong that waits in the socket shows that its side
+    /// is alive. `has_more` tells that further events wait in the system; the time waits for them too.
+    pub(crate) fn advance(&mut self, has_more: bool) {
+        let judges_time = self.has_ticked && !has_more;
+        if judges_time {
+            self.has_ticked = false;
+            // The count of expirations does not matter: the clock is read anew. The read re-arms the
+            // timer.
+            let _ = rustix::io::read(&self.ticker, &mut [0; 8]);
+            self.clock.update();
         }
         // Those that are queued meanwhile have to wait for the next round, after the next look at
         // the events.
@@ -127,6 +135,9 @@ impl Tunnels {
                 }
             }
         }
+        if judges_time {
+            self.tick();
+        }
     }
 
     /// Closes all tunnels of a group, each at a random time within `spread`, so that their clients
@@ -145,8 +156,9 @@ impl Tunnels {
     /// Ends all tunnels of a group at once.
     pub(crate) fn cut(&mut self, group: &Group) {
         for key in self.keys_of(group) {
-            if let Some(entry) = self.entries.get(key) {
-                self.end(key, entry.tunnel.abort_reason());
+            if let Some(entry) = self.entries.get_mut(key) {
+                let reason = entry.tunnel.abort();
+                self.end(key, reason);
             }
         }
     }
@@ -187,10 +199,7 @@ impl Tunnels {
 
     /// Looks at the tunnels that are due.
     fn tick(&mut self) {
-        // The count of expirations does not matter: the clock is read anew. The read re-arms the
-        // timer.
-        let _ = rustix::io::read(&self.ticker, &mut [0; 8]);
-        let now = self.clock.update();
+        let now = self.clock.now();
         while let Some(&(due, key)) = self.due.first() {
             if due > now {
                 break;
@@ -290,8 +299,8 @@ mod tests {
 
         fn turn(&mut self) {
             self.reactor.wait(self.tunnels.is_busy()).unwrap();
-            self.reactor.dispatch(|token| self.tunnels.on_event(token));
-            self.tunnels.advance();
+            let has_more = self.reactor.dispatch(|token| self.tunnels.on_event(token));
+            self.tunnels.advance(has_more);
         }
     }
 

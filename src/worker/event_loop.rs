@@ -68,12 +68,12 @@ impl EventLoop {
 
             // All events are recorded before the first tunnel moves, so each gets one turn for all
             // of its own.
-            reactor.dispatch(|token| self.tunnels.on_event(token));
+            let has_more = reactor.dispatch(|token| self.tunnels.on_event(token));
             for tasks in &mut self.tasks {
                 tasks.run();
             }
             self.take_over();
-            self.tunnels.advance();
+            self.tunnels.advance(has_more);
 
             for command in self.queue.take() {
                 match command {

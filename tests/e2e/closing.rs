@@ -161,13 +161,14 @@ mod drain {
     }
 
     #[test]
-    fn a_client_that_never_answers_gets_a_fin_after_the_grace_time() {
+    fn a_client_that_never_answers_gets_a_fin_after_the_grace_time_and_the_backend_a_close() {
         let mut proxy = ProxyProgram::start("", SHORT_GRACE);
         let (mut client, mut server) = proxy.tunnel();
         let start = Instant::now();
         proxy.drain();
         client.expect_proxy_close(C, 1001);
         client.expect_eof();
+        server.expect_proxy_close(B, 1001);
         server.expect_eof();
         assert!(start.elapsed() >= GRACE, "{:?} is too early", start.elapsed());
         proxy.expect_exit();
@@ -182,8 +183,37 @@ mod drain {
         client.expect(&frame[..10]);
         proxy.drain();
         client.expect_eof();
+        server.expect_proxy_close(B, 1001);
         server.expect_eof();
         proxy.expect_exit();
+    }
+
+    #[test]
+    fn a_side_that_has_sent_a_close_and_a_fin_is_not_waited_for() {
+        for from in [C, B] {
+            let mut proxy = ProxyProgram::start("", SHORT_GRACE);
+            let (mut closing, mut other) = proxy.tunnel_from(from);
+            closing.send(from.close(1000));
+            closing.end_sending();
+            other.expect(from.close(1000));
+            // The other side neither answers nor ends.
+            other.expect_eof();
+            closing.expect_eof();
+            let reason = if from == C { "client_close" } else { "backend_close" };
+            proxy.assert_end(&[("reason", reason)]);
+        }
+    }
+
+    #[test]
+    fn a_second_signal_writes_the_closes_that_need_no_waiting() {
+        let mut proxy = ProxyProgram::start("", "spread_ms = 60000\ntimeout_ms = 120000");
+        let (mut client, mut server) = proxy.tunnel();
+        proxy.drain();
+        proxy.program.signal(Signal::TERM);
+        client.expect_proxy_close(C, 1001);
+        client.expect_end();
+        server.expect_proxy_close(B, 1001);
+        server.expect_end();
     }
 
     #[test]

@@ -457,3 +457,95 @@ fn lifetimes_differ() {
         .collect();
     assert!(!ends.is_sorted(), "{ends:?}");
 }
+
+mod stalls {
+    use rustix::process::Signal;
+
+    use super::*;
+
+    /// Stops the proxy for longer than any time in its section, and has it go on.
+    fn stall(proxy: &ProxyProgram) {
+        // The pause is the subject of the test.
+        std::thread::sleep(Duration::from_millis(2_500));
+        proxy.program.signal(Signal::CONT);
+    }
+
+    #[test]
+    fn a_side_whose_pong_waits_in_the_socket_is_alive() {
+        let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 1500", GRACE);
+        for from in [C, B] {
+            let (mut side, mut other) = proxy.tunnel_from(from);
+            let ping = side.read_proxy_ping();
+            proxy.program.signal(Signal::STOP);
+            side.send([from.frame(PONG, &ping), from.text("still here")].concat());
+            stall(&proxy);
+            other.expect_text("still here");
+            other.send(from.other().text("so am I"));
+            side.expect_text("so am I");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_whose_messages_wait_in_the_socket_is_not_idle() {
+        let proxy = ProxyProgram::start("idle_timeout_ms = 1500", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
+        proxy.program.signal(Signal::STOP);
+        client.send(C.text("still here"));
+        stall(&proxy);
+        server.expect_text("still here");
+        server.send(B.text("so am I"));
+        client.expect_text("so am I");
+    }
+
+    #[test]
+    fn silence_during_a_stall_is_nobodys() {
+        let proxy = ProxyProgram::start("ping_interval_ms = 250\npong_timeout_ms = 1500", GRACE);
+        let (mut client, mut server) = proxy.tunnel();
+        let ping = client.read_proxy_ping();
+        proxy.program.signal(Signal::STOP);
+        stall(&proxy);
+        // Only now does the client answer, as one that was stopped with the proxy does.
+        client.send([C.frame(PONG, &ping), C.text("back")].concat());
+        server.expect_text("back");
+    }
+}
+
+mod blocked {
+    use super::*;
+
+    #[test]
+    fn a_side_that_takes_no_bytes_ends_the_tunnel() {
+        let mut proxy = ProxyProgram::start("blocked_timeout_ms = 500", GRACE);
+        for (from, code) in [(B, 1014), (C, 1001)] {
+            let stuck = from;
+            let (mut stuck_peer, mut sender) = proxy.tunnel_from(stuck);
+            stuck_peer.shrink_buffers();
+            let side = stuck.other();
+            // One frame that never ends, of which the other side takes nothing.
+            sender.send(side.header(0x82, 1 << 30));
+            sender.flood();
+            sender.expect_proxy_close(side, code);
+            proxy.assert_end(&[("reason", "blocked"), ("ended_by", "proxy")]);
+        }
+    }
+
+    #[test]
+    fn a_side_that_takes_bytes_slowly_does_not() {
+        let proxy = ProxyProgram::start("blocked_timeout_ms = 1000", GRACE);
+        let (mut client, server) = proxy.tunnel();
+        let message = noise(3, 4 << 20);
+        let sent = message.clone();
+        let mut sending = server.clone_handle();
+        let writer = std::thread::spawn(move || sending.send(&sent));
+        let start = Instant::now();
+        for piece in message.chunks(message.len() / 8 + 1) {
+            client.expect(piece);
+            // The pace is the subject: longer than the timeout in all, but never at once.
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        assert!(start.elapsed() >= Duration::from_millis(1_900));
+        writer.join().unwrap();
+        drop(server);
+        client.expect_eof();
+    }
+}
