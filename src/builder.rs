@@ -22,6 +22,7 @@ use crate::worker::Workers;
 /// proxy.bind("0.0.0.0:8080").unwrap();
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a proxy does nothing before it listens"]
 pub struct WsProxy {
     raw: RawSection,
     drain: RawDrain,
@@ -49,7 +50,6 @@ impl WsProxy {
     }
 
     /// Sets the name of this proxy in the log. Default: the address that it listens on.
-    #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.raw.name = Some(name.into());
         self
@@ -57,7 +57,6 @@ impl WsProxy {
 
     /// Sets the time for each attempt to connect to a backend, and for each look-up of its name, in
     /// milliseconds. Default: 5,000. Zero is an error.
-    #[must_use]
     pub fn connect_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.connect_timeout_ms = Some(number(ms));
         self
@@ -67,7 +66,6 @@ impl WsProxy {
     /// 30,000. Zero is an error.
     ///
     /// It ends with the request: an established tunnel may be silent for any time.
-    #[must_use]
     pub fn read_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.read_timeout_ms = Some(number(ms));
         self
@@ -75,21 +73,18 @@ impl WsProxy {
 
     /// Sets the time for a backend to answer the handshake, in milliseconds. Default: the value of
     /// [`read_timeout_ms`](WsProxy::read_timeout_ms). Zero is an error.
-    #[must_use]
     pub fn response_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.response_timeout_ms = Some(number(ms));
         self
     }
 
     /// Sets the `Host` field that the backend gets. Default: [`HostHeader::Backend`].
-    #[must_use]
     pub fn host(mut self, host: HostHeader) -> Self {
         self.raw.host = Some(host);
         self
     }
 
     /// Sets the treatment of the `X-Forwarded` fields. Default: [`Forwarded::Append`].
-    #[must_use]
     pub fn forwarded(mut self, forwarded: Forwarded) -> Self {
         self.raw.forwarded = Some(forwarded);
         self
@@ -98,7 +93,6 @@ impl WsProxy {
     /// Sets the origins that may open a WebSocket (RFC 6455, 10.2): `scheme://host[:port]`,
     /// `scheme://*.domain[:port]` for all hosts below a domain, `null`, and `none` for clients that
     /// send no origin. All others get 403. Default: every client may. An empty list is an error.
-    #[must_use]
     pub fn origins<I>(mut self, origins: I) -> Self
     where
         I: IntoIterator,
@@ -110,7 +104,6 @@ impl WsProxy {
 
     /// Limits the connections at the same time, handshakes included; one too many gets 503 with
     /// `Retry-After`. Default: 0, no limit.
-    #[must_use]
     pub fn max_connections(mut self, connections: u64) -> Self {
         self.raw.max_connections = Some(number(connections));
         self
@@ -121,7 +114,6 @@ impl WsProxy {
     /// round trip. Default: 0, left to the system: mostly up to 6 MB received and 4 MB to be sent.
     /// Less than 4,096 is an error; more than `net.core.rmem_max` and `wmem_max` has no effect,
     /// which the log tells.
-    #[must_use]
     pub fn socket_buffer_bytes(mut self, bytes: u64) -> Self {
         self.raw.socket_buffer_bytes = Some(number(bytes));
         self
@@ -129,7 +121,6 @@ impl WsProxy {
 
     /// Sets the silence of a side after which it is sent a Ping (RFC 6455, 5.5.2), in milliseconds.
     /// The Pong is not forwarded. Default: 0, no Pings.
-    #[must_use]
     pub fn ping_interval_ms(mut self, ms: u64) -> Self {
         self.raw.ping_interval_ms = Some(number(ms));
         self
@@ -137,7 +128,6 @@ impl WsProxy {
 
     /// Sets the silence of a side after a Ping at which it is dead and the tunnel ends, in
     /// milliseconds. Default, and 0: the value of [`ping_interval_ms`](WsProxy::ping_interval_ms).
-    #[must_use]
     pub fn pong_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.pong_timeout_ms = Some(number(ms));
         self
@@ -145,22 +135,19 @@ impl WsProxy {
 
     /// Closes a tunnel with 1001 after this time without a data frame in either direction, in
     /// milliseconds; Pings and Pongs do not count. Default: 0, never.
-    #[must_use]
     pub fn idle_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.idle_timeout_ms = Some(number(ms));
         self
     }
 
-    /// Closes a tunnel one side of which has taken no bytes for this time while some wait for it, in
-    /// milliseconds. Default: 0, never.
-    #[must_use]
+    /// Closes a tunnel one side of which has taken no bytes for this time while some wait for it,
+    /// in milliseconds. Default: 0, never.
     pub fn blocked_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.blocked_timeout_ms = Some(number(ms));
         self
     }
 
     /// Closes a tunnel at this age, a tenth more or less, in milliseconds. Default: 0, never.
-    #[must_use]
     pub fn max_lifetime_ms(mut self, ms: u64) -> Self {
         self.raw.max_lifetime_ms = Some(number(ms));
         self
@@ -168,7 +155,6 @@ impl WsProxy {
 
     /// Sets the close code at the end of the [lifetime](WsProxy::max_lifetime_ms). Default: 1001. A
     /// code that no endpoint may send is an error.
-    #[must_use]
     pub fn lifetime_close_code(mut self, code: u16) -> Self {
         self.raw.lifetime_close_code = Some(code.into());
         self
@@ -176,7 +162,6 @@ impl WsProxy {
 
     /// Limits the payload of a message, all its fragments together, in bytes; the sender of a
     /// larger one gets 1009 before it passes. Default: 0, no limit.
-    #[must_use]
     pub fn max_message_bytes(mut self, bytes: u64) -> Self {
         self.raw.max_message_bytes = Some(number(bytes));
         self
@@ -184,14 +169,12 @@ impl WsProxy {
 
     /// Limits the payload of a frame, in bytes; the sender of a larger one gets 1009 before it
     /// passes. Default: 0, no limit.
-    #[must_use]
     pub fn max_frame_bytes(mut self, bytes: u64) -> Self {
         self.raw.max_frame_bytes = Some(number(bytes));
         self
     }
 
     /// Limits the messages that a client may send within a second. Default: 0, no limit.
-    #[must_use]
     pub fn max_messages_per_second(mut self, messages: u64) -> Self {
         self.raw.max_messages_per_second = Some(number(messages));
         self
@@ -199,7 +182,6 @@ impl WsProxy {
 
     /// Sets the action against a client that sends [more](WsProxy::max_messages_per_second).
     /// Default: [`RateAction::Pause`].
-    #[must_use]
     pub fn rate_action(mut self, action: RateAction) -> Self {
         self.raw.rate_action = Some(action);
         self
@@ -207,7 +189,6 @@ impl WsProxy {
 
     /// Ends tunnels with 1002 over frames that violate RFC 6455, instead of leaving them to the
     /// endpoints. Default: false.
-    #[must_use]
     pub fn strict_frames(mut self, strict: bool) -> Self {
         self.raw.strict_frames = Some(strict);
         self
@@ -217,7 +198,6 @@ impl WsProxy {
     /// ended or broke. Default: 0, the bare end is relayed. 1014 (bad gateway), 1011 and 1012 are
     /// the usual choices; several client libraries show a 1014 as a protocol error. A code that no
     /// endpoint may send is an error.
-    #[must_use]
     pub fn backend_lost_code(mut self, code: u16) -> Self {
         self.raw.backend_lost_code = Some(code.into());
         self
@@ -226,7 +206,6 @@ impl WsProxy {
     /// Sets the close code for a backend whose client vanished without a Close. Default: 0, the
     /// bare end is relayed: frameworks treat it as 1006, and a Close 1001 as a polite leave. A code
     /// that no endpoint may send is an error.
-    #[must_use]
     pub fn client_lost_code(mut self, code: u16) -> Self {
         self.raw.client_lost_code = Some(code.into());
         self
@@ -234,7 +213,6 @@ impl WsProxy {
 
     /// Sets the time in which clients are still accepted after a shutdown has begun, in
     /// milliseconds. Default: 0.
-    #[must_use]
     pub fn drain_delay_ms(mut self, ms: u64) -> Self {
         self.drain.delay_ms = Some(number(ms));
         self
@@ -243,7 +221,6 @@ impl WsProxy {
     /// Sets the time over which the tunnels are then closed, each at a random time, in
     /// milliseconds. Default: 5,000; 0 closes all at once. It is shortened to what the
     /// [timeout](WsProxy::drain_timeout_ms) leaves.
-    #[must_use]
     pub fn drain_spread_ms(mut self, ms: u64) -> Self {
         self.drain.spread_ms = Some(number(ms));
         self
@@ -251,7 +228,6 @@ impl WsProxy {
 
     /// Sets the time from the beginning of a shutdown after which the tunnels that are left are
     /// cut, in milliseconds. Default: 8,000. Zero is an error.
-    #[must_use]
     pub fn drain_timeout_ms(mut self, ms: u64) -> Self {
         self.drain.timeout_ms = Some(number(ms));
         self
@@ -259,7 +235,6 @@ impl WsProxy {
 
     /// Sets the close code for clients at a shutdown. Default: 1001; 1012 (service restart) is the
     /// usual other choice. A code that no endpoint may send is an error.
-    #[must_use]
     pub fn drain_close_code(mut self, code: u16) -> Self {
         self.drain.close_code = Some(code.into());
         self
@@ -267,7 +242,6 @@ impl WsProxy {
 
     /// Sets the time for a tunnel to end after its closing has begun, whoever began it, in
     /// milliseconds. Default: 2,000; 0 is a moment.
-    #[must_use]
     pub fn close_grace_ms(mut self, ms: u64) -> Self {
         self.drain.close_grace_ms = Some(number(ms));
         self
@@ -282,7 +256,6 @@ impl WsProxy {
 
     /// Sets the worker threads that relay the tunnels, so that several proxies can share them.
     /// Default: threads of its own, one per CPU.
-    #[must_use]
     pub fn workers(mut self, workers: &Workers) -> Self {
         self.workers = Some(workers.clone());
         self

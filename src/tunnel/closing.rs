@@ -6,58 +6,10 @@
 //! tells the same rules from the outside.
 
 use super::control::code;
-use super::limits::Violation;
 use super::policy::Policy;
+use super::reason::{Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Tick, ticks};
-
-/// Reason for the end of a tunnel: a closed set, for the log and for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// This side was the first to send a Close.
-    Close(Side),
-    /// This side was the first to end its sending, and no Close came before.
-    Eof(Side),
-    /// The connection to this side broke, and no Close came before.
-    Reset(Side),
-    /// No data frames for the idle timeout.
-    Idle,
-    /// The tunnel reached its maximum lifetime.
-    Lifetime,
-    /// A side did not answer a Ping.
-    PongTimeout,
-    /// A side took no bytes.
-    Blocked,
-    /// A frame or message was larger than allowed.
-    MessageTooBig,
-    /// The client sent more messages than allowed.
-    Rate,
-    /// A frame violated RFC 6455.
-    Protocol,
-    /// The proxy is shutting down.
-    Drain,
-    /// The proxy cut the tunnel.
-    Admin,
-}
-
-/// Cause for which the proxy closes a tunnel by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// This side sent a frame that may not pass.
-    Violation(Side, Violation),
-    /// The client sends too many messages.
-    Rate,
-    /// The proxy shuts down.
-    Drain,
-    /// The tunnel is as old as it may get.
-    Lifetime,
-    /// No data frame has come for too long.
-    Idle,
-    /// This side has not answered a Ping.
-    PongTimeout(Side),
-    /// This side takes no bytes.
-    Blocked(Side),
-}
 
 /// State of one side's connection, as the directions of the tunnel report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,13 +25,6 @@ pub(super) struct SideState {
     /// Nothing more is relayed to it: it has got a Close of the proxy, is dead, or waits for one
     /// after a violation.
     pub(super) is_closed: bool,
-}
-
-/// Close frame of the proxy: a code and a reason (RFC 6455, 5.5.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CloseFrame {
-    pub(super) code: u16,
-    pub(super) reason: &'static str,
 }
 
 /// Actions for the tunnel to carry out.
@@ -344,101 +289,6 @@ fn was_told_of_loss(states: &PerSide<SideState>, policy: &Policy) -> bool {
     })
 }
 
-impl Cause {
-    fn reason(self) -> Reason {
-        match self {
-            Self::Violation(_, Violation::MessageTooBig) => Reason::MessageTooBig,
-            Self::Violation(_, Violation::Protocol) => Reason::Protocol,
-            Self::Rate => Reason::Rate,
-            Self::Drain => Reason::Drain,
-            Self::Lifetime => Reason::Lifetime,
-            Self::Idle => Reason::Idle,
-            Self::PongTimeout(_) => Reason::PongTimeout,
-            Self::Blocked(_) => Reason::Blocked,
-        }
-    }
-
-    /// Returns whether a time has run out that concerns the whole tunnel.
-    fn is_timed(self) -> bool {
-        matches!(self, Self::Drain | Self::Lifetime | Self::Idle)
-    }
-
-    /// Returns the Close frame for each side; `None` for a side that is not told.
-    ///
-    /// On a drain or at the end of a lifetime only the client is told: its answer reaches the
-    /// backend as a normal end.
-    fn close_frames(self, policy: &Policy) -> PerSide<Option<CloseFrame>> {
-        let frame = |code, reason| Some(CloseFrame { code, reason });
-        match self {
-            Self::Violation(side, violation) => {
-                let (code, reason) = match violation {
-                    Violation::MessageTooBig => (code::MESSAGE_TOO_BIG, "message too big"),
-                    Violation::Protocol => (code::PROTOCOL_ERROR, "protocol error"),
-                };
-                PerSide::with(side, frame(code, reason), frame(code::GOING_AWAY, reason))
-            }
-            Self::Rate => PerSide {
-                client: frame(code::POLICY_VIOLATION, "too many messages"),
-                backend: frame(code::GOING_AWAY, "too many messages"),
-            },
-            Self::Drain => {
-                PerSide { client: frame(policy.drain_close_code, "shutting down"), backend: None }
-            }
-            Self::Lifetime => PerSide {
-                client: frame(policy.lifetime_close_code, "maximum lifetime reached"),
-                backend: None,
-            },
-            Self::Idle => PerSide {
-                client: frame(code::GOING_AWAY, "idle"),
-                backend: frame(code::GOING_AWAY, "idle"),
-            },
-            Self::PongTimeout(Side::Client) => {
-                PerSide { client: None, backend: frame(code::GOING_AWAY, "the client is dead") }
-            }
-            Self::PongTimeout(Side::Backend) => {
-                PerSide { client: frame(code::BAD_GATEWAY, "the backend is dead"), backend: None }
-            }
-            Self::Blocked(Side::Client) => {
-                PerSide { client: None, backend: frame(code::GOING_AWAY, "the client is stuck") }
-            }
-            Self::Blocked(Side::Backend) => {
-                PerSide { client: frame(code::BAD_GATEWAY, "the backend is stuck"), backend: None }
-            }
-        }
-    }
-}
-
-impl Reason {
-    /// Returns the name for logs and metrics.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Close(Side::Client) => "client_close",
-            Self::Close(Side::Backend) => "backend_close",
-            Self::Eof(Side::Client) => "client_eof",
-            Self::Eof(Side::Backend) => "backend_eof",
-            Self::Reset(Side::Client) => "client_reset",
-            Self::Reset(Side::Backend) => "backend_reset",
-            Self::Idle => "idle",
-            Self::Lifetime => "lifetime",
-            Self::PongTimeout => "pong_timeout",
-            Self::Blocked => "blocked",
-            Self::MessageTooBig => "message_too_big",
-            Self::Rate => "rate",
-            Self::Protocol => "protocol",
-            Self::Drain => "drain",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// Returns who ended the tunnel: `client`, `backend` or `proxy`.
-    pub(crate) fn ended_by(self) -> &'static str {
-        match self {
-            Self::Close(side) | Self::Eof(side) | Self::Reset(side) => side.name(),
-            _ => "proxy",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -446,6 +296,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tunnel::limits::Violation;
 
     const NOW: Tick = 100;
 

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use super::closing::Cause;
 use super::control::PingPayload;
 use super::policy::{Policy, RateAction};
+use super::reason::Cause;
 use super::side::{PerSide, Side};
 use super::ticks::{TICKS_PER_SECOND, Tick, ticks};
 

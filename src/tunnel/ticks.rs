@@ -33,8 +33,8 @@ impl Clock {
     /// [`stop`](Clock::stop).
     ///
     /// A tick that comes late counts as one: after a stall of this process (a paused container, a
-    /// moved machine) the time of the tunnels goes on where it was, so that nobody's silence is taken
-    /// for longer than it could be heard.
+    /// moved machine) the time of the tunnels goes on where it was, so that nobody's silence is
+    /// taken for longer than it could be heard.
     pub(super) fn update(&mut self) -> Tick {
         let mut now = self.at(Instant::now());
         if let Some(late) = self.cached.and_then(|cached| now.checked_sub(cached.wrapping_add(1))) {

@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
-use super::closing::{Actions, Cause, CloseFrame, Closing, Reason, SideState};
+use super::closing::{Actions, Closing, SideState};
 use super::control;
 use super::counters::FrameCounters;
 use super::direction::{Direction, Progress, RelayError};
 use super::filter::FrameFilter;
 use super::keepalive::{Activity, KeepAlive, PathState, TickActions, TickState};
 use super::policy::Policy;
+use super::reason::{Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Clock, Tick};
 use crate::net::close::linger_now;

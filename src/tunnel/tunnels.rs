@@ -13,9 +13,9 @@ use rustix::time::{
 use slab::Slab;
 
 use super::buffers::Buffers;
-use super::closing::Reason;
 use super::direction::Progress;
 use super::group::Group;
+use super::reason::Reason;
 use super::ticks::{Clock, TICK, Tick, ticks};
 use super::tunnel::{NewTunnel, Tunnel, TunnelEnd};
 use crate::net::reactor::Reactor;
@@ -105,14 +105,15 @@ impl Tunnels {
 
     /// Gives each tunnel that has something to do one turn, and judges the time after it.
     ///
-    /// What has come is read first: after a stall, a Pong that waits in the socket shows that its side
-    /// is alive. `has_more` tells that further events wait in the system; the time waits for them too.
+    /// What has come is read first: after a stall, a Pong that waits in the socket shows that its
+    /// side is alive. `has_more` tells that further events wait in the system; the time waits for
+    /// them too.
     pub(crate) fn advance(&mut self, has_more: bool) {
         let judges_time = self.has_ticked && !has_more;
         if judges_time {
             self.has_ticked = false;
-            // The count of expirations does not matter: the clock is read anew. The read re-arms the
-            // timer.
+            // The count of expirations does not matter: the clock is read anew. The read re-arms
+            // the timer.
             let _ = rustix::io::read(&self.ticker, &mut [0; 8]);
             self.clock.update();
         }
