@@ -4,14 +4,24 @@
 //! knows how they are written.
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::panic;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
+use env_logger::Target;
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
 use log::{LevelFilter, Record};
 
 use crate::Failure;
+use crate::log_queue::LogQueue;
+
+/// Time for the lines that are left at the end of the process.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// The queue of this process, once logging has started.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// Keys whose values are texts for people. They are always quoted, so that no line changes its
 /// shape with the words in it.
@@ -34,9 +44,26 @@ pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
             logger.parse_default_env();
         }
     }
+    let report = |lines| log::warn!(lines; "log_lines_dropped");
+    let queue = LogQueue::start(io::stderr(), report)
+        .map_err(|error| Failure::Runtime(format!("cannot start the log's thread: {error}")))?;
+    logger.target(Target::Pipe(Box::new(QUEUE.get_or_init(|| queue).clone())));
     logger.format(|output, record| writeln!(output, "{}", Line(SystemTime::now(), record)));
     logger.init();
+    // A panic ends the process at once; the lines before it may tell why.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        hook(info);
+        finish();
+    }));
     Ok(())
+}
+
+/// Waits a moment for the lines that have not been written yet: the process is about to end.
+pub(crate) fn finish() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(LAST_LINES);
+    }
 }
 
 /// One record as text, without the end of the line.

@@ -6,6 +6,7 @@ mod cli;
 mod demo;
 mod drain;
 mod echo;
+mod log_queue;
 mod logging;
 mod probe;
 mod process;
@@ -35,7 +36,9 @@ impl fmt::Display for Failure {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let result = run();
+    logging::finish();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // If nobody reads this, the exit code still tells.
