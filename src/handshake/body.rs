@@ -11,8 +11,10 @@ pub(crate) enum Framing {
     UntilClose,
 }
 
-/// Longest line of chunk framing that is followed: a size with its extensions, or a trailer.
+/// Most bytes of chunk extensions in one line, its CR included (RFC 9112, 7.1.1).
 const MAX_LINE: usize = 4_096;
+/// Most bytes of one trailer, its CRLF not included (RFC 9112, 7.1.2).
+const MAX_TRAILER: usize = 2_048;
 
 /// Follows a body through its framing, without changing or keeping a byte of it.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ enum BodyState {
     },
     /// This many bytes of the chunk, its CRLF included, are still to come.
     Data(u64),
-    /// Within the trailers, after `line` bytes of the current line.
+    /// Within the trailers. In `line` a byte of the current line counts two, a CR one.
     Trailer {
         line: usize,
     },
@@ -147,10 +149,9 @@ fn after_trailer_byte(line: usize, byte: u8) -> Option<BodyState> {
         // The blank line: nothing but a CR came before its LF.
         (b'\n', 0 | 1) => Some(BodyState::Done),
         (b'\n', _) => Some(BodyState::Trailer { line: 0 }),
-        // A first byte that is no CR counts double, so that a line of one letter is not taken for
-        // blank.
+        // Bytes other than CR count double, so that a line of one letter is not taken for blank.
         (b'\r', _) => Some(BodyState::Trailer { line: line + 1 }),
-        _ => (line < MAX_LINE).then_some(BodyState::Trailer { line: line + 2 }),
+        _ => (line < 2 * MAX_TRAILER).then_some(BodyState::Trailer { line: line + 2 }),
     }
 }
 
@@ -160,34 +161,62 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::handshake::samples::table;
 
     fn after(framing: Framing, bytes: &[u8]) -> BodyProgress {
         Body::new(framing).advance(bytes)
     }
 
     #[test]
-    fn a_length_is_counted() {
-        assert_eq!(after(Framing::Length(0), b"x"), BodyProgress::End(0));
-        assert_eq!(after(Framing::Length(3), b"ab"), BodyProgress::More);
-        assert_eq!(after(Framing::Length(3), b"abcd"), BodyProgress::End(3));
-        assert_eq!(after(Framing::UntilClose, b"abcd"), BodyProgress::More);
+    fn a_body_ends_by_its_framing() {
+        let rows = table([
+            (Framing::Length(0), "x", BodyProgress::End(0)),
+            (Framing::Length(3), "ab", BodyProgress::More),
+            (Framing::Length(3), "abc", BodyProgress::End(3)),
+            (Framing::Length(3), "abcd", BodyProgress::End(3)),
+            (Framing::UntilClose, "abcd", BodyProgress::More),
+            (Framing::Chunked, "3\r\nabc\r\n0\r\n", BodyProgress::More),
+            (Framing::Chunked, "3\r\nabc\r\n0\r\n\r\nx", BodyProgress::End(13)),
+            (Framing::Chunked, "00A;n=\"v\"\r\n0123456789\r\n0\r\n\r\n", BodyProgress::End(28)),
+            // Trailers, one of them a single letter.
+            (Framing::Chunked, "0\r\nX-Sum: 1\r\na\r\n\r\nmore", BodyProgress::End(18)),
+        ]);
+        for (framing, bytes, expected) in rows {
+            assert_eq!(after(framing, bytes.as_bytes()), expected, "{framing:?} {bytes:?}");
+        }
     }
 
     #[test]
-    fn chunks_are_followed_to_the_last_one() {
-        let chunked = |bytes: &[u8]| after(Framing::Chunked, bytes);
-        assert_eq!(chunked(b"3\r\nabc\r\n0\r\n\r\nx"), BodyProgress::End(13));
-        assert_eq!(chunked(b"A;name=\"v\"\r\n0123456789\r\n0\r\n\r\n"), BodyProgress::End(29));
-        assert_eq!(chunked(b"0\r\nX-Sum: 1\r\na\r\n\r\nmore"), BodyProgress::End(18));
-        assert_eq!(chunked(b"3\r\nabc\r\n0\r\n"), BodyProgress::More);
-        for broken in [&b"x"[..], b"\r\n", b";a\r\n", b"-1\r\n"] {
-            assert_eq!(chunked(broken), BodyProgress::Fault(0), "{}", broken.escape_ascii());
+    fn broken_chunks_are_a_fault_at_their_first_byte() {
+        let rows = table([
+            ("x", 0),
+            ("\r\n", 0),
+            (";a\r\n", 0),
+            ("-1\r\n", 0),
+            ("1\n", 1),
+            ("1\r\na\r\nx", 6),
+            // Room for the size of 15 digits and its CRLF, in 64 bits.
+            ("fffffffffffffff0\r\n", 15),
+        ]);
+        for (bytes, at) in rows {
+            let progress = after(Framing::Chunked, bytes.as_bytes());
+            assert_eq!(progress, BodyProgress::Fault(at), "{bytes:?}");
         }
-        assert_eq!(chunked(b"fffffffffffffffff\r\n"), BodyProgress::Fault(15));
-        assert_eq!(chunked(b"1\r\na\r\nx"), BodyProgress::Fault(6));
-        let endless = |start: &[u8]| chunked(&[start, &[b'x'; 9_000]].concat());
-        assert!(matches!(endless(b"1;"), BodyProgress::Fault(_)));
-        assert!(matches!(endless(b"0\r\n"), BodyProgress::Fault(_)));
+        assert_eq!(after(Framing::Chunked, b"fffffffffffffff\r\n"), BodyProgress::More);
+    }
+
+    #[test]
+    fn lines_of_the_framing_are_bounded() {
+        // The CR of a chunk's line counts, the one of a trailer does not.
+        let rows = table([("0;", MAX_LINE - 1, "\r\n\r\n"), ("0\r\n", MAX_TRAILER, "\r\n\r\n")]);
+        for (start, longest, end) in rows {
+            let with = |count| format!("{start}{}{end}", "x".repeat(count));
+            let (fits, exceeds) = (with(longest), with(longest + 1));
+            let progress = after(Framing::Chunked, fits.as_bytes());
+            assert_eq!(progress, BodyProgress::End(fits.len()), "{start:?}");
+            let progress = after(Framing::Chunked, exceeds.as_bytes());
+            assert!(matches!(progress, BodyProgress::Fault(_)), "{start:?}: {progress:?}");
+        }
     }
 
     proptest! {
@@ -204,7 +233,7 @@ mod tests {
             }
             bytes.extend_from_slice(b"0\r\n\r\n");
             let end = bytes.len();
-            bytes.extend_from_slice(b"behind");
+            bytes.extend_from_slice(b"more");
             let cut = cut % end;
             let mut body = Body::new(Framing::Chunked);
             prop_assert_eq!(body.advance(&bytes[..cut]), BodyProgress::More);
@@ -212,7 +241,7 @@ mod tests {
         }
 
         #[test]
-        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn random_bytes_never_panic(bytes in vec(any::<u8>(), 0..200)) {
             let _ = after(Framing::Chunked, &bytes);
         }
     }

@@ -146,10 +146,11 @@ fn reason_phrase(status: u16) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshake::samples::table;
 
     #[test]
     fn every_answer_is_complete() {
-        let all = [
+        let all = table([
             ErrorResponse::malformed("x"),
             ErrorResponse::not_websocket("x"),
             ErrorResponse::method(),
@@ -163,7 +164,7 @@ mod tests {
             ErrorResponse::full("x"),
             ErrorResponse::connect_timeout(),
             ErrorResponse::response_timeout(),
-        ];
+        ]);
         for error in all {
             let response = error.to_bytes();
             let mut headers = [httparse::EMPTY_HEADER; 16];

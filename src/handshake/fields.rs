@@ -41,7 +41,7 @@ impl<'a> Fields<'a> {
                 })
             })
             .collect::<Option<_>>()?;
-        // Behind the last field stands the blank line, and behind that nothing.
+        // The blank line follows the last field, and nothing follows the blank line.
         (lines.next() == Some(b"\r") && lines.next() == Some(b"")).then_some(Self(fields))
     }
 

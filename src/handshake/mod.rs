@@ -2,8 +2,9 @@
 //!
 //! In the order of a connection: [`scan`] finds the end of a head; [`http`] parses it; [`upgrade`]
 //! judges the client's, with its [`target`]; [`origin`] decides who may come; [`forward`] writes
-//! the heads that go on; [`response`] judges the backend's; [`body`] follows a refusal of the
-//! backend to its end; [`error_response`] is the answer that the client gets when it ends here.
+//! the heads that go on; [`response`] judges the backend's; [`body`] finds the end of a body that
+//! is forwarded with any other answer than a 101; [`error_response`] is the proxy's own answer to a
+//! client that gets no tunnel.
 
 pub(crate) mod body;
 pub(crate) mod error_response;

@@ -97,7 +97,7 @@ impl Origin {
         let scheme = scheme.to_ascii_lowercase();
         let scheme_is_good = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-        // The colon of a port stands behind the brackets of an IPv6 address.
+        // The colon of a port follows the brackets of an IPv6 address.
         let port_at = authority.rfind(']').unwrap_or(0);
         let (host, port) = match authority[port_at..].find(':') {
             Some(colon) => {
@@ -124,6 +124,7 @@ impl Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshake::samples::table;
 
     #[test]
     fn lists_decide() {
@@ -135,7 +136,7 @@ mod tests {
         ];
         let list = OriginList::parse(&list).unwrap();
         let passes = |origin: &str| list.allows(Some(origin.as_bytes()));
-        for origin in [
+        let allowed = table([
             "https://app.example.com",
             "https://app.example.com:443",
             "HTTPS://App.Example.Com",
@@ -143,10 +144,11 @@ mod tests {
             "https://a.b.example.org",
             "http://[::1]:3000",
             "capacitor://localhost",
-        ] {
+        ]);
+        for origin in allowed {
             assert!(passes(origin), "{origin}");
         }
-        for origin in [
+        let refused = table([
             "http://app.example.com",
             "https://app.example.com:8443",
             "https://app.example.com.evil.net",
@@ -159,7 +161,8 @@ mod tests {
             "null",
             "",
             "*",
-        ] {
+        ]);
+        for origin in refused {
             assert!(!passes(origin), "{origin}");
         }
         assert!(!list.allows(None));
@@ -175,7 +178,7 @@ mod tests {
 
     #[test]
     fn entries_that_are_no_origins_are_named() {
-        let entries = [
+        let entries = table([
             "*",
             "example.com",
             "https://",
@@ -183,8 +186,9 @@ mod tests {
             "https://a b",
             "https://a.*.com",
             "https://x:y",
+            "https://x:65536",
             "https://*.",
-        ];
+        ]);
         for entry in entries {
             let (index, message) = OriginList::parse(&["none", entry]).unwrap_err();
             assert_eq!(index, 1, "{entry}");

@@ -46,7 +46,7 @@ impl Answer {
         match response.status {
             101 => {
                 verify_switch(response, request)?;
-                let extensions = &mut response.fields.list("Sec-WebSocket-Extensions");
+                let mut extensions = response.fields.list("Sec-WebSocket-Extensions");
                 let is_extended = extensions.next().is_some();
                 Ok(Some(Self::Switched { head: switching_head(response), is_extended }))
             }

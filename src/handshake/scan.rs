@@ -76,6 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::handshake::samples::table;
 
     fn scan(bytes: &[u8]) -> Scan {
         HeadScan::default().advance(bytes)
@@ -86,25 +87,29 @@ mod tests {
         assert_eq!(scan(b"GET / HTTP/1.1\r\na: b\r\n\r\nrest"), Scan::End(24));
         assert_eq!(scan(b"GET / HTTP/1.1\r\n\r\n"), Scan::End(18));
         assert_eq!(scan(b"\r\nGET / HTTP/1.1\r\n\r\n"), Scan::End(20));
+        // Tabs within a line, and bytes beyond ASCII, are left to the parser.
+        assert_eq!(scan(b"GET / HTTP/1.1\r\na:\t\x80\xff\r\n\r\n"), Scan::End(25));
         assert_eq!(scan(b"GET / HTTP/1.1\r\na: b\r\n\r"), Scan::More);
         assert_eq!(scan(b""), Scan::More);
     }
 
     #[test]
     fn stops_at_what_no_head_can_hold() {
-        let faulty: [&[u8]; 10] = [
+        let rows: [&[u8]; 12] = table([
             b"\n",
             b"\r\n\r\n",
+            b"\r\n\r\nGET",
             b"GET / HTTP/1.1\n",
             b"GET / HTTP/1.1\r\na: b\n",
             b"GET / HTTP/1.1\r\na: b\rc",
             b"GET / HTTP/1.1\r\n folded",
             b"GET / HTTP/1.1\r\na: b\r\n\tfolded",
             b"GET / HTTP/1.1\r\na: \0",
+            b"GET / HTTP/1.1\r\na: \x1f",
             b"GET / HTTP/1.1\r\na: \x7f",
             b"\x16\x03\x01\x02\x00",
-        ];
-        for bytes in faulty {
+        ]);
+        for bytes in rows {
             assert!(matches!(scan(bytes), Scan::Fault(_)), "{}", bytes.escape_ascii());
         }
     }
