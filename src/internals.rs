@@ -15,7 +15,7 @@ use crate::tunnel::filter::FrameFilter;
 use crate::tunnel::frames::{FrameEvent, Frames};
 use crate::tunnel::policy::Policy;
 
-/// Where the head ends, if it does.
+/// Returns the offset of the head's end, if it has one.
 pub fn scan(bytes: &[u8]) -> Option<usize> {
     match HeadScan::default().advance(bytes) {
         Scan::End(end) => Some(end),
@@ -23,7 +23,7 @@ pub fn scan(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// The status that a complete head gets from the proxy, 101 for none.
+/// Returns the status that a complete head gets from the proxy, 101 for none.
 pub fn judge(head: &[u8]) -> u16 {
     let judged = RequestHead::parse(head)
         .map_err(ErrorResponse::from)
@@ -31,7 +31,7 @@ pub fn judge(head: &[u8]) -> u16 {
     judged.unwrap_or_else(|error| error.status)
 }
 
-/// The head that a good head is forwarded as.
+/// Returns a valid head as it is forwarded.
 pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
     let head = RequestHead::parse(head).ok()?;
     let request = UpgradeRequest::judge(&head).ok()?;
@@ -45,7 +45,7 @@ pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
     Some(request_head(&request, &policy))
 }
 
-/// The 101 that the client gets for the backend's answer to a good head, if that is a good one.
+/// Returns the 101 that the client gets for the backend's answer to a valid head, if it is one.
 pub fn answer(head: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
     let head = RequestHead::parse(head).ok()?;
     let request = UpgradeRequest::judge(&head).ok()?;
@@ -55,7 +55,7 @@ pub fn answer(head: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Where a chunked body ends, read in pieces of this size.
+/// Returns the offset of a chunked body's end, read in pieces of this size.
 pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
     let mut body = Body::new(Framing::Chunked);
     let mut before = 0;
@@ -69,7 +69,7 @@ pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
     None
 }
 
-/// The payload lengths of the frames in these bytes, read in pieces of this size, and whether they
+/// Returns the payload lengths of the frames in these bytes, read in pieces of this size, and whether they
 /// end with a frame.
 pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
     let mut frames = Frames::default();

@@ -102,7 +102,9 @@ impl Origin {
         let (host, port) = match authority[port_at..].find(':') {
             Some(colon) => {
                 let (host, port) = authority.split_at(port_at + colon);
-                (host, Some(port[1..].parse::<u16>().ok()?))
+                // `u16::from_str` takes a plus sign, which no port has.
+                let digits = port[1..].bytes().all(|byte| byte.is_ascii_digit());
+                (host, Some(port[1..].parse::<u16>().ok().filter(|_| digits)?))
             }
             None => (authority, None),
         };
@@ -151,6 +153,7 @@ mod tests {
         let refused = table([
             "http://app.example.com",
             "https://app.example.com:8443",
+            "https://app.example.com:+443",
             "https://app.example.com.evil.net",
             "https://app.example.com/",
             "https://example.org",

@@ -1,8 +1,9 @@
 //! Queue of log lines, and the thread that writes them to stderr.
 //!
-//! A log that is a pipe can stall: nobody reads it, or not as fast as it is written. Event loops and
-//! signals must not wait for that, so a line goes into a bounded queue, and only the writer thread
-//! waits. Lines that do not fit are dropped and counted, and the count is logged when there is room.
+//! A log that is a pipe can stall: nobody reads it, or not as fast as it is written. Event loops
+//! and signals must not wait for that, so a line goes into a bounded queue, and only the writer
+//! thread waits. Lines that do not fit are dropped and counted, and the count is logged when there
+//! is room.
 
 use std::io::{self, Write};
 use std::mem;
