@@ -217,6 +217,12 @@ impl Reactor {
         self.timers.borrow_mut().remove(&(deadline, number));
     }
 
+    /// Returns the number of timers that are set.
+    #[cfg(test)]
+    pub(super) fn timers(&self) -> usize {
+        self.timers.borrow().len()
+    }
+
     fn until_next_timer(&self) -> Option<Duration> {
         let deadline = self.timers.borrow().keys().next()?.0;
         Some(deadline.saturating_duration_since(self.now()))

@@ -110,6 +110,19 @@ mod tests {
     }
 
     #[test]
+    fn a_timer_is_set_once_however_often_it_is_polled_and_cleared_with_its_drop() {
+        let reactor = reactor();
+        let mut timer = Timer::after(&reactor, Duration::from_secs(3_600));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..3 {
+            assert!(Pin::new(&mut timer).poll(&mut context).is_pending());
+            assert_eq!(reactor.timers(), 1);
+        }
+        drop(timer);
+        assert_eq!(reactor.timers(), 0);
+    }
+
+    #[test]
     fn work_that_is_late_is_dropped_and_work_in_time_is_not() {
         let reactor = reactor();
         let time = Duration::from_millis(5);
