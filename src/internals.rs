@@ -69,8 +69,8 @@ pub fn chunked(bytes: &[u8], piece: usize) -> Option<usize> {
     None
 }
 
-/// Returns the payload lengths of the frames in these bytes, read in pieces of this size, and whether they
-/// end with a frame.
+/// Returns the payload lengths of the frames in these bytes, read in pieces of this size, and
+/// whether they end with a frame.
 pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
     let mut frames = Frames::default();
     let mut lengths = Vec::new();

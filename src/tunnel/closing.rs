@@ -170,16 +170,13 @@ impl Closing {
     }
 
     /// Handles a tick.
-    pub(super) fn on_tick(&mut self, now: Tick, states: &PerSide<SideState>) -> Actions {
-        if self.close_deadline.is_none_or(|deadline| deadline > now) {
-            return Actions::default();
-        }
-        let reason = self.reason.unwrap_or(Reason::Admin);
-        let frame = CloseFrame { code: code::GOING_AWAY, reason: "the closing handshake failed" };
-        self.finish_owing(reason, PerSide { client: frame, backend: frame }, states)
+    pub(super) fn on_tick(&self, now: Tick) -> Actions {
+        let is_over = self.close_deadline.is_some_and(|deadline| deadline <= now);
+        let finish = is_over.then(|| self.reason.unwrap_or(Reason::Admin));
+        Actions { finish, ..Actions::default() }
     }
 
-    /// Ends the tunnel now, from the outside.
+    /// Ends the tunnel now, from the outside and without waiting.
     pub(super) fn abort(
         &mut self,
         is_draining: bool,
@@ -192,25 +189,15 @@ impl Closing {
             Some(reason) => reason,
         };
         let frame = |code| CloseFrame { code, reason: "shutting down" };
-        let frames =
-            PerSide { client: frame(policy.drain_close_code), backend: frame(code::GOING_AWAY) };
-        self.finish_owing(reason, frames, states)
-    }
-
-    /// Ends the tunnel without waiting, with a Close for each side that is still owed one: it has
-    /// got none, neither the proxy's nor the other side's, and is neither lost nor dead. A side
-    /// that has sent a Close gets no answer in the other one's name.
-    fn finish_owing(
-        &mut self,
-        reason: Reason,
-        frames: PerSide<CloseFrame>,
-        states: &PerSide<SideState>,
-    ) -> Actions {
+        let codes = PerSide { client: policy.drain_close_code, backend: code::GOING_AWAY };
+        // A side is owed a Close that has got none, neither the proxy's nor the other side's, and
+        // is neither lost nor dead. One that has sent a Close gets no answer in the other one's
+        // name.
         let close = PerSide::from_fn(|side| {
             let (own, other) = (&states[side], &states[side.other()]);
             let has_close = own.sent_close || other.sent_close;
             let is_owed = !own.is_closed && !own.has_ended && !has_close;
-            Some(frames[side]).filter(|_| is_owed)
+            is_owed.then(|| frame(codes[side]))
         });
         let close = self.once(close);
         Actions { close, finish: Some(reason), ..Actions::default() }
@@ -641,39 +628,35 @@ mod tests {
         assert_eq!(closing.deadline(), Some(deadline));
         // A later cause neither prolongs it nor names the end.
         closing.start_close(Cause::Drain, &states, NOW + 1, &policy);
-        assert_eq!(closing.on_tick(deadline - 1, &states), Actions::default());
-        assert_eq!(closing.on_tick(deadline, &states).finish, Some(Reason::Idle));
-        assert_eq!(Closing::default().on_tick(Tick::MAX, &states), Actions::default());
+        assert_eq!(closing.on_tick(deadline - 1), Actions::default());
+        assert_eq!(closing.on_tick(deadline).finish, Some(Reason::Idle));
+        assert_eq!(Closing::default().on_tick(Tick::MAX), Actions::default());
     }
 
     #[test]
-    fn what_is_owed_is_told_when_nobody_is_waited_for_any_more() {
+    fn a_side_that_is_owed_a_close_gets_it_when_the_tunnel_is_cut() {
         let codes = |actions: Actions| {
             let code = |frame: Option<CloseFrame>| frame.map_or(0, |frame| frame.code);
             [code(actions.close.client), code(actions.close.backend)]
         };
-        type Row = (&'static [(Side, At)], [u16; 2], [u16; 2]);
-        // (what happened, codes at the deadline, codes when it is cut)
+        type Row = (&'static [(Side, At)], [u16; 2]);
+        // (what happened, codes for client and backend)
         let rows: [Row; 8] = [
-            (&[], [0, 0], [1012, 1001]),
-            (&[(Side::Client, At::Drained)], [0, 1001], [0, 1001]),
-            (&[(Side::Client, At::Violation)], [0, 0], [0, 0]),
-            (&[(Side::Client, At::CloseSent)], [0, 0], [0, 0]),
-            (&[(Side::Client, At::CloseSeen)], [0, 0], [0, 0]),
-            (&[(Side::Client, At::CloseSeen), (Side::Client, At::Drained)], [0, 0], [0, 0]),
-            (&[(Side::Client, At::CloseSeen), (Side::Backend, At::CloseSeen)], [0, 0], [0, 0]),
-            (&[(Side::Backend, At::Eof)], [0, 0], [0, 0]),
+            (&[], [1012, 1001]),
+            (&[(Side::Client, At::Drained)], [0, 1001]),
+            (&[(Side::Client, At::Violation)], [0, 0]),
+            (&[(Side::Client, At::CloseSent)], [0, 0]),
+            (&[(Side::Client, At::CloseSeen)], [0, 0]),
+            (&[(Side::Client, At::CloseSeen), (Side::Client, At::Drained)], [0, 0]),
+            (&[(Side::Client, At::CloseSeen), (Side::Backend, At::CloseSeen)], [0, 0]),
+            (&[(Side::Backend, At::Eof)], [0, 0]),
         ];
-        for (events, at_deadline, when_cut) in rows {
+        for (events, expected) in rows {
             let mut model = Model::new();
             for &(side, at) in events {
                 model.happen(side, at);
             }
-            let mut cut = model.closing;
-            let actions = cut.abort(false, &model.states, &policy());
-            assert_eq!(codes(actions), when_cut, "{events:?}");
-            let actions = model.closing.on_tick(Tick::MAX, &model.states);
-            let expected = if model.closing.deadline().is_some() { at_deadline } else { [0, 0] };
+            let actions = model.closing.abort(false, &model.states, &policy());
             assert_eq!(codes(actions), expected, "{events:?}");
         }
     }
@@ -817,13 +800,13 @@ mod tests {
                 if let Some(deadline) = model.closing.deadline() {
                     prop_assert!(!model.closing.is_open());
                     prop_assert!(deadline <= NOW + ticks(policy().close_grace));
-                    let actions = model.closing.clone().on_tick(deadline, &model.states);
-                    prop_assert!(actions.finish.is_some());
-                    // What is owed at the end goes to nobody who has had a Close.
-                    for side in Side::BOTH {
-                        let is_second = actions.close[side].is_some() && model.got_close[side];
-                        prop_assert!(!is_second);
-                    }
+                    prop_assert!(model.closing.on_tick(deadline).finish.is_some());
+                }
+                // What is owed when it is cut goes to nobody who has had a Close.
+                let mut cut = model.closing;
+                let actions = cut.abort(true, &model.states, &policy());
+                for side in Side::BOTH {
+                    prop_assert!(actions.close[side].is_none() || !model.got_close[side]);
                 }
             }
         }

@@ -254,15 +254,12 @@ impl FrameFilter {
         self.has_fresh_data |= !header.is_control();
     }
 
-    /// Judges a header, or one that cannot be followed: where anything is limited, nothing may pass
-    /// unjudged.
+    /// Judges a header.
     fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Option<Violation> {
         let limits = self.slow_path.as_mut().filter(|_| !self.closed)?.limits.as_mut()?;
         match event? {
             FrameEvent::Header(header) => limits.judge(header, policy),
-            FrameEvent::Opaque if policy.limits_sizes_alone() => Some(Violation::MessageTooBig),
-            FrameEvent::Opaque => Some(Violation::Protocol),
-            FrameEvent::End => None,
+            FrameEvent::End | FrameEvent::Opaque => None,
         }
     }
 
@@ -476,31 +473,6 @@ mod tests {
         for first in [0x89, 0x83] {
             let large = [&[first, 0xfe, 0x00, 201][..], &KEY, &[7; 201]].concat();
             assert_eq!(violation(&[&large]), Some(Violation::MessageTooBig), "{first:#x}");
-        }
-    }
-
-    #[test]
-    fn a_header_that_cannot_be_followed_is_a_violation_where_anything_is_limited() {
-        use Violation::{MessageTooBig, Protocol};
-        let opaque = [&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0][..], &KEY, b"rest"].concat();
-        let rows = [
-            (Policy { max_frame: Some(5), ..Policy::default() }, Some(MessageTooBig)),
-            (Policy { max_message: Some(5), ..Policy::default() }, Some(MessageTooBig)),
-            (Policy { strict_frames: true, ..Policy::default() }, Some(Protocol)),
-            (Policy { max_messages_per_second: Some(5), ..Policy::default() }, Some(Protocol)),
-            (
-                Policy { strict_frames: true, max_frame: Some(5), ..Policy::default() },
-                Some(Protocol),
-            ),
-            (Policy::default(), None),
-        ];
-        for (policy, expected) in rows {
-            let mut filter = FrameFilter::new(&policy, true, false);
-            let (bytes, violation) = passed(&mut filter, &policy, &opaque);
-            assert_eq!(violation, expected, "{policy:?}");
-            assert_eq!(bytes, if expected.is_some() { &[][..] } else { &opaque[..] });
-            // A Close can still be inserted, since nothing of the frame has passed.
-            assert_eq!(filter.insert(b"close".to_vec(), true).is_some(), expected.is_some());
         }
     }
 

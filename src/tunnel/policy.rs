@@ -60,11 +60,6 @@ impl Policy {
             || self.strict_frames
     }
 
-    /// Returns whether nothing is judged but the sizes of frames and messages.
-    pub(crate) fn limits_sizes_alone(&self) -> bool {
-        !self.strict_frames && self.max_messages_per_second.is_none()
-    }
-
     /// Returns whether time ends tunnels, has them pinged, or read again.
     pub(crate) fn watches_time(&self) -> bool {
         self.ping_interval.is_some()

@@ -126,8 +126,7 @@ impl Tunnel {
     /// A tunnel whose grace time runs needs no further causes. One whose end has begun is neither
     /// pinged nor judged by its rate.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
-        let actions = self.closing.on_tick(now, &self.states());
-        self.carry_out(actions)?;
+        self.carry_out(self.closing.on_tick(now))?;
         let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
         if self.closing.deadline().is_some() {
             return ControlFlow::Continue(());

@@ -161,14 +161,13 @@ mod drain {
     }
 
     #[test]
-    fn a_client_that_never_answers_gets_a_fin_after_the_grace_time_and_the_backend_a_close() {
+    fn a_client_that_never_answers_gets_a_fin_after_the_grace_time() {
         let mut proxy = ProxyProgram::start("", SHORT_GRACE);
         let (mut client, mut server) = proxy.tunnel();
         let start = Instant::now();
         proxy.drain();
         client.expect_proxy_close(C, 1001);
         client.expect_eof();
-        server.expect_proxy_close(B, 1001);
         server.expect_eof();
         assert!(start.elapsed() >= GRACE, "{:?} is too early", start.elapsed());
         proxy.expect_exit();
@@ -183,7 +182,6 @@ mod drain {
         client.expect(&frame[..10]);
         proxy.drain();
         client.expect_eof();
-        server.expect_proxy_close(B, 1001);
         server.expect_eof();
         proxy.expect_exit();
     }
