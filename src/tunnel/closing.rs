@@ -81,11 +81,15 @@ impl Closing {
         // A Close that came in the same turn was first.
         self.reason = self.reason.or_else(|| first_close(states));
         match self.reason {
+            // An EOF alone may be a half-close, and gives way.
             None | Some(Reason::Eof(_)) => {}
+            // The endpoints are closing. A second Close would be against RFC 6455, 5.5.1; that the
+            // time has run out only bounds how long they may take.
             Some(Reason::Close(_)) if cause.is_timed() => {
                 self.start_grace(now, policy);
                 return Actions::default();
             }
+            // The proxy is closing for another cause, which was first.
             Some(_) => return Actions::default(),
         }
         let close = cause.close_frames(policy);

@@ -189,20 +189,26 @@ impl Direction {
     ) -> Result<Progress, RelayError> {
         let enough = self.written + TURN_BYTES;
         for _ in 0..TURN {
+            // What is pending goes first. While the sink takes no more, nothing is read: this is
+            // the back-pressure, and the next writable event brings the next turn.
             if self.pending.is_some()
                 && !self.flush(sink, &mut buffers.pipes).map_err(|_| RelayError::Sink)?
             {
                 return Ok(Progress::Waiting);
             }
+            // Every byte is out, so the end may follow: a FIN never overtakes data.
             if self.phase == Phase::Ended {
                 if !leave_open {
                     sink.end_sending().map_err(|_| RelayError::Sink)?;
                 }
                 self.phase = Phase::Done;
             }
+            // No read is made that is known to find nothing: the event that ends this wait will
+            // come.
             if self.phase == Phase::Done || self.is_paused || !source.is_readable() {
                 return Ok(Progress::Waiting);
             }
+            // Pipes move more in a round than reads do, so the turn is bounded in bytes as well.
             if self.written >= enough {
                 break;
             }
@@ -210,10 +216,13 @@ impl Direction {
                 Some(pipe) => self.fill(pipe, source, &mut buffers.pipes)?,
                 None => self.copy(source, sink, policy, buffers)?,
             }
+            // The end was read just now. Before it is relayed, the tunnel decides whether the sink
+            // is told by a Close: afterwards its reading is over.
             if self.phase == Phase::Ended {
                 return Ok(Progress::SourceEnded);
             }
         }
+        // The source may hold more, for which an edge-triggered epoll reports nothing: queue again.
         Ok(Progress::More)
     }
 
@@ -274,6 +283,7 @@ impl Direction {
             }
             Some(count) => {
                 self.relay(&scratch[..count], sink, policy, filtered)?;
+                // A read that fills its room, within a large payload, is the sign of bulk.
                 self.is_bulk = count == room && self.is_worth_a_pipe();
                 Ok(())
             }
@@ -290,6 +300,7 @@ impl Direction {
     ) -> Result<(), RelayError> {
         self.is_fresh = true;
         let Filtered { bytes, violation } = self.filter.filter(chunk, policy, filtered);
+        // Behind pending bytes nothing is tried: the order is the stream's.
         let goes_now = self.pending.is_none() && !bytes.is_empty() && sink.is_writable();
         let written = if goes_now {
             sink.try_write(bytes).map_err(|_| RelayError::Sink)?.unwrap_or(0)

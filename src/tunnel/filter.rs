@@ -216,14 +216,19 @@ impl FrameFilter {
         let mut at = 0;
         let mut violation = None;
         loop {
+            // Between two frames, the only place where something may go in. That a frame begins in
+            // this chunk also means that none of its header has passed yet.
             let begins_here = self.frames.is_at_boundary();
             if begins_here {
                 self.run_insertion(out);
                 self.withhold_pong(&chunk[at..]);
             }
+            // One step: up to the end of a header, of a payload, or of the chunk.
             let (taken, event) = self.next(&chunk[at..]);
             let piece = &chunk[at..at + taken];
             at += taken;
+            // Judged before its last byte passes, so a refused frame leaves nothing behind, unless
+            // an earlier chunk ended within its header.
             let found = self.judge(event.as_ref(), policy);
             if found.is_some() {
                 self.closed = true;
@@ -235,11 +240,13 @@ impl FrameFilter {
             }
             self.push(piece, out);
             match event {
+                // A withheld frame of another length than the Ping's is nobody's answer to it.
                 Some(FrameEvent::Header(header)) if header.length != PING_LENGTH => {
                     self.release_withheld(out);
                 }
                 Some(FrameEvent::Opaque) => self.release_withheld(out),
                 Some(FrameEvent::End) => self.end_frame(out),
+                // Its payload has to tell.
                 Some(FrameEvent::Header(_)) => {}
                 None => return violation,
             }
@@ -270,6 +277,7 @@ impl FrameFilter {
         if slow.insertion.is_empty() {
             return;
         }
+        // Taken in any case: what cannot go in here never can.
         let insertion = std::mem::take(&mut slow.insertion);
         let close_after = std::mem::take(&mut slow.close_after);
         if !self.closed && !self.close_passed {

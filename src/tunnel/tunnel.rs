@@ -100,6 +100,7 @@ impl Tunnel {
         buffers: &mut Buffers,
     ) -> ControlFlow<Reason, Progress> {
         let mut has_more = false;
+        // The client's direction first: its Close wins over one of the backend's in the same turn.
         for side in Side::BOTH {
             has_more |= self.relay(side, clock, buffers)?;
         }
@@ -187,6 +188,7 @@ impl Tunnel {
                 .iter()
                 .sum(),
         };
+        // Where both directions have relayed their ends, everything is on its way already.
         if !self.from.all(Direction::is_done) {
             for side in Side::BOTH {
                 self.from[side].flush_last(&self.sockets[side.other()], &mut buffers.pipes);
@@ -212,15 +214,19 @@ impl Tunnel {
             match self.advance_direction(side, leave_open, buffers) {
                 Ok(Progress::Waiting) => return ControlFlow::Continue(false),
                 Ok(Progress::More) => return ControlFlow::Continue(true),
+                // A Close for the sink, if there is one, goes in before the end is relayed; then
+                // the direction goes on from where it stopped.
                 Ok(Progress::SourceEnded) => {
                     let actions = self.closing.on_eof(side, &self.states(), &self.policy);
                     self.carry_out(actions)?;
                 }
                 Err(RelayError::Source) => return ControlFlow::Break(self.on_reset(side)),
+                // The side that could not be written to is the one that broke.
                 Err(RelayError::Sink) => {
                     self.drain_peer(side.other(), buffers);
                     return ControlFlow::Break(self.on_reset(side.other()));
                 }
+                // The direction is closed already. The Closes that are inserted now need a turn.
                 Err(RelayError::Violation(violation)) => {
                     self.start_close(Cause::Violation(side, violation), clock.now());
                     return ControlFlow::Continue(true);

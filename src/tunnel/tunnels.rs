@@ -121,6 +121,8 @@ impl Tunnels {
         // the events.
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { return };
+            // It may have ended since it was queued; its key may even be another tunnel's by now,
+            // for which a turn too many does no harm.
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.is_ready = false;
             match entry.tunnel.advance(&self.clock, &mut self.buffers) {

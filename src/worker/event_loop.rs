@@ -69,12 +69,15 @@ impl EventLoop {
             // All events are recorded before the first tunnel moves, so each gets one turn for all
             // of its own.
             let has_more = reactor.dispatch(|token| self.tunnels.on_event(token));
+            // Tasks before tunnels: a handshake that completes hands its tunnel over in time for
+            // its first turn, in which the client gets the 101.
             for tasks in &mut self.tasks {
                 tasks.run();
             }
             self.take_over();
             self.tunnels.advance(has_more);
 
+            // Commands last: what they start gets its turn in the next round, which does not wait.
             for command in self.queue.take() {
                 match command {
                     Command::Start(group, start) => {
