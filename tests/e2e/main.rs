@@ -19,3 +19,4 @@ mod process;
 mod program;
 mod relay;
 mod smuggling;
+mod stalled_log;

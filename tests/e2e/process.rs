@@ -673,7 +673,6 @@ fn a_reset_frees_both_connections_whatever_the_other_side_does() {
 
 mod log {
     use super::*;
-    use crate::support::From;
 
     #[test]
     fn listening_is_a_line() {
@@ -888,43 +887,6 @@ mod log {
         for end in table([drop, Peer::reset]) {
             end(Peer::connect(address));
             program.wait_for("level=debug event=silent");
-        }
-    }
-
-    #[test]
-    fn a_log_that_stalls_holds_up_neither_tunnels_nor_signals() {
-        for signals in [1, 2] {
-            let backend = Backend::start();
-            let (reader, writer) = std::io::pipe().unwrap();
-            let mut command = Program::command(&flags(&backend.address.to_string()), None);
-            let mut program = command.stderr(writer).spawn().unwrap();
-            drop(command);
-            // Only the first lines are read. The pipe stays open, and fills.
-            let mut reader = BufReader::new(reader);
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            let address = value(&line, "address").parse().unwrap();
-            let (mut client, mut server) = Peer::tunnel(address, &backend);
-            for _ in 0..600 {
-                let (status, _) =
-                    Peer::sending(address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").read_refusal();
-                assert_eq!(status, 400);
-            }
-            client.send(From::Client.text("are you there?"));
-            server.expect(From::Client.text("are you there?"));
-            server.send(From::Backend.text("yes"));
-            client.expect(From::Backend.text("yes"));
-            for _ in 0..signals {
-                kill_process(Pid::from_child(&program), Signal::TERM).unwrap();
-                expect_refused(address);
-            }
-            // After the second signal nobody is waited for.
-            client.expect_proxy_close(From::Client, 1001);
-            if signals == 1 {
-                client.send(From::Client.close(1001));
-            }
-            assert_eq!(program.wait().unwrap().code(), Some(0));
-            drop(reader);
         }
     }
 

@@ -1,31 +1,37 @@
 //! The log on stderr: one line an event, `key=value`.
 //!
 //! Records of this package have the event's name for a message, and key-values; only this file
-//! knows how they are written.
+//! knows how they are written. The thread that emits a record formats it, and never waits for
+//! stderr: a [`LineQueue`] takes the line there.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::panic;
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use env_logger::Target;
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
-use log::{LevelFilter, Record};
+use log::{Level, LevelFilter, Record};
 
 use crate::Failure;
-use crate::log_queue::LogQueue;
-
-/// Time for the lines that are left at the end of the process.
-const LAST_LINES: Duration = Duration::from_millis(200);
-
-/// The queue of this process, once logging has started.
-static QUEUE: OnceLock<LogQueue> = OnceLock::new();
+use crate::line_queue::LineQueue;
 
 /// Keys whose values are texts for people. They are always quoted, so that no line changes its
 /// shape with the words in it.
 const TEXTS: [&str; 6] = ["error", "detail", "hint", "file", "keys", "fault"];
+
+/// Longest wait for stderr at the end of the process. Long enough for a container whose share of
+/// the CPU is used up for the moment.
+const FLUSH_TIME: Duration = Duration::from_millis(500);
+
+/// Writes a part of these bytes.
+type Write = fn(&[u8]) -> io::Result<usize>;
+
+/// The lines on their way to stderr.
+static LINES: LineQueue<Write> = LineQueue::new(write, dropped_line);
 
 /// Starts logging at `level`, or as `RUST_LOG` says, or at `info`.
 pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
@@ -44,25 +50,70 @@ pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
             logger.parse_default_env();
         }
     }
-    let report = |lines| log::warn!(lines; "log_lines_dropped");
-    let queue = LogQueue::start(io::stderr(), report)
-        .map_err(|error| Failure::Runtime(format!("cannot start the log's thread: {error}")))?;
-    logger.target(Target::Pipe(Box::new(QUEUE.get_or_init(|| queue).clone())));
     logger.format(|output, record| writeln!(output, "{}", Line(SystemTime::now(), record)));
+    logger.target(Target::Pipe(Box::new(Lines)));
     logger.init();
-    // A panic ends the process at once; the lines before it may tell why.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        hook(info);
-        finish();
-    }));
+    panic::set_hook(Box::new(tell_panic));
     Ok(())
 }
 
-/// Waits a moment for the lines that have not been written yet: the process is about to end.
-pub(crate) fn finish() {
-    if let Some(queue) = QUEUE.get() {
-        queue.flush(LAST_LINES);
+/// Writes what is left of the log, and then `message`, if there is one, as the last line. Waits for
+/// a moment at most where stderr has stalled.
+pub(crate) fn finish(message: Option<&str>) {
+    if let Some(message) = message {
+        LINES.push_last(format!("{message}\n").as_bytes());
+    }
+    LINES.flush(FLUSH_TIME);
+}
+
+/// Returns the number of lines that did not reach stderr, since the start.
+#[expect(dead_code, reason = "for the metrics, which are still to come")]
+pub(crate) fn dropped_lines() -> u64 {
+    LINES.missing()
+}
+
+/// Tells of a panic in the words of the standard library, whose own hook waits for stderr. A
+/// program that has panicked must end, so that it is restarted.
+fn tell_panic(info: &panic::PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("{backtrace}\n"),
+        _ => String::new(),
+    };
+    LINES.push(format!("thread '{name}' {info}\n{backtrace}").as_bytes());
+    LINES.flush(FLUSH_TIME);
+}
+
+/// Writes to stderr without the lock of the standard library, which a stalled write would hold.
+fn write(bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::write(io::stderr(), bytes)?)
+}
+
+/// Returns the line about this many dropped ones.
+fn dropped_line(lines: u64) -> String {
+    let fields = [("lines", Value::from(lines))];
+    let record = Record::builder()
+        .level(Level::Warn)
+        .target("ws_proxy")
+        .args(format_args!("log_lines_dropped"))
+        .key_values(&fields)
+        .build();
+    format!("{}\n", Line(SystemTime::now(), &record))
+}
+
+/// Takes each line from env_logger, which writes it at once.
+struct Lines;
+
+impl io::Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        LINES.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

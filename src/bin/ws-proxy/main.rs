@@ -6,7 +6,7 @@ mod cli;
 mod demo;
 mod drain;
 mod echo;
-mod log_queue;
+mod line_queue;
 mod logging;
 mod probe;
 mod process;
@@ -37,17 +37,13 @@ impl fmt::Display for Failure {
 
 fn main() -> ExitCode {
     let result = run();
-    logging::finish();
+    // If nobody reads this, the exit code still tells.
+    let message = result.as_ref().err().map(|failure| format!("ws-proxy: {failure}"));
+    logging::finish(message.as_deref());
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // If nobody reads this, the exit code still tells.
-            let _ = writeln!(io::stderr(), "ws-proxy: {failure}");
-            ExitCode::from(match failure {
-                Failure::Usage(_) => 2,
-                Failure::Runtime(_) => 1,
-            })
-        }
+        Err(Failure::Usage(_)) => ExitCode::from(2),
+        Err(Failure::Runtime(_)) => ExitCode::from(1),
     }
 }
 

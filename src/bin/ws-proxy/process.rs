@@ -34,7 +34,7 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 }
 
 /// Serves until the first SIGTERM, SIGINT or SIGUSR1, then until every section has drained, or a
-/// second SIGTERM or SIGINT.
+/// second SIGTERM or SIGINT, which cuts what is left.
 pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
     let shutdown = Shutdown::new();
     let executor = Executor::new();
@@ -44,22 +44,28 @@ pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
         for section in sections {
             section.await;
         }
+        None
     };
-    executor.run(future::or(all_drained, obey(signals, &shutdown))).await;
+    let told_to_leave = async { Some(obey(signals, &shutdown).await) };
+    let signal = executor.run(future::or(all_drained, told_to_leave)).await;
+    drop(executor);
+    if let Some(signal) = signal {
+        log::warn!(signal:?, action = "leave"; "signal");
+    }
 }
 
-/// Begins the shutdown at the first signal to drain, and returns when it is time to leave.
+/// Begins the shutdown at the first signal to drain, and returns the one that tells to leave. A
+/// signal is acted on before it is logged.
 ///
 /// SIGUSR1 begins a drain and does not count as a first signal, so that a hook that has sent it
 /// does not turn the SIGTERM that follows into the second one.
-async fn obey(mut signals: Signals, shutdown: &Shutdown) {
+async fn obey(mut signals: Signals, shutdown: &Shutdown) -> Signal {
     let mut is_told_to_end = false;
     loop {
         let signal = next_of(&mut signals).await;
         let is_end = matches!(signal, Signal::Term | Signal::Int);
         if is_end && is_told_to_end {
-            log::warn!(signal:?, action = "leave"; "signal");
-            return;
+            return signal;
         }
         is_told_to_end |= is_end;
         let begins = (is_end || signal == Signal::Usr1) && !shutdown.has_begun();
