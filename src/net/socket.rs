@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
@@ -59,7 +60,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Those of connect(2): refused, unreachable, no descriptors left.
+    /// Those of connect(2): refused, unreachable, no descriptors left. `ConnectionRefused` also for
+    /// a connection to itself.
     pub(crate) async fn connect(
         reactor: &Rc<Reactor>,
         address: SocketAddr,
@@ -82,6 +84,7 @@ impl Socket {
         })
         .await?;
         sockopt::socket_error(&stream)??;
+        refuse_itself(&stream, address.port())?;
         Ok(Self { registered, stream })
     }
 
@@ -313,6 +316,25 @@ impl Drop for Registered {
     }
 }
 
+/// Refuses a connection to `port` whose two ends have the same address.
+///
+/// Where nobody listens on a port of the ephemeral range, the kernel may give the dialler that very
+/// port, and both SYNs cross (RFC 9293, 3.5, simultaneous open). An orderly close would keep the
+/// port in TIME-WAIT, and its server from binding it; a reset leaves nothing behind.
+///
+/// # Errors
+///
+/// `ConnectionRefused` for such a connection; those of getsockname(2) and getpeername(2).
+fn refuse_itself(stream: &TcpStream, port: u16) -> io::Result<()> {
+    let local = stream.local_addr()?;
+    // The peer is asked for, since 0.0.0.0 dials the loopback address.
+    if local.port() != port || local != stream.peer_addr()? {
+        return Ok(());
+    }
+    sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
+    Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the dial met itself"))
+}
+
 fn read(
     known: &mut Readiness,
     mut stream: &TcpStream,
@@ -327,4 +349,61 @@ fn write(known: &mut Readiness, mut stream: &TcpStream, bytes: &[u8]) -> io::Res
     let count = retry(|| stream.write(bytes))?;
     known.after_write(count, bytes.len());
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use smol::LocalExecutor;
+
+    use super::*;
+
+    /// Dials an address until the outcome is another than a plain refusal.
+    fn dial_until_met(reactor: &Rc<Reactor>, address: SocketAddr) -> Option<io::Error> {
+        // Linux tries one port after the other for each dial, and there are no more than these.
+        (0..=u16::MAX).find_map(|_| {
+            let executor = LocalExecutor::new();
+            let with = Rc::clone(reactor);
+            let task = executor.spawn(async move { Socket::connect(&with, address, None).await });
+            while !task.is_finished() {
+                if !executor.try_tick() {
+                    reactor.wait(false).unwrap();
+                    reactor.dispatch(|_| {});
+                }
+            }
+            let error = futures_lite::future::block_on(task).expect_err("nobody listens");
+            (Errno::from_io_error(&error) != Some(Errno::CONNREFUSED)).then_some(error)
+        })
+    }
+
+    #[test]
+    fn a_dial_that_meets_itself_is_refused_and_leaves_its_port_free() {
+        let reactor = Rc::new(Reactor::new().unwrap().0);
+        // Linux dials from ports of one parity first, and binds to those of the other.
+        let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let address = SocketAddr::new(any.ip(), any.port() ^ 1);
+        let error = dial_until_met(&reactor, address).expect("one dial in a range meets itself");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+        drop(TcpListener::bind(address).expect("the backend can start"));
+    }
+
+    #[test]
+    fn only_a_dial_to_its_own_address_is_one_to_itself() {
+        for (dialled, is_same_port) in
+            [("127.0.0.1", true), ("0.0.0.0", true), ("127.0.0.2", false)]
+        {
+            let socket =
+                rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+            let stream = TcpStream::from(socket);
+            let port = stream.local_addr().unwrap().port();
+            let address = SocketAddr::new(dialled.parse().unwrap(), port);
+            let _listener = (!is_same_port).then(|| TcpListener::bind(address).unwrap());
+            rustix::net::connect(&stream, &address).unwrap();
+            let refused = refuse_itself(&stream, port).map_err(|error| error.kind());
+            let expected = if is_same_port { Err(ErrorKind::ConnectionRefused) } else { Ok(()) };
+            assert_eq!(refused, expected, "{dialled}");
+        }
+    }
 }
