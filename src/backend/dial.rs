@@ -22,8 +22,8 @@ use crate::net::timer::within;
 ///
 /// - An error that [`net::out_of_descriptors`] recognises, at once: no other address could fare
 ///   better.
-/// - `TimedOut` if only time failed: every address that was tried, or the look-up.
-/// - Otherwise the first error that was no time-out.
+/// - Otherwise the [gravest](graver) error of all addresses, the first of several: `TimedOut` only
+///   if nothing but time failed, in every attempt or in the look-up.
 pub(crate) async fn dial(
     reactor: &Rc<Reactor>,
     backend: &Backend,
@@ -31,19 +31,28 @@ pub(crate) async fn dial(
     buffer: Option<usize>,
 ) -> io::Result<Socket> {
     let addresses = or_timed_out(within(reactor, timeout, resolve(backend.address())).await)?;
-    let mut worst: Option<io::Error> = None;
+    let mut gravest: Option<io::Error> = None;
     for address in addresses {
         match or_timed_out(within(reactor, timeout, connect(reactor, address, buffer)).await) {
             Ok(stream) => return Ok(stream),
             Err(error) if net::out_of_descriptors(&error) => return Err(error),
             Err(error) => {
-                if worst.as_ref().is_none_or(|worst| worst.kind() == io::ErrorKind::TimedOut) {
-                    worst = Some(error);
-                }
+                gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
             }
         }
     }
-    Err(worst.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+    Err(gravest.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+/// Returns the graver one of two failed attempts' errors, the first of equal ones: time-outs give
+/// way to other errors, and those to a shortage of local ports, with which the backend may be well.
+pub(crate) fn graver(one: io::Error, other: io::Error) -> io::Error {
+    let rank = |error: &io::Error| match error.kind() {
+        io::ErrorKind::TimedOut => 0,
+        _ if net::out_of_ports(error) => 2,
+        _ => 1,
+    };
+    if rank(&one) < rank(&other) { other } else { one }
 }
 
 async fn connect(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::head::{self, HeadError};
 use crate::backend::Lease;
-use crate::backend::dial::dial;
+use crate::backend::dial::{dial, graver};
 use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, request_head};
@@ -78,31 +78,37 @@ pub(super) async fn exchange(
 ///
 /// # Errors
 ///
-/// 503 at once where this process has no descriptors left; 504 if every attempt timed out;
-/// otherwise 502.
+/// 503 at once where this process has no descriptors left, and after all attempts where one found
+/// no local port; 504 if every attempt timed out; otherwise 502.
 async fn connect(
     reactor: &Rc<Reactor>,
     section: &Section,
 ) -> Result<(Lease, Socket), ErrorResponse> {
     let (timeout, buffer) = (section.settings.connect_timeout, section.settings.socket_buffer);
-    let mut only_time_failed = true;
+    let mut gravest: Option<io::Error> = None;
     for lease in section.pool.pick() {
         match dial(reactor, lease.backend(), timeout, buffer).await {
             Ok(socket) => return Ok((lease, socket)),
             Err(error) if net::out_of_descriptors(&error) => {
                 Event::OutOfDescriptors { backend: lease.backend(), error: &error }.emit();
-                return Err(ErrorResponse::full("this proxy is out of file descriptors"));
+                return Err(ErrorResponse::out_of_descriptors());
             }
             Err(error) => {
-                only_time_failed &= error.kind() == io::ErrorKind::TimedOut;
                 Event::BackendUnreachable { backend: lease.backend(), error: &error }.emit();
+                gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
             }
         }
     }
-    Err(match only_time_failed {
-        true => ErrorResponse::connect_timeout(),
-        false => ErrorResponse::unreachable(),
-    })
+    Err(unreached(gravest.as_ref()))
+}
+
+/// Returns the response for the gravest error of all backends.
+fn unreached(gravest: Option<&io::Error>) -> ErrorResponse {
+    match gravest {
+        Some(error) if net::out_of_ports(error) => ErrorResponse::out_of_ports(),
+        Some(error) if error.kind() == io::ErrorKind::TimedOut => ErrorResponse::connect_timeout(),
+        _ => ErrorResponse::unreachable(),
+    }
 }
 
 /// Sends the head and reads responses up to the final one: all under one deadline, and with one
@@ -154,5 +160,33 @@ fn no_head(error: HeadError) -> ErrorResponse {
         HeadError::Malformed(_) => {
             ErrorResponse::bad_answer("the backend's answer is not HTTP/1.1")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_gravest_error_of_all_backends_chooses_the_response() {
+        let (time, refused) = (Errno::TIMEDOUT, Errno::CONNREFUSED);
+        let no_ports = Errno::ADDRNOTAVAIL;
+        for (errors, status, reason) in [
+            (&[time, time][..], 504, "connect_timeout"),
+            (&[time, refused], 502, "unreachable"),
+            (&[refused, time], 502, "unreachable"),
+            (&[no_ports], 503, "out_of_ports"),
+            (&[no_ports, refused, time], 503, "out_of_ports"),
+            (&[time, refused, no_ports], 503, "out_of_ports"),
+        ] {
+            let gravest = errors.iter().map(|&error| error.into()).reduce(graver);
+            let response = unreached(gravest.as_ref());
+            assert_eq!((response.status, response.reason), (status, reason), "{errors:?}");
+        }
+        // An address that this host cannot dial at all is no shortage.
+        let not_here = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
+        assert_eq!(unreached(Some(&not_here)).status, 502);
     }
 }

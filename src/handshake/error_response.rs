@@ -80,10 +80,25 @@ impl ErrorResponse {
         Self::new(502, "bad_answer", detail)
     }
 
-    /// 503: a limit on connections or the process's limit on descriptors is reached
-    /// (RFC 9110, 15.6.4).
+    /// 503: a limit on connections is reached (RFC 9110, 15.6.4).
     pub(crate) fn full(detail: impl Into<String>) -> Self {
-        Self { extra_lines: "Retry-After: 1\r\n", ..Self::new(503, "full", detail) }
+        Self::retry("full", detail)
+    }
+
+    /// 503: the process or the system has no descriptor left for a connection to a backend
+    /// (RFC 9110, 15.6.4).
+    pub(crate) fn out_of_descriptors() -> Self {
+        Self::retry("out_of_descriptors", "this proxy is out of file descriptors")
+    }
+
+    /// 503: the system has no local port left for a connection to a backend (RFC 9110, 15.6.4).
+    pub(crate) fn out_of_ports() -> Self {
+        Self::retry("out_of_ports", "this proxy is out of local ports")
+    }
+
+    /// A 503 that passes by itself (RFC 9110, 10.2.3).
+    fn retry(reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { extra_lines: "Retry-After: 1\r\n", ..Self::new(503, reason, detail) }
     }
 
     /// 504: no backend accepted the connection in time (RFC 9110, 15.6.5).
@@ -162,6 +177,8 @@ mod tests {
             ErrorResponse::unreachable(),
             ErrorResponse::bad_answer("x"),
             ErrorResponse::full("x"),
+            ErrorResponse::out_of_descriptors(),
+            ErrorResponse::out_of_ports(),
             ErrorResponse::connect_timeout(),
             ErrorResponse::response_timeout(),
         ]);
@@ -177,6 +194,7 @@ mod tests {
                 header.map(|h| std::str::from_utf8(h.value).unwrap())
             };
             assert_eq!(value("connection"), Some("close"));
+            assert_eq!(value("retry-after"), (error.status == 503).then_some("1"));
             assert_eq!(value("content-length"), Some(&*(response.len() - end).to_string()));
             assert_eq!(&response[end..], format!("{}\n", error.detail).as_bytes());
         }

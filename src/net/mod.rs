@@ -42,6 +42,12 @@ pub(crate) fn out_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
+/// Returns whether an error says that this host has no local port left for a destination.
+/// [`Socket::connect`] keeps other causes of EADDRNOTAVAIL apart.
+pub(crate) fn out_of_ports(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::ADDRNOTAVAIL)
+}
+
 /// Returns a peer's address as people know it: an IPv4 client of an IPv6 socket has an IPv4
 /// address.
 pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {

@@ -2,7 +2,9 @@
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -60,8 +62,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Those of connect(2): refused, unreachable, no descriptors left. `ConnectionRefused` also for
-    /// a connection to itself.
+    /// Those of connect(2): refused, unreachable, no descriptors left, [no ports
+    /// left](super::out_of_ports). `ConnectionRefused` also for a connection to itself.
     pub(crate) async fn connect(
         reactor: &Rc<Reactor>,
         address: SocketAddr,
@@ -73,6 +75,7 @@ impl Socket {
         limit_buffers(&socket, buffer)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(Errno::ADDRNOTAVAIL) => return Err(not_available(address)),
             Err(error) => return Err(error.into()),
         }
         let stream = TcpStream::from(socket);
@@ -316,6 +319,23 @@ impl Drop for Registered {
     }
 }
 
+/// Returns the error for EADDRNOTAVAIL, which has two causes: no local port is left, or this host
+/// has no address of its own for such a destination, as for `::1` where IPv6 is disabled.
+fn not_available(address: SocketAddr) -> io::Error {
+    // Connecting UDP sends nothing, chooses a source address, and has ports of its own.
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let route = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address));
+    match route.map_err(|error| error.kind()) {
+        Err(ErrorKind::AddrNotAvailable) => {
+            io::Error::new(ErrorKind::AddrNotAvailable, "this host has no address to dial it from")
+        }
+        _ => Errno::ADDRNOTAVAIL.into(),
+    }
+}
+
 /// Refuses a connection to `port` whose two ends have the same address.
 ///
 /// Where nobody listens on a port of the ephemeral range, the kernel may give the dialler that very
@@ -353,8 +373,6 @@ fn write(known: &mut Readiness, mut stream: &TcpStream, bytes: &[u8]) -> io::Res
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use smol::LocalExecutor;
 
     use super::*;

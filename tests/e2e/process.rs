@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -281,11 +282,53 @@ mod limits {
         idle.pop();
         let refusal = client.read_text_to_end();
         assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal}");
+        assert!(refusal.contains("\r\nRetry-After: 1\r\n"), "{refusal}");
+        let line = program.wait_for("event=refused");
+        assert_eq!(value(&line, "reason"), "out_of_descriptors", "{line}");
         for (client, server) in &mut tunnels {
             assert_alive(client, server);
         }
         drop(idle);
         assert_recovers(address, &backend);
+    }
+
+    /// Takes the only two local ports for the backend, then asks the program for a tunnel. `$0` is
+    /// the program. Runs in a network of its own.
+    const WITHOUT_PORTS: &str = r#"
+        ip link set lo up
+        echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range
+        "$0" echo --bind 127.0.0.1:9000 2> /dev/null &
+        "$0" --bind 127.0.0.1:8080 --backend 127.0.0.1:9000 &
+        until (: <> /dev/tcp/127.0.0.1/8080) 2> /dev/null; do :; done
+        until exec 3<> /dev/tcp/127.0.0.1/9000; do :; done 2> /dev/null
+        exec 4<> /dev/tcp/127.0.0.1/9000
+        exec 5<> /dev/tcp/127.0.0.1/8080
+        printf "$1" >&5
+        cat <&5
+        kill %1 %2
+        wait
+    "#;
+
+    #[test]
+    fn without_local_ports_the_client_gets_503() {
+        let in_own_network = |arguments: &[&str]| {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--map-root-user", "--net"]).args(arguments);
+            unshare.env_remove("RUST_LOG").output()
+        };
+        if !in_own_network(&["ip", "link"]).is_ok_and(|output| output.status.success()) {
+            // There is no other way to run out of them without taking those of everybody.
+            println!("skipped: networks of one's own are not allowed here");
+            return;
+        }
+        let handshake = upgrade("").replace("\r\n", "\\r\\n");
+        let program = env!("CARGO_BIN_EXE_ws-proxy");
+        let output = in_own_network(&["bash", "-c", WITHOUT_PORTS, program, &handshake]).unwrap();
+        let [refusal, log] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal:?} {log}");
+        assert!(refusal.contains("\r\nRetry-After: 1\r\n"), "{refusal:?} {log}");
+        assert!(log.contains(" reason=out_of_ports "), "{log}");
     }
 
     /// A new client is served again, though perhaps not with its first try: descriptors become free
