@@ -384,6 +384,7 @@ name = "n"
 bind = "[::1]:0"
 backends = ["ws://a:1", "[::1]"]
 connect_timeout_ms = 1
+resolve_interval_ms = 12
 read_timeout_ms = 2
 response_timeout_ms = 3
 host = "preserve"
@@ -414,6 +415,7 @@ client_lost_code = 1001
         assert_eq!(settings.name.as_deref(), Some("n"));
         assert_eq!(settings.backends.len(), 2);
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));
+        assert_eq!(settings.resolve_interval, Duration::from_millis(12));
         assert_eq!(settings.read_timeout, Duration::from_millis(2));
         assert_eq!(settings.response_timeout, Duration::from_millis(3));
         assert_eq!(settings.host, crate::HostHeader::Preserve);

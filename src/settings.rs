@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::dial::DialSettings;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
 use crate::net::address::Address;
@@ -10,6 +11,8 @@ use crate::tunnel::policy::{Policy, RateAction};
 
 /// Default time for a connection attempt, in milliseconds.
 const CONNECT_TIMEOUT_MS: i64 = 5_000;
+/// Default time for which the addresses of a name are used, in milliseconds.
+const RESOLVE_INTERVAL_MS: i64 = 1_000;
 /// Default time for the client's whole head, in milliseconds.
 const READ_TIMEOUT_MS: i64 = 30_000;
 /// Smallest size of a socket's buffer, in bytes; the kernel silently rounds up a smaller one.
@@ -46,6 +49,7 @@ raw_table! {
         bind: String,
         backends: Vec<String>,
         connect_timeout_ms: i64,
+        resolve_interval_ms: i64,
         read_timeout_ms: i64,
         response_timeout_ms: i64,
         host: HostHeader,
@@ -91,6 +95,8 @@ pub(crate) struct Settings {
     pub(crate) backends: Vec<Address>,
     /// Time for each connection attempt to a backend, and for each look-up of its name.
     pub(crate) connect_timeout: Duration,
+    /// Time for which the addresses of a name are used; zero shares only look-ups under way.
+    pub(crate) resolve_interval: Duration,
     /// Time for the client's whole head.
     pub(crate) read_timeout: Duration,
     /// Time for the head of the backend's response, and for each read of a declined one's body.
@@ -157,6 +163,7 @@ impl RawSection {
             bind,
             backends,
             connect_timeout,
+            resolve_interval: self.resolve_interval()?,
             read_timeout,
             response_timeout,
             host: self.host.unwrap_or_default(),
@@ -208,6 +215,12 @@ impl RawSection {
         }
     }
 
+    fn resolve_interval(&self) -> Result<Duration, Invalid> {
+        let given = self.resolve_interval_ms.or(Some(RESOLVE_INTERVAL_MS));
+        let interval = time("resolve_interval_ms", given, "no use beyond the look-up")?;
+        Ok(interval.unwrap_or_default())
+    }
+
     fn socket_buffer(&self) -> Result<Option<usize>, Invalid> {
         match self.socket_buffer_bytes.unwrap_or(0) {
             0 => Ok(None),
@@ -250,6 +263,17 @@ impl RawSection {
             Invalid::out_of_range("max_messages_per_second", given, &allowed)
         })?;
         Ok((messages > 0).then_some(messages))
+    }
+}
+
+impl Settings {
+    /// Returns those for connections to backends.
+    pub(crate) fn dial(&self) -> DialSettings {
+        DialSettings {
+            timeout: self.connect_timeout,
+            resolve_interval: self.resolve_interval,
+            buffer: self.socket_buffer,
+        }
     }
 }
 
@@ -428,6 +452,7 @@ mod tests {
     fn defaults_are_those_of_the_readme() {
         let settings = raw().check(&drain()).unwrap();
         assert_eq!(settings.connect_timeout, Duration::from_secs(5));
+        assert_eq!(settings.resolve_interval, Duration::from_secs(1));
         assert_eq!(settings.read_timeout, Duration::from_secs(30));
         assert_eq!(settings.response_timeout, Duration::from_secs(30));
         assert_eq!(settings.host, HostHeader::Backend);
@@ -465,6 +490,11 @@ mod tests {
                 bad(|raw| raw.connect_timeout_ms = Some(0)),
                 "connect_timeout_ms",
                 "must be at least 1 (milliseconds), got 0",
+            ),
+            (
+                bad(|raw| raw.resolve_interval_ms = Some(-1)),
+                "resolve_interval_ms",
+                "-1 is out of range (0 for no use beyond the look-up, or a positive number of ",
             ),
             (
                 bad(|raw| raw.read_timeout_ms = Some(-1)),

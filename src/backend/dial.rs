@@ -3,20 +3,31 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Backend;
-use super::resolve::resolve;
+use super::answers::in_turn;
 use crate::net;
+use crate::net::address::Address;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
 use crate::net::timer::within;
 
-/// Connects to the first address of a backend that accepts.
-///
-/// The look-up of its name has `timeout`, and so has each attempt to connect: one timeout for all
-/// of them would let a dead first address use up the time of the others. `buffer`
-/// [limits](net::listen::limit_buffers) the socket's buffers, in bytes.
+/// Settings of a section for its connections to backends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DialSettings {
+    /// Time for the look-up of a name, and for each attempt to connect: one timeout for all of them
+    /// would let a dead first address use up the time of the others.
+    pub(crate) timeout: Duration,
+    /// Time for which the addresses of a name are used.
+    pub(crate) resolve_interval: Duration,
+    /// [Limit](net::listen::limit_buffers) of each of the socket's buffers, in bytes.
+    pub(crate) buffer: Option<usize>,
+}
+
+/// Connects to the first address of a backend that accepts. Each address of a name is tried first
+/// in its turn.
 ///
 /// # Errors
 ///
@@ -27,12 +38,11 @@ use crate::net::timer::within;
 pub(crate) async fn dial(
     reactor: &Rc<Reactor>,
     backend: &Backend,
-    timeout: Duration,
-    buffer: Option<usize>,
+    settings: DialSettings,
 ) -> io::Result<Socket> {
-    let addresses = or_timed_out(within(reactor, timeout, resolve(backend.address())).await)?;
+    let DialSettings { timeout, buffer, .. } = settings;
     let mut gravest: Option<io::Error> = None;
-    for address in addresses {
+    for address in addresses(reactor, backend, settings).await? {
         match or_timed_out(within(reactor, timeout, connect(reactor, address, buffer)).await) {
             Ok(stream) => return Ok(stream),
             Err(error) if net::out_of_descriptors(&error) => return Err(error),
@@ -53,6 +63,24 @@ pub(crate) fn graver(one: io::Error, other: io::Error) -> io::Error {
         _ => 1,
     };
     if rank(&one) < rank(&other) { other } else { one }
+}
+
+/// Returns the socket addresses of a backend in the order of this dial. An IP address is not looked
+/// up.
+async fn addresses(
+    reactor: &Rc<Reactor>,
+    backend: &Backend,
+    settings: DialSettings,
+) -> io::Result<Vec<SocketAddr>> {
+    let Address { port, .. } = backend.address;
+    let Some(name) = &backend.name else {
+        return Ok(backend.address.ip().map(|ip| SocketAddr::new(ip, port)).into_iter().collect());
+    };
+    let found = name.resolve(reactor, settings.timeout, settings.resolve_interval).await?;
+    // Relaxed: the counter guards no other memory.
+    let mut order = in_turn(&found, backend.next_dial.fetch_add(1, Ordering::Relaxed));
+    order.iter_mut().for_each(|address| address.set_port(port));
+    Ok(order)
 }
 
 async fn connect(

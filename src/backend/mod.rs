@@ -1,22 +1,28 @@
 //! Backends, and the leases on them: every connection to a backend holds a [`Lease`] to its end.
 //!
-//! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up, [`dial`]
-//! connects.
+//! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up and keeps its
+//! [`answers`], [`dial`] connects.
 
+mod answers;
 pub(crate) mod balance;
 pub(crate) mod dial;
 pub(crate) mod pool;
-pub(crate) mod resolve;
+mod resolve;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use self::resolve::{Name, Resolver};
 use crate::net::address::Address;
 
 /// A server that handshakes are brought to.
 #[derive(Debug)]
 pub(crate) struct Backend {
     address: Address,
+    /// Host to look up; `None` for an IP address.
+    name: Option<Arc<Name>>,
+    /// Number of the next dial, for the turns of its addresses.
+    next_dial: AtomicUsize,
     /// Number of leases that are held.
     leases: AtomicUsize,
 }
@@ -32,12 +38,9 @@ pub(crate) struct Lease {
 
 impl Backend {
     pub(crate) fn new(address: Address) -> Self {
-        Self { address, leases: AtomicUsize::new(0) }
-    }
-
-    /// Host and port to connect to.
-    pub(crate) fn address(&self) -> &Address {
-        &self.address
+        let is_name = address.ip().is_none();
+        let name = is_name.then(|| Resolver::of_process().name(&address.host));
+        Self { address, name, next_dial: AtomicUsize::new(0), leases: AtomicUsize::new(0) }
     }
 
     /// Name in the log and, where the section rewrites it, in the Host field: the authority as

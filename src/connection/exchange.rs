@@ -84,10 +84,10 @@ async fn connect(
     reactor: &Rc<Reactor>,
     section: &Section,
 ) -> Result<(Lease, Socket), ErrorResponse> {
-    let (timeout, buffer) = (section.settings.connect_timeout, section.settings.socket_buffer);
+    let settings = section.settings.dial();
     let mut gravest: Option<io::Error> = None;
     for lease in section.pool.pick() {
-        match dial(reactor, lease.backend(), timeout, buffer).await {
+        match dial(reactor, lease.backend(), settings).await {
             Ok(socket) => return Ok((lease, socket)),
             Err(error) if net::out_of_descriptors(&error) => {
                 Event::OutOfDescriptors { backend: lease.backend(), error: &error }.emit();

@@ -224,6 +224,20 @@ mod limits {
     }
 
     #[test]
+    fn names_are_looked_up_on_one_thread_for_all_who_ask_at_once() {
+        let backend = Backend::start();
+        let name = format!("localhost:{}", backend.address.port());
+        let mut program = Program::start(&flags(&name), None);
+        let address = program.address();
+        let before = program.threads();
+        let clients: Vec<Peer> = (0..50).map(|_| Peer::sending(address, upgrade(""))).collect();
+        let tunnels: Vec<_> = clients.iter().map(|_| backend.accept_tunnel()).collect();
+        let threads = program.threads();
+        assert!(threads <= before + 1, "{threads} threads, {before} before");
+        drop((clients, tunnels));
+    }
+
+    #[test]
     fn without_descriptors_it_backs_off_and_recovers() {
         let backend = Backend::start();
         let mut program = Program::after("ulimit -n 40", &flags(&backend.address.to_string()));
