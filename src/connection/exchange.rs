@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::head::{self, HeadError};
-use crate::backend::Lease;
 use crate::backend::dial::{dial, graver};
+use crate::backend::{Backend, Lease};
 use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, request_head};
@@ -17,7 +17,7 @@ use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
 use crate::net::timer::Timer;
-use crate::section::{Client, Section};
+use crate::section::Client;
 
 /// Most bytes of a response head, together with the interim responses before it.
 const RESPONSE_HEAD_MAX: usize = 64 * 1024;
@@ -42,70 +42,85 @@ pub(super) struct Failed {
     pub(super) backend: Option<(Lease, Socket)>,
 }
 
-/// Connects to a backend, gives it the handshake, and judges its answer.
+/// Failure of a conversation with a connected backend.
+enum Fault {
+    /// It hung up without a byte of an answer: the port of a program that is not there, such as
+    /// that of a container's network proxy.
+    HungUp,
+    /// Its answer is late, cut short or invalid.
+    Answer(ErrorResponse),
+}
+
+/// Brings the handshake to the first backend that accepts and answers, in the pool's order, and
+/// judges its answer.
+///
+/// An opening handshake is a GET that nobody has acted on before it is answered, so it may go to
+/// another backend (RFC 9110, 9.2.2). Each one gets it once.
 ///
 /// Dropped before its end, it closes the connection to the backend.
 ///
 /// # Errors
 ///
-/// See [`Failed`].
+/// See [`Failed`]. 503 at once where this process has no descriptors left, and after all backends
+/// where there was no local port for one; the answer's fault at once; otherwise 504 if every
+/// attempt to connect timed out, and 502.
 pub(super) async fn exchange(
     reactor: &Rc<Reactor>,
     request: &UpgradeRequest<'_>,
     client: &Client,
 ) -> Result<Exchanged, Failed> {
     let settings = &client.section.settings;
-    let (lease, backend) = connect(reactor, &client.section)
-        .await
-        .map_err(|response| Failed { response, backend: None })?;
-    let policy = ForwardPolicy {
-        client: client.peer.ip(),
-        backend: lease.backend().name(),
-        host: settings.host,
-        forwarded: settings.forwarded,
-    };
-    let head = request_head(request, &policy);
-    match converse(&backend, &head, request, settings.response_timeout).await {
-        Ok((answer, rest)) => Ok(Exchanged { lease, backend, answer, rest }),
-        Err(response) => {
-            Event::BackendFaulty { backend: lease.backend(), response: &response }.emit();
-            Err(Failed { response, backend: Some((lease, backend)) })
-        }
-    }
-}
-
-/// Connects to the first backend that accepts, in the pool's order.
-///
-/// # Errors
-///
-/// 503 at once where this process has no descriptors left, and after all attempts where one found
-/// no local port; 504 if every attempt timed out; otherwise 502.
-async fn connect(
-    reactor: &Rc<Reactor>,
-    section: &Section,
-) -> Result<(Lease, Socket), ErrorResponse> {
-    let settings = section.settings.dial();
     let mut gravest: Option<io::Error> = None;
-    for lease in section.pool.pick() {
-        match dial(reactor, lease.backend(), settings).await {
-            Ok(socket) => return Ok((lease, socket)),
+    let mut has_hung_up = false;
+    for lease in client.section.pool.pick() {
+        let backend = match dial(reactor, lease.backend(), settings.dial()).await {
+            Ok(backend) => backend,
             Err(error) if net::out_of_descriptors(&error) => {
                 Event::OutOfDescriptors { backend: lease.backend(), error: &error }.emit();
-                return Err(ErrorResponse::out_of_descriptors());
+                let response = ErrorResponse::out_of_descriptors();
+                return Err(Failed { response, backend: None });
             }
             Err(error) => {
                 Event::BackendUnreachable { backend: lease.backend(), error: &error }.emit();
                 gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
+                continue;
+            }
+        };
+        let head = head_for(lease.backend(), request, client);
+        match converse(&backend, &head, request, settings.response_timeout).await {
+            Ok((answer, rest)) => return Ok(Exchanged { lease, backend, answer, rest }),
+            Err(Fault::HungUp) => {
+                let response = &ErrorResponse::bad_answer(HUNG_UP);
+                Event::BackendFaulty { backend: lease.backend(), response }.emit();
+                has_hung_up = true;
+            }
+            Err(Fault::Answer(response)) => {
+                Event::BackendFaulty { backend: lease.backend(), response: &response }.emit();
+                return Err(Failed { response, backend: Some((lease, backend)) });
             }
         }
     }
-    Err(unreached(gravest.as_ref()))
+    Err(Failed { response: unanswered(gravest.as_ref(), has_hung_up), backend: None })
 }
 
-/// Returns the response for the gravest error of all backends.
-fn unreached(gravest: Option<&io::Error>) -> ErrorResponse {
+/// Returns the client's head as this backend gets it.
+fn head_for(backend: &Backend, request: &UpgradeRequest<'_>, client: &Client) -> Vec<u8> {
+    let settings = &client.section.settings;
+    let policy = ForwardPolicy {
+        client: client.peer.ip(),
+        backend: backend.name(),
+        host: settings.host,
+        forwarded: settings.forwarded,
+    };
+    request_head(request, &policy)
+}
+
+/// Returns the response for the gravest error of all attempts to connect; `has_hung_up` tells that
+/// a backend was connected and hung up.
+fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
     match gravest {
         Some(error) if net::out_of_ports(error) => ErrorResponse::out_of_ports(),
+        _ if has_hung_up => ErrorResponse::bad_answer(HUNG_UP),
         Some(error) if error.kind() == io::ErrorKind::TimedOut => ErrorResponse::connect_timeout(),
         _ => ErrorResponse::unreachable(),
     }
@@ -118,38 +133,52 @@ async fn converse(
     head: &[u8],
     request: &UpgradeRequest<'_>,
     timeout: Duration,
-) -> Result<(Answer, Vec<u8>), ErrorResponse> {
-    net::write_within(timeout, backend, head).await.map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => ErrorResponse::response_timeout(),
-        _ => ErrorResponse::bad_answer(CLOSED_EARLY),
-    })?;
+) -> Result<(Answer, Vec<u8>), Fault> {
+    match net::write_within(timeout, backend, head).await {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return Err(Fault::Answer(ErrorResponse::response_timeout()));
+        }
+        // After any other error there may still be an answer to read: Linux keeps what came before
+        // a reset.
+        _ => {}
+    }
 
     let mut deadline = Timer::after(backend.reactor(), timeout);
     let mut left = RESPONSE_HEAD_MAX;
     let mut rest = Vec::new();
-    for _ in 0..=INTERIM_MAX {
-        let read = head::read(&mut backend, rest, left, &mut deadline).await.map_err(no_head)?;
+    for interim in 0..=INTERIM_MAX {
+        let read = head::read(&mut backend, rest, left, &mut deadline).await;
+        let read = read.map_err(|error| match error {
+            HeadError::Ended { begun: false } | HeadError::Broken { begun: false }
+                if interim == 0 =>
+            {
+                Fault::HungUp
+            }
+            error => Fault::Answer(no_head(error)),
+        })?;
         let response = ResponseHead::parse(read.bytes())
-            .map_err(|_| ErrorResponse::bad_answer("the backend's answer is not HTTP/1.1"))?;
+            .map_err(|_| bad_answer("the backend's answer is not HTTP/1.1"))?;
         rest = read.rest().to_vec();
-        if let Some(answer) =
-            Answer::judge(&response, request).map_err(ErrorResponse::bad_answer)?
-        {
+        if let Some(answer) = Answer::judge(&response, request).map_err(bad_answer)? {
             return Ok((answer, rest));
         }
         left = left.saturating_sub(read.bytes().len());
     }
-    Err(ErrorResponse::bad_answer("the backend sends one interim answer after another"))
+    Err(bad_answer("the backend sends one interim answer after another"))
 }
 
 /// Explanation for a backend that hangs up.
-const CLOSED_EARLY: &str = "the backend closed the connection before it answered";
+const HUNG_UP: &str = "the backend closed the connection before it answered";
+
+fn bad_answer(detail: &'static str) -> Fault {
+    Fault::Answer(ErrorResponse::bad_answer(detail))
+}
 
 fn no_head(error: HeadError) -> ErrorResponse {
     match error {
         HeadError::TimedOut { .. } => ErrorResponse::response_timeout(),
         HeadError::Ended { begun: false } | HeadError::Broken { .. } => {
-            ErrorResponse::bad_answer(CLOSED_EARLY)
+            ErrorResponse::bad_answer(HUNG_UP)
         }
         HeadError::Ended { begun: true } => {
             ErrorResponse::bad_answer("the backend closed the connection within its answer's head")
@@ -170,23 +199,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gravest_error_of_all_backends_chooses_the_response() {
+    fn the_gravest_fault_of_all_backends_chooses_the_response() {
         let (time, refused) = (Errno::TIMEDOUT, Errno::CONNREFUSED);
         let no_ports = Errno::ADDRNOTAVAIL;
-        for (errors, status, reason) in [
-            (&[time, time][..], 504, "connect_timeout"),
-            (&[time, refused], 502, "unreachable"),
-            (&[refused, time], 502, "unreachable"),
-            (&[no_ports], 503, "out_of_ports"),
-            (&[no_ports, refused, time], 503, "out_of_ports"),
-            (&[time, refused, no_ports], 503, "out_of_ports"),
+        for (errors, has_hung_up, status, reason) in [
+            (&[time, time][..], false, 504, "connect_timeout"),
+            (&[time, refused], false, 502, "unreachable"),
+            (&[refused, time], false, 502, "unreachable"),
+            (&[], true, 502, "bad_answer"),
+            (&[time], true, 502, "bad_answer"),
+            (&[refused], true, 502, "bad_answer"),
+            (&[no_ports], false, 503, "out_of_ports"),
+            (&[no_ports], true, 503, "out_of_ports"),
+            (&[no_ports, refused, time], false, 503, "out_of_ports"),
+            (&[time, refused, no_ports], false, 503, "out_of_ports"),
         ] {
             let gravest = errors.iter().map(|&error| error.into()).reduce(graver);
-            let response = unreached(gravest.as_ref());
+            let response = unanswered(gravest.as_ref(), has_hung_up);
             assert_eq!((response.status, response.reason), (status, reason), "{errors:?}");
         }
         // An address that this host cannot dial at all is no shortage.
         let not_here = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address");
-        assert_eq!(unreached(Some(&not_here)).status, 502);
+        assert_eq!(unanswered(Some(&not_here), false).status, 502);
     }
 }

@@ -9,8 +9,8 @@ use rustix::process::Signal;
 use ws_proxy::{Forwarded, HostHeader, WsProxy};
 
 use crate::support::{
-    ACCEPT, Backend, KEY, Peer, Program, Proxy, noise, section, switching, table, upgrade,
-    upgrade_but, value,
+    ACCEPT, Backend, KEY, Peer, Program, Proxy, assert_alive, noise, section, switching, table,
+    upgrade, upgrade_but, value,
 };
 
 /// Longest head of a response, in bytes.
@@ -23,7 +23,7 @@ const LARGE: usize = 5_000_000;
 /// Opens a tunnel and gives the index of the backend that has it.
 fn turn(proxy: &Proxy, backends: &[Backend]) -> usize {
     let mut client = Peer::sending(proxy.address, upgrade(""));
-    let hit = Backend::wait_for_any(backends);
+    let hit = Backend::wait_for_any(&backends.iter().collect::<Vec<_>>());
     let _server = backends[hit].accept_tunnel();
     assert!(client.read_head().starts_with("HTTP/1.1 101 "));
     hit
@@ -91,6 +91,66 @@ fn a_backend_that_does_not_accept_in_time_is_passed_over() {
     let (full, backend) = (Backend::full(), Backend::start());
     let proxy = Proxy::start(Proxy::to(&[&full, &backend]).connect_timeout_ms(300));
     Peer::tunnel(proxy.address, &backend);
+}
+
+#[test]
+fn a_backend_that_hangs_up_without_a_byte_is_passed_over() {
+    let (absent, backend) = (Backend::start(), Backend::start());
+    for order in table([[&absent, &backend], [&backend, &absent]]) {
+        let proxy = Proxy::start(Proxy::to(&order));
+        for is_reset in [false, true] {
+            // One of two in a row begins with the backend that is not there.
+            for _ in 0..2 {
+                let mut client = Peer::sending(proxy.address, upgrade(""));
+                if Backend::wait_for_any(&[&absent, &backend]) == 0 {
+                    hang_up(&absent, is_reset);
+                }
+                let (mut server, _) = backend.accept_tunnel();
+                assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+                assert_alive(&mut client, &mut server);
+            }
+        }
+    }
+}
+
+#[test]
+fn if_all_backends_hang_up_the_client_gets_502_and_each_was_tried_once() {
+    let backends = [Backend::start(), Backend::start()];
+    let proxy = Proxy::start(Proxy::to(&[&backends[0], &backends[1]]));
+    for is_reset in [false, true] {
+        let mut client = Peer::sending(proxy.address, upgrade(""));
+        let first = Backend::wait_for_any(&[&backends[0], &backends[1]]);
+        hang_up(&backends[first], is_reset);
+        hang_up(&backends[1 - first], is_reset);
+        assert_eq!(client.read_refusal().0, 502);
+        assert!(!backends.iter().any(Backend::has_waiting));
+    }
+}
+
+#[test]
+fn a_backend_that_has_begun_to_answer_is_not_passed_over() {
+    let rows = table(["H", "HTTP/1.1 101 Switch", "HTTP/1.1 103 Early Hints\r\n\r\n"]);
+    for (begin, is_reset) in rows.into_iter().flat_map(|row| [(row, false), (row, true)]) {
+        let (one, other) = (Backend::start(), Backend::start());
+        let proxy = Proxy::start(Proxy::to(&[&one, &other]));
+        let (mut client, mut server) = Peer::handshake(proxy.address, &one, upgrade(""));
+        server.send(begin);
+        server.wait_until_read();
+        if is_reset {
+            server.reset()
+        } else {
+            drop(server)
+        }
+        assert_eq!(client.read_refusal().0, 502, "{begin:?}");
+        assert!(!other.has_waiting());
+    }
+}
+
+/// Accepts a handshake and ends its connection without a byte.
+fn hang_up(backend: &Backend, is_reset: bool) {
+    let mut server = backend.accept();
+    server.read_head();
+    if is_reset { server.reset() } else { drop(server) }
 }
 
 #[test]

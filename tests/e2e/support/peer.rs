@@ -79,7 +79,7 @@ impl Backend {
     }
 
     /// Waits until one of these has a connection waiting, and says which.
-    pub fn wait_for_any(backends: &[Self]) -> usize {
+    pub fn wait_for_any(backends: &[&Self]) -> usize {
         let mut fds: Vec<PollFd> =
             backends.iter().map(|one| PollFd::new(&one.listener, PollFlags::IN)).collect();
         rustix::event::poll(&mut fds, Some(&PATIENCE.try_into().unwrap())).unwrap();
