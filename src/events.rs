@@ -358,7 +358,7 @@ mod tests {
         let client = client();
         let section = &*client.section;
         let error = &io::Error::other("no luck");
-        let lease = &section.pool.pick().next().unwrap();
+        let lease = &section.pool.pick(Instant::now()).next().unwrap();
         let declined = |fault| Event::Declined { client: &client, lease, status: 401, fault };
         let response = &ErrorResponse::origin("not you");
         let events = [

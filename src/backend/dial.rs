@@ -1,18 +1,23 @@
 //! Connects to one backend.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::Backend;
-use super::answers::in_turn;
 use crate::net;
-use crate::net::address::Address;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
-use crate::net::timer::within;
+use crate::net::timer::{Timer, within};
+
+/// Time for which an address is given to accept before the next one is tried beside it (RFC 8305,
+/// 5: Connection Attempt Delay).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Settings of a section for its connections to backends.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +31,14 @@ pub(crate) struct DialSettings {
     pub(crate) buffer: Option<usize>,
 }
 
+/// An attempt to connect to one address.
+struct Attempt {
+    address: SocketAddr,
+    outcome: Pin<Box<dyn Future<Output = io::Result<Socket>>>>,
+}
+
 /// Connects to the first address of a backend that accepts. Each address of a name is tried first
-/// in its turn.
+/// in its turn, but one that has failed in the last 10 s comes last.
 ///
 /// # Errors
 ///
@@ -40,18 +51,15 @@ pub(crate) async fn dial(
     backend: &Backend,
     settings: DialSettings,
 ) -> io::Result<Socket> {
-    let DialSettings { timeout, buffer, .. } = settings;
-    let mut gravest: Option<io::Error> = None;
-    for address in addresses(reactor, backend, settings).await? {
-        match or_timed_out(within(reactor, timeout, connect(reactor, address, buffer)).await) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if net::out_of_descriptors(&error) => return Err(error),
-            Err(error) => {
-                gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
-            }
-        }
+    let result = match addresses(reactor, backend, settings).await {
+        Ok(order) => connect_first(reactor, backend, order, settings).await,
+        Err(error) => Err(error),
+    };
+    match &result {
+        Err(error) if !is_shortage(error) => backend.failures().record_dial(reactor.now()),
+        _ => {}
     }
-    Err(gravest.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+    result
 }
 
 /// Returns the graver one of two failed attempts' errors, the first of equal ones: time-outs give
@@ -72,15 +80,91 @@ async fn addresses(
     backend: &Backend,
     settings: DialSettings,
 ) -> io::Result<Vec<SocketAddr>> {
-    let Address { port, .. } = backend.address;
+    let port = backend.address.port;
     let Some(name) = &backend.name else {
         return Ok(backend.address.ip().map(|ip| SocketAddr::new(ip, port)).into_iter().collect());
     };
     let found = name.resolve(reactor, settings.timeout, settings.resolve_interval).await?;
+    let mut found = found.to_vec();
+    found.iter_mut().for_each(|address| address.set_port(port));
     // Relaxed: the counter guards no other memory.
-    let mut order = in_turn(&found, backend.next_dial.fetch_add(1, Ordering::Relaxed));
-    order.iter_mut().for_each(|address| address.set_port(port));
-    Ok(order)
+    let turn = backend.next_dial.fetch_add(1, Ordering::Relaxed);
+    Ok(backend.failures().order(&found, turn, reactor.now()))
+}
+
+/// Tries the addresses in this order, the next one as soon as one fails, or beside the others if
+/// none has accepted for 250 ms (RFC 8305, 5).
+async fn connect_first(
+    reactor: &Rc<Reactor>,
+    backend: &Backend,
+    order: Vec<SocketAddr>,
+    settings: DialSettings,
+) -> io::Result<Socket> {
+    let mut waiting = order.into_iter();
+    let mut running: Vec<Attempt> = Vec::new();
+    let mut gravest: Option<io::Error> = None;
+    loop {
+        running.extend(waiting.next().map(|address| attempt(reactor, address, settings)));
+        if running.is_empty() {
+            return Err(gravest.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+        }
+        let is_last = waiting.len() == 0;
+        let Some((index, result)) = first_of(reactor, &mut running, is_last).await else {
+            continue;
+        };
+        let address = running.remove(index).address;
+        match result {
+            Ok(socket) => {
+                // Those that began earlier had more time, and have been overtaken.
+                let mut failures = backend.failures();
+                running[..index]
+                    .iter()
+                    .for_each(|late| failures.record(late.address, reactor.now()));
+                failures.forget(address);
+                return Ok(socket);
+            }
+            Err(error) if net::out_of_descriptors(&error) => return Err(error),
+            Err(error) => {
+                if !is_shortage(&error) {
+                    backend.failures().record(address, reactor.now());
+                }
+                gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
+            }
+        }
+    }
+}
+
+/// Waits for the first attempt that ends, and returns its index and outcome; `None` if the time has
+/// come for another one, which there is unless `is_last`.
+async fn first_of(
+    reactor: &Rc<Reactor>,
+    running: &mut [Attempt],
+    is_last: bool,
+) -> Option<(usize, io::Result<Socket>)> {
+    let mut delay = Timer::after(reactor, ATTEMPT_DELAY);
+    poll_fn(|context| {
+        for (index, attempt) in running.iter_mut().enumerate() {
+            if let Poll::Ready(result) = attempt.outcome.as_mut().poll(context) {
+                return Poll::Ready(Some((index, result)));
+            }
+        }
+        if is_last {
+            return Poll::Pending;
+        }
+        Pin::new(&mut delay).poll(context).map(|()| None)
+    })
+    .await
+}
+
+fn attempt(reactor: &Rc<Reactor>, address: SocketAddr, settings: DialSettings) -> Attempt {
+    let reactor = Rc::clone(reactor);
+    let DialSettings { timeout, buffer, .. } = settings;
+    let outcome = Box::pin(async move {
+        within(&reactor, timeout, connect(&reactor, address, buffer))
+            .await
+            .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+    });
+    Attempt { address, outcome }
 }
 
 async fn connect(
@@ -93,6 +177,97 @@ async fn connect(
     Ok(stream)
 }
 
-fn or_timed_out<T>(result: Option<io::Result<T>>) -> io::Result<T> {
-    result.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+/// Returns whether an error is this host's and tells nothing of the backend.
+fn is_shortage(error: &io::Error) -> bool {
+    net::out_of_descriptors(error) || net::out_of_ports(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use smol::LocalExecutor;
+
+    use super::*;
+    use crate::net::address::Address;
+
+    /// A timeout that no test waits for.
+    const NEVER: Duration = Duration::MAX;
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// A listener to which connecting takes for ever, since its queue is full.
+    fn silent() -> (TcpListener, SocketAddr) {
+        let (listener, address) = listener();
+        rustix::net::listen(&listener, 0).unwrap();
+        let brief = Duration::from_millis(100);
+        while TcpStream::connect_timeout(&address, brief).is_ok() {}
+        (listener, address)
+    }
+
+    /// Tries these addresses in their order; gives the backend with its memory of it as well.
+    fn connect_to(order: &[SocketAddr], timeout: Duration) -> (Backend, io::Result<SocketAddr>) {
+        let reactor = Rc::new(Reactor::new().unwrap().0);
+        let backend = Rc::new(Backend::new(Address::backend("127.0.0.1:1").unwrap()));
+        let settings = DialSettings { timeout, resolve_interval: NEVER, buffer: None };
+        let executor = LocalExecutor::new();
+        let (with, of, order) = (Rc::clone(&reactor), Rc::clone(&backend), order.to_vec());
+        let task = executor.spawn(async move { connect_first(&with, &of, order, settings).await });
+        while !task.is_finished() {
+            if !executor.try_tick() {
+                reactor.wait(false).unwrap();
+                reactor.dispatch(|_| {});
+            }
+        }
+        let result = futures_lite::future::block_on(task);
+        let result = result.and_then(|socket| Ok(rustix::net::getpeername(&socket)?));
+        let peer = result.map(|peer| SocketAddr::try_from(peer.unwrap()).unwrap());
+        drop(executor);
+        (Rc::into_inner(backend).unwrap(), peer)
+    }
+
+    #[test]
+    fn the_next_address_is_tried_beside_one_that_is_silent() {
+        let ((_one, silent), (_other, good)) = (silent(), listener());
+        let begin = Instant::now();
+        let (backend, peer) = connect_to(&[silent, good], NEVER);
+        assert_eq!(peer.unwrap(), good);
+        assert!(begin.elapsed() >= ATTEMPT_DELAY, "{:?}", begin.elapsed());
+        // The silent one was overtaken, and comes last from now on.
+        let order = backend.failures().order(&[silent, good], 0, Instant::now());
+        assert_eq!(order, [good, silent]);
+    }
+
+    #[test]
+    fn the_next_address_is_tried_at_once_after_one_that_refuses() {
+        let ((closed, refusing), (_other, good)) = (listener(), listener());
+        drop(closed);
+        let (backend, peer) = connect_to(&[refusing, good], NEVER);
+        assert_eq!(peer.unwrap(), good);
+        let order = backend.failures().order(&[refusing, good], 0, Instant::now());
+        assert_eq!(order, [good, refusing]);
+    }
+
+    #[test]
+    fn each_attempt_has_its_own_time_and_the_gravest_error_is_told() {
+        let ((_one, silent), (closed, refusing)) = (silent(), listener());
+        drop(closed);
+        let time = 2 * ATTEMPT_DELAY;
+        for (order, kind) in [
+            (&[silent, refusing][..], io::ErrorKind::ConnectionRefused),
+            (&[refusing, silent], io::ErrorKind::ConnectionRefused),
+            (&[silent], io::ErrorKind::TimedOut),
+            (&[], io::ErrorKind::NotFound),
+        ] {
+            let begin = Instant::now();
+            let (_, peer) = connect_to(order, time);
+            assert_eq!(peer.unwrap_err().kind(), kind, "{order:?}");
+            assert!(order.is_empty() || begin.elapsed() >= time, "{:?}", begin.elapsed());
+        }
+    }
 }

@@ -1,17 +1,19 @@
 //! Backends, and the leases on them: every connection to a backend holds a [`Lease`] to its end.
 //!
 //! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up and keeps its
-//! [`answers`], [`dial`] connects.
+//! [`answers`], [`dial`] connects and remembers [`failures`].
 
 mod answers;
 pub(crate) mod balance;
 pub(crate) mod dial;
+mod failures;
 pub(crate) mod pool;
 mod resolve;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::failures::Failures;
 use self::resolve::{Name, Resolver};
 use crate::net::address::Address;
 
@@ -23,6 +25,7 @@ pub(crate) struct Backend {
     name: Option<Arc<Name>>,
     /// Number of the next dial, for the turns of its addresses.
     next_dial: AtomicUsize,
+    failures: Mutex<Failures>,
     /// Number of leases that are held.
     leases: AtomicUsize,
 }
@@ -40,13 +43,24 @@ impl Backend {
     pub(crate) fn new(address: Address) -> Self {
         let is_name = address.ip().is_none();
         let name = is_name.then(|| Resolver::of_process().name(&address.host));
-        Self { address, name, next_dial: AtomicUsize::new(0), leases: AtomicUsize::new(0) }
+        Self {
+            address,
+            name,
+            next_dial: AtomicUsize::new(0),
+            failures: Mutex::default(),
+            leases: AtomicUsize::new(0),
+        }
     }
 
     /// Name in the log and, where the section rewrites it, in the Host field: the authority as
     /// it is configured.
     pub(crate) fn name(&self) -> &str {
         &self.address.authority
+    }
+
+    /// Locks the memory of failed dials, in which no code panics.
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

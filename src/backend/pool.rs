@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::balance::RoundRobin;
 use super::{Backend, Lease};
@@ -21,9 +22,21 @@ impl Pool {
     }
 
     /// Returns the leases for one handshake in the order in which they are to be tried, each
-    /// backend once. A lease is taken only when the iterator reaches it.
-    pub(crate) fn pick(&self) -> impl Iterator<Item = Lease> {
-        self.balance.order(self.backends.len()).map(|index| Lease::new(&self.backends[index]))
+    /// backend once: those whose dials have failed in the last 10 s come after the others. A lease
+    /// is taken only when the iterator reaches it.
+    pub(crate) fn pick(&self, now: Instant) -> impl Iterator<Item = Lease> {
+        let (mut down, mut up): (Vec<_>, Vec<_>) =
+            self.backends.iter().partition(|backend| backend.failures().is_down(now));
+        if up.is_empty() {
+            std::mem::swap(&mut up, &mut down);
+        }
+        // The turns are those of the backends that are up: none of them takes over all those of one
+        // that is down.
+        let order: Vec<_> = self.balance.order(up.len()).map(|index| up[index]).collect();
+        if let Some(first) = order.first() {
+            first.failures().try_again(now);
+        }
+        order.into_iter().chain(down).map(Lease::new)
     }
 }
 
@@ -40,6 +53,8 @@ impl fmt::Display for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn pool(backends: &[&str]) -> Pool {
@@ -48,19 +63,42 @@ mod tests {
 
     #[test]
     fn each_handshake_begins_one_backend_further() {
-        let pool = pool(&["a:1", "b:2", "c:3"]);
-        let names =
-            || -> Vec<_> { pool.pick().map(|lease| lease.backend().name().to_owned()).collect() };
+        let (pool, now) = (pool(&["a:1", "b:2", "c:3"]), Instant::now());
+        let names = || -> Vec<_> {
+            pool.pick(now).map(|lease| lease.backend().name().to_owned()).collect()
+        };
         assert_eq!(names(), ["a:1", "b:2", "c:3"]);
         assert_eq!(names(), ["b:2", "c:3", "a:1"]);
         assert_eq!(pool.to_string(), "a:1,b:2,c:3");
     }
 
     #[test]
+    fn a_backend_that_has_failed_comes_last_and_the_others_share_its_turns() {
+        let (pool, start) = (pool(&["a:1", "b:2", "c:3"]), Instant::now());
+        let order = |now| -> Vec<_> {
+            pool.pick(now).map(|lease| lease.backend().name()[..1].to_owned()).collect()
+        };
+        pool.backends[1].failures().record_dial(start);
+        let orders = [(); 4].map(|()| order(start).concat());
+        assert_eq!(orders, ["acb", "cab", "acb", "cab"]);
+        // Later one handshake tries it in its turn, and the others wait for what comes of that.
+        let later = start + Duration::from_secs(10);
+        let orders = [(); 4].map(|()| order(later).concat());
+        assert_eq!(orders.iter().filter(|order| order.starts_with('b')).count(), 1, "{orders:?}");
+        // If all have failed, they take turns as ever.
+        for backend in &pool.backends {
+            backend.failures().record_dial(later);
+        }
+        let mut firsts = [(); 3].map(|()| order(later)[0].clone());
+        firsts.sort_unstable();
+        assert_eq!(firsts, ["a", "b", "c"]);
+    }
+
+    #[test]
     fn a_lease_is_taken_when_its_backend_is_reached() {
         let pool = pool(&["a:1", "b:2"]);
         let held = |index: usize| Arc::strong_count(&pool.backends[index]) - 1;
-        let mut candidates = pool.pick();
+        let mut candidates = pool.pick(Instant::now());
         assert_eq!((held(0), held(1)), (0, 0));
         let first = candidates.next().unwrap();
         assert_eq!((held(0), held(1)), (1, 0));

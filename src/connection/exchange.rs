@@ -72,7 +72,7 @@ pub(super) async fn exchange(
     let settings = &client.section.settings;
     let mut gravest: Option<io::Error> = None;
     let mut has_hung_up = false;
-    for lease in client.section.pool.pick() {
+    for lease in client.section.pool.pick(reactor.now()) {
         let backend = match dial(reactor, lease.backend(), settings.dial()).await {
             Ok(backend) => backend,
             Err(error) if net::out_of_descriptors(&error) => {
