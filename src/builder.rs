@@ -65,7 +65,6 @@ impl WsProxy {
     /// Sets the time for which the addresses of a backend's name are used before it is looked up
     /// again, in milliseconds. Default: 1,000. Zero uses an answer only for the handshakes that
     /// waited for it. While look-ups fail or hang, the last addresses are used for 30 s longer.
-    #[must_use]
     pub fn resolve_interval_ms(mut self, ms: u64) -> Self {
         self.raw.resolve_interval_ms = Some(number(ms));
         self

@@ -10,14 +10,14 @@ const MEMORY: Duration = Duration::from_secs(10);
 
 /// Recent failures of a backend, each with its time.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
+pub(super) struct RecentFailures {
     /// Addresses that failed, or were overtaken by the next one.
     addresses: Vec<(SocketAddr, Instant)>,
     /// Latest dial that failed as a whole, or trial of a backend whose dials did.
     backend: Option<Instant>,
 }
 
-impl Failures {
+impl RecentFailures {
     /// Returns the order in which the dial number `turn` tries these addresses: those that have
     /// failed lately come last.
     pub(super) fn order(
@@ -80,9 +80,9 @@ mod tests {
     #[test]
     fn an_address_that_has_failed_comes_last_for_a_while() {
         let (start, all) = (Instant::now(), [1, 2, 3].map(address));
-        let mut failures = Failures::default();
+        let mut failures = RecentFailures::default();
         failures.record(all[0], start);
-        let order = |failures: &Failures, turn, now| {
+        let order = |failures: &RecentFailures, turn, now| {
             failures
                 .order(&all, turn, now)
                 .iter()
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn what_is_no_longer_recent_takes_no_memory() {
-        let (start, mut failures) = (Instant::now(), Failures::default());
+        let (start, mut failures) = (Instant::now(), RecentFailures::default());
         (0..9).for_each(|number| failures.record(address(number), start));
         failures.record(address(3), start);
         assert_eq!(failures.addresses.len(), 9);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_down_is_tried_by_one_handshake_at_a_time() {
-        let (start, mut failures) = (Instant::now(), Failures::default());
+        let (start, mut failures) = (Instant::now(), RecentFailures::default());
         failures.try_again(start);
         assert!(!failures.is_down(start));
         failures.record_dial(start);

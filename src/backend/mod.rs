@@ -13,7 +13,7 @@ mod resolve;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::failures::Failures;
+use self::failures::RecentFailures;
 use self::resolve::{Name, Resolver};
 use crate::net::address::Address;
 
@@ -25,7 +25,7 @@ pub(crate) struct Backend {
     name: Option<Arc<Name>>,
     /// Number of the next dial, for the turns of its addresses.
     next_dial: AtomicUsize,
-    failures: Mutex<Failures>,
+    failures: Mutex<RecentFailures>,
     /// Number of leases that are held.
     leases: AtomicUsize,
 }
@@ -59,7 +59,7 @@ impl Backend {
     }
 
     /// Locks the memory of failed dials, in which no code panics.
-    fn failures(&self) -> MutexGuard<'_, Failures> {
+    fn failures(&self) -> MutexGuard<'_, RecentFailures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
