@@ -78,11 +78,9 @@ impl Closing {
         now: Tick,
         policy: &Policy,
     ) -> Actions {
-        // A Close that came in the same turn was first.
-        self.reason = self.reason.or_else(|| first_close(states));
-        match self.reason {
-            // An EOF alone may be a half-close, and gives way.
-            None | Some(Reason::Eof(_)) => {}
+        self.record_close(states);
+        match self.standing_reason() {
+            None => {}
             // The endpoints are closing. A second Close would be against RFC 6455, 5.5.1; that the
             // time has run out only bounds how long they may take.
             Some(Reason::Close(_)) if cause.is_timed() => {
@@ -123,12 +121,8 @@ impl Closing {
         states: &PerSide<SideState>,
         policy: &Policy,
     ) -> Actions {
-        // A Close that came in the same turn was first.
-        self.reason = self.reason.or_else(|| first_close(states));
-        let reason = match self.reason {
-            None | Some(Reason::Eof(_)) => Reason::Reset(side),
-            Some(reason) => reason,
-        };
+        self.record_close(states);
+        let reason = self.standing_reason().unwrap_or(Reason::Reset(side));
         let close = self.once(lost(side, states, policy));
         Actions { close, finish: Some(reason), ..Actions::default() }
     }
@@ -187,11 +181,8 @@ impl Closing {
         states: &PerSide<SideState>,
         policy: &Policy,
     ) -> Actions {
-        let reason = match self.reason {
-            None | Some(Reason::Eof(_)) if is_draining => Reason::Drain,
-            None | Some(Reason::Eof(_)) => Reason::Admin,
-            Some(reason) => reason,
-        };
+        let cut = if is_draining { Reason::Drain } else { Reason::Admin };
+        let reason = self.standing_reason().unwrap_or(cut);
         let frame = |code| CloseFrame { code, reason: "shutting down" };
         let codes = PerSide { client: policy.drain_close_code, backend: code::GOING_AWAY };
         // A side is owed a Close that has got none, neither the proxy's nor the other side's, and
@@ -205,6 +196,17 @@ impl Closing {
         });
         let close = self.once(close);
         Actions { close, finish: Some(reason), ..Actions::default() }
+    }
+
+    /// Records a Close that came in the same turn as what is handled now: it was first.
+    fn record_close(&mut self, states: &PerSide<SideState>) {
+        self.reason = self.reason.or_else(|| first_close(states));
+    }
+
+    /// Returns the reason that no other one replaces. An EOF alone may be a half-close, and gives
+    /// way.
+    fn standing_reason(&self) -> Option<Reason> {
+        self.reason.filter(|reason| !matches!(reason, Reason::Eof(_)))
     }
 
     /// Leaves out the Close of a side that was sent one before.
