@@ -67,6 +67,7 @@ mod builder;
 #[cfg(feature = "config")]
 mod config;
 mod connection;
+mod digits;
 mod events;
 mod handshake;
 #[cfg(feature = "internals")]

@@ -1,5 +1,7 @@
 //! Origins that may open a WebSocket (RFC 6455, 10.2; RFC 6454).
 
+use crate::digits;
+
 /// Origins that a section lists.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct OriginList {
@@ -102,9 +104,7 @@ impl Origin {
         let (host, port) = match authority[port_at..].find(':') {
             Some(colon) => {
                 let (host, port) = authority.split_at(port_at + colon);
-                // `u16::from_str` takes a plus sign, which no port has.
-                let digits = port[1..].bytes().all(|byte| byte.is_ascii_digit());
-                (host, Some(port[1..].parse::<u16>().ok().filter(|_| digits)?))
+                (host, Some(digits::number(&port[1..])?))
             }
             None => (authority, None),
         };

@@ -7,6 +7,7 @@ use super::fields::Fields;
 use super::forward::{declined_head, switching_head};
 use super::http::{ResponseHead, Version};
 use super::upgrade::UpgradeRequest;
+use crate::digits;
 
 /// GUID that the accept value is computed with (RFC 6455, 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -129,14 +130,8 @@ fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static str> {
     if lengths.any(|other| other != length) {
         return Err("the backend's answer has several lengths");
     }
-    parse_length(length).map(Framing::Length).ok_or("the backend's answer has a bad Content-Length")
-}
-
-/// Parses a length of digits only; `None` for any other, and for one beyond 64 bits.
-fn parse_length(value: &[u8]) -> Option<u64> {
-    // Digits only: `parse` takes a sign, too.
-    let text = std::str::from_utf8(value).ok()?;
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    let length = std::str::from_utf8(length).ok().and_then(digits::number);
+    length.map(Framing::Length).ok_or("the backend's answer has a bad Content-Length")
 }
 
 #[cfg(test)]

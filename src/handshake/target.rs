@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
+use crate::digits;
+
 /// Schemes of absolute targets that stand for this port (RFC 6455, 3; RFC 9110, 4.2).
 const SCHEMES: [&str; 4] = ["ws", "http", "wss", "https"];
 
@@ -81,8 +83,7 @@ fn is_host_byte(byte: u8) -> bool {
 fn is_port_suffix(text: &str) -> bool {
     match text.strip_prefix(':') {
         Some("") => true,
-        // Digits only: `parse` takes a sign, too.
-        Some(port) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+        Some(port) => digits::number::<u16>(port).is_some(),
         None => text.is_empty(),
     }
 }

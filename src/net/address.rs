@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::digits;
+
 /// A host and a port that can be looked up and connected to, or listened on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
@@ -89,11 +91,9 @@ impl Address {
             }
         };
         let port = match (port, default_port) {
-            // `u16::from_str` takes a plus sign, which no port has.
-            (Some(port), _) => match port.parse() {
-                Ok(number) if port.bytes().all(|byte| byte.is_ascii_digit()) => number,
-                _ => return Err("the port is not a number from 0 to 65535".to_owned()),
-            },
+            (Some(port), _) => {
+                digits::number(port).ok_or("the port is not a number from 0 to 65535")?
+            }
             (None, Some(port)) => port,
             (None, None) => return Err("the port is missing, as in 0.0.0.0:8080".to_owned()),
         };
