@@ -13,7 +13,7 @@ use super::Backend;
 use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
-use crate::net::timer::{Timer, within};
+use crate::net::timer::{Timer, io_within};
 
 /// Time for which an address is given to accept before the next one is tried beside it (RFC 8305,
 /// 5: Connection Attempt Delay).
@@ -62,15 +62,19 @@ pub(crate) async fn dial(
     result
 }
 
-/// Returns the graver one of two failed attempts' errors, the first of equal ones: time-outs give
-/// way to other errors, and those to a shortage of local ports, with which the backend may be well.
-pub(crate) fn graver(one: io::Error, other: io::Error) -> io::Error {
+/// Returns the gravest error of failed attempts, the first of equal ones, from that of the earlier
+/// attempts and that of the next one. Time-outs give way to other errors, and those to a shortage of
+/// local ports, with which the backend may be well.
+pub(crate) fn graver(gravest: Option<io::Error>, next: io::Error) -> io::Error {
     let rank = |error: &io::Error| match error.kind() {
         io::ErrorKind::TimedOut => 0,
         _ if net::out_of_ports(error) => 2,
         _ => 1,
     };
-    if rank(&one) < rank(&other) { other } else { one }
+    match gravest {
+        Some(gravest) if rank(&gravest) >= rank(&next) => gravest,
+        _ => next,
+    }
 }
 
 /// Returns the socket addresses of a backend in the order of this dial. An IP address is not looked
@@ -128,7 +132,7 @@ async fn connect_first(
                 if !is_shortage(&error) {
                     backend.failures().record(address, reactor.now());
                 }
-                gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
+                gravest = Some(graver(gravest, error));
             }
         }
     }
@@ -159,11 +163,10 @@ async fn first_of(
 fn attempt(reactor: &Rc<Reactor>, address: SocketAddr, settings: DialSettings) -> Attempt {
     let reactor = Rc::clone(reactor);
     let DialSettings { timeout, buffer, .. } = settings;
-    let outcome = Box::pin(async move {
-        within(&reactor, timeout, connect(&reactor, address, buffer))
-            .await
-            .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
-    });
+    let outcome =
+        Box::pin(
+            async move { io_within(&reactor, timeout, connect(&reactor, address, buffer)).await },
+        );
     Attempt { address, outcome }
 }
 

@@ -82,7 +82,7 @@ pub(super) async fn exchange(
             }
             Err(error) => {
                 Event::BackendUnreachable { backend: lease.backend(), error: &error }.emit();
-                gravest = [gravest, Some(error)].into_iter().flatten().reduce(graver);
+                gravest = Some(graver(gravest, error));
                 continue;
             }
         };
@@ -156,8 +156,7 @@ async fn converse(
             }
             error => Fault::Answer(no_head(error)),
         })?;
-        let response = ResponseHead::parse(read.bytes())
-            .map_err(|_| bad_answer("the backend's answer is not HTTP/1.1"))?;
+        let response = ResponseHead::parse(read.bytes()).map_err(|_| bad_answer(NOT_HTTP))?;
         rest = read.rest().to_vec();
         if let Some(answer) = Answer::judge(&response, request).map_err(bad_answer)? {
             return Ok((answer, rest));
@@ -169,27 +168,23 @@ async fn converse(
 
 /// Explanation for a backend that hangs up.
 const HUNG_UP: &str = "the backend closed the connection before it answered";
+/// Explanation for bytes that are no head of HTTP.
+const NOT_HTTP: &str = "the backend's answer is not HTTP/1.1";
 
 fn bad_answer(detail: &'static str) -> Fault {
     Fault::Answer(ErrorResponse::bad_answer(detail))
 }
 
 fn no_head(error: HeadError) -> ErrorResponse {
-    match error {
-        HeadError::TimedOut { .. } => ErrorResponse::response_timeout(),
-        HeadError::Ended { begun: false } | HeadError::Broken { .. } => {
-            ErrorResponse::bad_answer(HUNG_UP)
-        }
+    ErrorResponse::bad_answer(match error {
+        HeadError::TimedOut { .. } => return ErrorResponse::response_timeout(),
+        HeadError::Ended { begun: false } | HeadError::Broken { .. } => HUNG_UP,
         HeadError::Ended { begun: true } => {
-            ErrorResponse::bad_answer("the backend closed the connection within its answer's head")
+            "the backend closed the connection within its answer's head"
         }
-        HeadError::TooLong { .. } => {
-            ErrorResponse::bad_answer("the head of the backend's answer is too long")
-        }
-        HeadError::Malformed(_) => {
-            ErrorResponse::bad_answer("the backend's answer is not HTTP/1.1")
-        }
-    }
+        HeadError::TooLong { .. } => "the head of the backend's answer is too long",
+        HeadError::Malformed(_) => NOT_HTTP,
+    })
 }
 
 #[cfg(test)]
@@ -214,7 +209,8 @@ mod tests {
             (&[no_ports, refused, time], false, 503, "out_of_ports"),
             (&[time, refused, no_ports], false, 503, "out_of_ports"),
         ] {
-            let gravest = errors.iter().map(|&error| error.into()).reduce(graver);
+            let next = |gravest, &error: &Errno| Some(graver(gravest, error.into()));
+            let gravest = errors.iter().fold(None, next);
             let response = unanswered(gravest.as_ref(), has_hung_up);
             assert_eq!((response.status, response.reason), (status, reason), "{errors:?}");
         }

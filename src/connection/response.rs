@@ -12,7 +12,7 @@ use crate::handshake::error_response::ErrorResponse;
 use crate::net;
 use crate::net::close::linger;
 use crate::net::socket::Socket;
-use crate::net::timer::within;
+use crate::net::timer::io_within;
 
 /// Time for a client to take a response of the proxy.
 const RESPONSE_TIME: Duration = Duration::from_secs(5);
@@ -98,8 +98,7 @@ async fn forward(
             BodyProgress::Fault(_) => return fault("the backend's body has broken chunks"),
         }
         bytes.resize(STEP, 0);
-        let read = within(client.reactor(), timeout, backend.read(&mut bytes)).await;
-        let count = read.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))?;
+        let count = io_within(client.reactor(), timeout, backend.read(&mut bytes)).await?;
         bytes.truncate(count);
         if count == 0 {
             let is_whole = body.may_end_here();

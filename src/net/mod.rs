@@ -20,7 +20,7 @@ use futures_lite::AsyncWriteExt;
 use rustix::io::Errno;
 
 use self::socket::Socket;
-use self::timer::within;
+use self::timer::io_within;
 
 /// Writes all bytes within a time.
 ///
@@ -32,9 +32,7 @@ pub(crate) async fn write_within(
     mut socket: &Socket,
     bytes: &[u8],
 ) -> io::Result<()> {
-    within(socket.reactor(), time, socket.write_all(bytes))
-        .await
-        .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+    io_within(socket.reactor(), time, socket.write_all(bytes)).await
 }
 
 /// Returns whether an error says that this process, or the system, has no descriptors left.

@@ -1,6 +1,7 @@
 //! Timers of a thread's event loop.
 
 use std::future::{self, Future};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -68,6 +69,19 @@ pub(crate) async fn within<T>(
         Poll::Pending => Pin::new(&mut timer).poll(context).map(|()| None),
     })
     .await
+}
+
+/// Returns the result of I/O, for which running out of time is one more error.
+///
+/// # Errors
+///
+/// Those of the I/O; `TimedOut` if it takes longer than `time`.
+pub(crate) async fn io_within<T>(
+    reactor: &Rc<Reactor>,
+    time: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    within(reactor, time, work).await.unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]
