@@ -7,20 +7,19 @@ use crate::backend::dial::DialSettings;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
 use crate::net::address::Address;
+use crate::tunnel::control::code;
 use crate::tunnel::policy::{Policy, RateAction};
 
 /// Default time for a connection attempt, in milliseconds.
 const CONNECT_TIMEOUT_MS: i64 = 5_000;
-/// Default time for which the addresses of a name are used, in milliseconds.
-const RESOLVE_INTERVAL_MS: i64 = 1_000;
+/// Default time for which the addresses of a name are used.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Default time for the client's whole head, in milliseconds.
 const READ_TIMEOUT_MS: i64 = 30_000;
 /// Smallest size of a socket's buffer, in bytes; the kernel silently rounds up a smaller one.
 const SOCKET_BUFFER_MIN: i64 = 4_096;
 /// Largest size of a socket's buffer, in bytes: `setsockopt` takes an int.
 const SOCKET_BUFFER_MAX: i64 = i32::MAX as i64;
-/// Default code of the proxy's own Close: going away (RFC 6455, section 7.4.1).
-const CLOSE_CODE: u16 = 1_001;
 
 /// Declares a table as given, an optional field for each key, together with the list of its keys.
 ///
@@ -158,12 +157,18 @@ impl RawSection {
         let connect_timeout =
             timeout("connect_timeout_ms", self.connect_timeout_ms, CONNECT_TIMEOUT_MS)?;
         let max_connections = limit("max_connections", self.max_connections)?;
+        let resolve_interval = time_or(
+            "resolve_interval_ms",
+            self.resolve_interval_ms,
+            RESOLVE_INTERVAL,
+            "no use beyond the look-up",
+        )?;
         Ok(Settings {
             name: self.name.clone(),
             bind,
             backends,
             connect_timeout,
-            resolve_interval: self.resolve_interval()?,
+            resolve_interval,
             read_timeout,
             response_timeout,
             host: self.host.unwrap_or_default(),
@@ -213,12 +218,6 @@ impl RawSection {
                 .map(Some)
                 .map_err(|(index, problem)| Invalid::element(KEY, index, problem)),
         }
-    }
-
-    fn resolve_interval(&self) -> Result<Duration, Invalid> {
-        let given = self.resolve_interval_ms.or(Some(RESOLVE_INTERVAL_MS));
-        let interval = time("resolve_interval_ms", given, "no use beyond the look-up")?;
-        Ok(interval.unwrap_or_default())
     }
 
     fn socket_buffer(&self) -> Result<Option<usize>, Invalid> {
@@ -284,7 +283,7 @@ impl Default for Drain {
             delay: Duration::ZERO,
             spread: Duration::from_secs(5),
             timeout: Duration::from_secs(8),
-            close_code: CLOSE_CODE,
+            close_code: code::GOING_AWAY,
             close_grace: Duration::from_secs(2),
         }
     }
@@ -298,14 +297,10 @@ impl RawDrain {
     /// The first setting that cannot be used.
     pub(crate) fn check(&self) -> Result<Drain, Invalid> {
         let default = Drain::default();
-        let time = |key, given: Option<i64>, default: Duration, zero| match given {
-            None => Ok(default),
-            given => Ok(time(key, given, zero)?.unwrap_or_default()),
-        };
-        let delay = time("drain_delay_ms", self.delay_ms, default.delay, "no delay")?;
-        let spread = time("drain_spread_ms", self.spread_ms, default.spread, "all at once")?;
+        let delay = time_or("drain_delay_ms", self.delay_ms, default.delay, "no delay")?;
+        let spread = time_or("drain_spread_ms", self.spread_ms, default.spread, "all at once")?;
         let close_grace =
-            time("close_grace_ms", self.close_grace_ms, default.close_grace, "a moment")?;
+            time_or("close_grace_ms", self.close_grace_ms, default.close_grace, "a moment")?;
         let timeout = match self.timeout_ms {
             None => default.timeout,
             given => timeout("drain_timeout_ms", given, 0)?,
@@ -359,6 +354,19 @@ fn time(key: &'static str, given: Option<i64>, zero: &str) -> Result<Option<Dura
     Ok(ms.map(Duration::from_millis))
 }
 
+/// Returns a time given in milliseconds that may be zero, or its default.
+fn time_or(
+    key: &'static str,
+    given: Option<i64>,
+    default: Duration,
+    zero: &str,
+) -> Result<Duration, Invalid> {
+    match given {
+        None => Ok(default),
+        given => Ok(time(key, given, zero)?.unwrap_or_default()),
+    }
+}
+
 /// Returns a number above zero, `None` for 0: no limit.
 fn limit(key: &'static str, given: Option<i64>) -> Result<Option<u64>, Invalid> {
     number(key, given, "0 for no limit, or a positive number")
@@ -375,7 +383,7 @@ fn number(key: &'static str, given: Option<i64>, allowed: &str) -> Result<Option
 
 /// Returns a code that an endpoint may put into a Close, by default 1001.
 fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
-    sendable(key, given.unwrap_or(CLOSE_CODE.into()), "")
+    sendable(key, given.unwrap_or(code::GOING_AWAY.into()), "")
 }
 
 /// Returns a code that an endpoint may put into a Close, by default and for 0 none.
