@@ -20,7 +20,7 @@ pub(crate) type PingPayload = [u8; 8];
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 /// Most payload bytes of a control frame (RFC 6455, 5.5).
-const MAX_PAYLOAD: usize = 125;
+pub(super) const MAX_PAYLOAD: usize = 125;
 
 /// Builds a Close frame. A frame to a backend has a masking key, one to a client has none (RFC
 /// 6455, 5.3).

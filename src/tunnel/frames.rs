@@ -27,7 +27,7 @@ enum Position {
     Opaque,
 }
 
-/// FrameEvent in the stream of one direction.
+/// Event in the stream of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameEvent {
     /// The last byte of a header.

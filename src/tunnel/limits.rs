@@ -1,5 +1,6 @@
 //! Limits of one direction, judged at each frame's header.
 
+use super::control;
 use super::frames::{Header, Opcode};
 use super::policy::Policy;
 
@@ -40,8 +41,8 @@ impl FrameLimits {
             Opcode::Continuation => self.message.unwrap_or(0).saturating_add(header.length),
             Opcode::Text | Opcode::Binary => header.length,
             // These belong to no message, and leave the open one as it is. A control frame as it
-            // should be (5.5: at most 125 bytes) is not held against the limit of a message.
-            Opcode::Close | Opcode::Ping | Opcode::Pong if header.length <= 125 => 0,
+            // should be is not held against the limit of a message.
+            Opcode::Close | Opcode::Ping | Opcode::Pong if is_short(header) => 0,
             Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Other => header.length,
         };
         if !header.is_control() && header.opcode() != Opcode::Other {
@@ -59,9 +60,7 @@ impl FrameLimits {
             Opcode::Continuation => is_continued,
             Opcode::Text | Opcode::Binary => !is_continued,
             // 5.5: control frames are short and not fragmented.
-            Opcode::Close | Opcode::Ping | Opcode::Pong => {
-                header.is_final() && header.length <= 125
-            }
+            Opcode::Close | Opcode::Ping | Opcode::Pong => header.is_final() && is_short(header),
             // 5.2: reserved opcodes fail the connection.
             Opcode::Other => false,
         };
@@ -70,4 +69,9 @@ impl FrameLimits {
         fits && header.mask.is_some() == self.masked
             && (self.extended || !header.has_reserved_bits())
     }
+}
+
+/// Returns whether the payload is no longer than that of a control frame may be (RFC 6455, 5.5).
+fn is_short(header: &Header) -> bool {
+    header.length <= control::MAX_PAYLOAD as u64
 }
