@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
@@ -11,6 +11,8 @@ use super::address::Address;
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4_096;
+/// Flags of every socket, of those that are accepted too.
+pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 /// Silence after which TCP itself probes a peer.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
@@ -32,9 +34,7 @@ pub(crate) fn listen(bind: &Address, buffer: Option<usize>) -> io::Result<TcpLis
 
 /// The standard library's own `bind` has a backlog of 128, too short for a storm of reconnects.
 fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let socket = open(address)?;
     // Connections of a predecessor in TIME_WAIT do not hold the port.
     sockopt::set_socket_reuseaddr(&socket, true)?;
     // Accepted sockets inherit these, which saves each its system calls.
@@ -44,6 +44,16 @@ fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListen
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))
+}
+
+/// Opens a non-blocking TCP socket of the address's family.
+///
+/// # Errors
+///
+/// Those of socket(2).
+pub(super) fn open(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, FLAGS, None)?)
 }
 
 /// Prepares a listening socket that somebody else has opened: what [`listen`] sets, except for the

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
+use rustix::net::{acceptfrom_with, sockopt};
 use rustix::pipe::{SpliceFlags, splice};
 
-use super::listen::limit_buffers;
+use super::listen::{FLAGS, limit_buffers, open};
 use super::reactor::{Key, Reactor, Waiters};
 use super::readiness::{Readiness, retry};
 
@@ -69,9 +69,7 @@ impl Socket {
         address: SocketAddr,
         buffer: Option<usize>,
     ) -> io::Result<Self> {
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        let socket = open(address)?;
         limit_buffers(&socket, buffer)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
@@ -262,10 +260,9 @@ impl Listener {
     ///
     /// Those of accept(2). They concern one client, or a shortage; the listener goes on.
     pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (socket, peer) = poll_fn(|context| {
             let accept = |known: &mut Readiness| {
-                let accepted = retry(|| Ok(acceptfrom_with(&self.socket, flags)?))?;
+                let accepted = retry(|| Ok(acceptfrom_with(&self.socket, FLAGS)?))?;
                 known.readable = accepted.is_some();
                 Ok(accepted)
             };
@@ -373,6 +370,7 @@ fn write(known: &mut Readiness, mut stream: &TcpStream, bytes: &[u8]) -> io::Res
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::{AddressFamily, SocketType};
     use smol::LocalExecutor;
 
     use super::*;
