@@ -39,7 +39,8 @@ impl WsProxy {
     /// Creates a proxy before these backends, each `host`, `host:port` or `ws://host:port`, IPv6
     /// addresses in brackets; a missing port is 80. Handshakes go to them in turn.
     ///
-    /// Names are looked up anew at each connection.
+    /// Names are looked up again and again, see
+    /// [`resolve_interval_ms`](WsProxy::resolve_interval_ms).
     pub fn new<I>(backends: I) -> Self
     where
         I: IntoIterator,

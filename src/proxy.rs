@@ -221,12 +221,7 @@ impl Deadline {
 
     /// Completes when the time has come, or at once if it has.
     async fn passed(&self) {
-        match self.0 {
-            Some(at) => {
-                Timer::at(at).await;
-            }
-            None => future::pending().await,
-        }
+        self.0.map_or_else(Timer::never, Timer::at).await;
     }
 }
 

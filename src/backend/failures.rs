@@ -27,7 +27,7 @@ impl RecentFailures {
         now: Instant,
     ) -> Vec<SocketAddr> {
         let has_failed = |address: &SocketAddr| {
-            { &self.addresses }.iter().any(|(failed, at)| failed == address && is_recent(*at, now))
+            self.addresses.iter().any(|(failed, at)| failed == address && is_recent(*at, now))
         };
         let (failed, good): (Vec<_>, Vec<_>) =
             addresses.iter().copied().partition(|address| has_failed(address));

@@ -219,20 +219,19 @@ impl Name {
         interval: Duration,
     ) -> Result<Addresses, Receiver<Infallible>> {
         let mut state = self.lock();
-        let advice = state.answers.ask(now, interval);
-        if let Advice::Use(addresses) = advice {
-            return Ok(addresses);
-        }
+        let (addresses, begins) = match state.answers.ask(now, interval) {
+            Advice::Use(addresses) => return Ok(addresses),
+            Advice::Refresh(addresses) => (Some(addresses), true),
+            Advice::LookUp => (None, true),
+            Advice::Wait => (None, false),
+        };
         let (_, done) = state.done.get_or_insert_with(|| bounded(1));
         let done = done.clone();
         drop(state);
-        if matches!(advice, Advice::LookUp | Advice::Refresh(_)) {
+        if begins {
             self.resolver.queue(Arc::clone(self));
         }
-        match advice {
-            Advice::Use(addresses) | Advice::Refresh(addresses) => Ok(addresses),
-            Advice::LookUp | Advice::Wait => Err(done),
-        }
+        addresses.ok_or(done)
     }
 
     /// Records the end of a look-up, and wakes all who wait for it.

@@ -1,6 +1,5 @@
 //! Commands from other threads to a worker.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -100,7 +99,6 @@ impl Queue {
         if self.is_asleep.swap(false, Ordering::SeqCst)
             && let Err(error) = self.waker.wake()
         {
-            let error: io::Error = error;
             log::error!(error:%; "wake_failed");
         }
     }
