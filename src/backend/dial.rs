@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::Backend;
+use super::answers::in_turn;
 use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
@@ -56,7 +57,9 @@ pub(crate) async fn dial(
         Err(error) => Err(error),
     };
     match &result {
-        Err(error) if !is_shortage(error) => backend.failures().record_dial(reactor.now()),
+        Err(error) if !is_shortage(error) => {
+            backend.failures.with(|failures| failures.record_dial(reactor.now()));
+        }
         _ => {}
     }
     result
@@ -93,7 +96,8 @@ async fn addresses(
     found.iter_mut().for_each(|address| address.set_port(port));
     // Relaxed: the counter guards no other memory.
     let turn = backend.next_dial.fetch_add(1, Ordering::Relaxed);
-    Ok(backend.failures().order(&found, turn, reactor.now()))
+    let order = backend.failures.with_any(|failures| failures.order(&found, turn, reactor.now()));
+    Ok(order.unwrap_or_else(|| in_turn(&found, turn)))
 }
 
 /// Tries the addresses in this order, the next one as soon as one fails, or beside the others if
@@ -120,17 +124,16 @@ async fn connect_first(
         match result {
             Ok(socket) => {
                 // Those that began earlier had more time, and have been overtaken.
-                let mut failures = backend.failures();
-                running[..index]
-                    .iter()
-                    .for_each(|late| failures.record(late.address, reactor.now()));
-                failures.forget(address);
+                for Attempt { address, .. } in &running[..index] {
+                    backend.failures.with(|failures| failures.record(*address, reactor.now()));
+                }
+                backend.failures.with_any(|failures| failures.forget(address));
                 return Ok(socket);
             }
             Err(error) if net::out_of_descriptors(&error) => return Err(error),
             Err(error) => {
                 if !is_shortage(&error) {
-                    backend.failures().record(address, reactor.now());
+                    backend.failures.with(|failures| failures.record(address, reactor.now()));
                 }
                 gravest = Some(graver(gravest, error));
             }
@@ -242,7 +245,7 @@ mod tests {
         assert_eq!(peer.unwrap(), good);
         assert!(begin.elapsed() >= ATTEMPT_DELAY, "{:?}", begin.elapsed());
         // The silent one was overtaken, and comes last from now on.
-        let order = backend.failures().order(&[silent, good], 0, Instant::now());
+        let order = backend.failures.with(|all| all.order(&[silent, good], 0, Instant::now()));
         assert_eq!(order, [good, silent]);
     }
 
@@ -252,7 +255,7 @@ mod tests {
         drop(closed);
         let (backend, peer) = connect_to(&[refusing, good], NEVER);
         assert_eq!(peer.unwrap(), good);
-        let order = backend.failures().order(&[refusing, good], 0, Instant::now());
+        let order = backend.failures.with(|all| all.order(&[refusing, good], 0, Instant::now()));
         assert_eq!(order, [good, refusing]);
     }
 

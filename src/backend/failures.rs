@@ -1,12 +1,39 @@
 //! Memory of failed dials of one backend. Pure: time is an argument.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::answers::in_turn;
+use super::lock;
 
 /// Time for which what has failed is tried after everything else.
 const MEMORY: Duration = Duration::from_secs(10);
+
+/// The recent failures of a backend, for all workers. While there are none, nobody takes the lock:
+/// handshakes with backends that are well do not meet in it.
+#[derive(Debug, Default)]
+pub(super) struct SharedFailures {
+    are_any: AtomicBool,
+    recent: Mutex<RecentFailures>,
+}
+
+impl SharedFailures {
+    /// Reads or changes the failures.
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut RecentFailures) -> T) -> T {
+        let mut recent = lock(&self.recent);
+        let done = f(&mut recent);
+        // Relaxed: what the flag tells of is read under the lock.
+        self.are_any.store(!recent.is_empty(), Ordering::Relaxed);
+        done
+    }
+
+    /// Reads or changes the failures, if there are any.
+    pub(super) fn with_any<T>(&self, f: impl FnOnce(&mut RecentFailures) -> T) -> Option<T> {
+        self.are_any.load(Ordering::Relaxed).then(|| self.with(f))
+    }
+}
 
 /// Recent failures of a backend, each with its time.
 #[derive(Debug, Default)]
@@ -56,6 +83,10 @@ impl RecentFailures {
     /// Returns whether the backend is to be tried after the others.
     pub(super) fn is_down(&self, now: Instant) -> bool {
         self.backend.is_some_and(|at| is_recent(at, now))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.backend.is_none()
     }
 
     /// Notes that a handshake begins with this backend. If it was down, it stays down for the
@@ -128,5 +159,24 @@ mod tests {
         assert!(failures.is_down(again));
         failures.forget(address(1));
         assert!(!failures.is_down(again));
+    }
+
+    #[test]
+    fn only_where_something_has_failed_is_the_lock_taken() {
+        let (start, failures) = (Instant::now(), SharedFailures::default());
+        let is_down = |at| failures.with_any(|failures| failures.is_down(at));
+        {
+            let _held = lock(&failures.recent);
+            // With the lock taken it would wait for ever.
+            assert_eq!(is_down(start), None);
+        }
+        failures.with(|failures| failures.record_dial(start));
+        assert_eq!(is_down(start), Some(true));
+        failures.with(|failures| failures.record(address(1), start));
+        failures.with_any(|failures| failures.forget(address(2)));
+        // One of its addresses has failed still.
+        assert_eq!(is_down(start), Some(false));
+        failures.with_any(|failures| failures.forget(address(1)));
+        assert_eq!(is_down(start), None);
     }
 }

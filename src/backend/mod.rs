@@ -13,7 +13,7 @@ mod resolve;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::failures::RecentFailures;
+use self::failures::SharedFailures;
 use self::resolve::{Name, Resolver};
 use crate::net::address::Address;
 
@@ -25,7 +25,7 @@ pub(crate) struct Backend {
     name: Option<Arc<Name>>,
     /// Number of the next dial, for the turns of its addresses.
     next_dial: AtomicUsize,
-    failures: Mutex<RecentFailures>,
+    failures: SharedFailures,
     /// Number of leases that are held.
     leases: AtomicUsize,
 }
@@ -47,7 +47,7 @@ impl Backend {
             address,
             name,
             next_dial: AtomicUsize::new(0),
-            failures: Mutex::default(),
+            failures: SharedFailures::default(),
             leases: AtomicUsize::new(0),
         }
     }
@@ -56,11 +56,6 @@ impl Backend {
     /// it is configured.
     pub(crate) fn name(&self) -> &str {
         &self.address.authority
-    }
-
-    /// Locks the memory of failed dials, in which no code panics.
-    fn failures(&self) -> MutexGuard<'_, RecentFailures> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,6 +75,11 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.leases.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Locks; no code that can panic runs under any of the locks of this folder.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -25,8 +25,9 @@ impl Pool {
     /// backend once: those whose dials have failed in the last 10 s come after the others. A lease
     /// is taken only when the iterator reaches it.
     pub(crate) fn pick(&self, now: Instant) -> impl Iterator<Item = Lease> {
-        let (mut down, mut up): (Vec<_>, Vec<_>) =
-            self.backends.iter().partition(|backend| backend.failures().is_down(now));
+        let (mut down, mut up): (Vec<_>, Vec<_>) = self.backends.iter().partition(|backend| {
+            backend.failures.with_any(|failures| failures.is_down(now)) == Some(true)
+        });
         if up.is_empty() {
             std::mem::swap(&mut up, &mut down);
         }
@@ -34,7 +35,7 @@ impl Pool {
         // that is down.
         let order: Vec<_> = self.balance.order(up.len()).map(|index| up[index]).collect();
         if let Some(first) = order.first() {
-            first.failures().try_again(now);
+            first.failures.with_any(|failures| failures.try_again(now));
         }
         order.into_iter().chain(down).map(Lease::new)
     }
@@ -78,7 +79,7 @@ mod tests {
         let order = |now| -> Vec<_> {
             pool.pick(now).map(|lease| lease.backend().name()[..1].to_owned()).collect()
         };
-        pool.backends[1].failures().record_dial(start);
+        pool.backends[1].failures.with(|failures| failures.record_dial(start));
         let orders = [(); 4].map(|()| order(start).concat());
         assert_eq!(orders, ["acb", "cab", "acb", "cab"]);
         // Later one handshake tries it in its turn, and the others wait for what comes of that.
@@ -87,7 +88,7 @@ mod tests {
         assert_eq!(orders.iter().filter(|order| order.starts_with('b')).count(), 1, "{orders:?}");
         // If all have failed, they take turns as ever.
         for backend in &pool.backends {
-            backend.failures().record_dial(later);
+            backend.failures.with(|failures| failures.record_dial(later));
         }
         let mut firsts = [(); 3].map(|()| order(later)[0].clone());
         firsts.sort_unstable();

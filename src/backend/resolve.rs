@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use smol::channel::{Receiver, Sender, bounded};
 
 use super::answers::{Addresses, Advice, Answers, patience};
+use super::lock;
 use crate::net::reactor::Reactor;
 use crate::net::timer::within;
 
@@ -253,11 +254,6 @@ impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Name").field("host", &self.host).finish_non_exhaustive()
     }
-}
-
-/// Locks; no code that can panic runs under any of these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
