@@ -183,9 +183,18 @@ impl WsProxy {
         self
     }
 
-    /// Limits the messages that a client may send within a second. Default: 0, no limit.
+    /// Limits the messages that a client may send within a second; one second's worth may come at
+    /// once. Default: 0, no limit.
     pub fn max_messages_per_second(mut self, messages: u64) -> Self {
         self.raw.max_messages_per_second = Some(number(messages));
+        self
+    }
+
+    /// Limits the frames that a client may send within a second, control frames and fragments
+    /// included; a Close always passes. Default, and 0: ten times
+    /// [`max_messages_per_second`](WsProxy::max_messages_per_second), where that is set.
+    pub fn max_frames_per_second(mut self, frames: u64) -> Self {
+        self.raw.max_frames_per_second = Some(number(frames));
         self
     }
 

@@ -401,6 +401,7 @@ lifetime_close_code = 1012
 max_message_bytes = 9
 max_frame_bytes = 10
 max_messages_per_second = 11
+max_frames_per_second = 13
 rate_action = "close"
 strict_frames = true
 backend_lost_code = 1014
@@ -431,8 +432,8 @@ client_lost_code = 1001
         assert_eq!(policy.lifetime_close_code, 1012);
         assert_eq!((policy.max_message, policy.max_frame), (Some(9), Some(10)));
         assert_eq!(
-            (policy.max_messages_per_second, policy.rate_action),
-            (Some(11), crate::RateAction::Close)
+            (policy.max_messages_per_second, policy.max_frames_per_second, policy.rate_action),
+            (Some(11), Some(13), crate::RateAction::Close)
         );
         assert!(policy.strict_frames);
         assert_eq!((policy.backend_lost_code, policy.client_lost_code), (Some(1014), Some(1001)));

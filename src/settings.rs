@@ -65,6 +65,7 @@ raw_table! {
         max_message_bytes: i64,
         max_frame_bytes: i64,
         max_messages_per_second: i64,
+        max_frames_per_second: i64,
         rate_action: RateAction,
         strict_frames: bool,
         backend_lost_code: i64,
@@ -246,6 +247,7 @@ impl RawSection {
             max_message: limit("max_message_bytes", self.max_message_bytes)?,
             max_frame: limit("max_frame_bytes", self.max_frame_bytes)?,
             max_messages_per_second: self.max_messages_per_second()?,
+            max_frames_per_second: self.max_frames_per_second()?,
             rate_action: self.rate_action.unwrap_or_default(),
             strict_frames: self.strict_frames.unwrap_or_default(),
             backend_lost_code: lost_code("backend_lost_code", self.backend_lost_code)?,
@@ -256,12 +258,15 @@ impl RawSection {
     }
 
     fn max_messages_per_second(&self) -> Result<Option<u32>, Invalid> {
-        let given = self.max_messages_per_second.unwrap_or(0);
-        let messages = u32::try_from(given).map_err(|_| {
-            let allowed = format!("0 for no limit, or 1 to {}", u32::MAX);
-            Invalid::out_of_range("max_messages_per_second", given, &allowed)
-        })?;
-        Ok((messages > 0).then_some(messages))
+        rate("max_messages_per_second", self.max_messages_per_second, "no limit")
+    }
+
+    /// Returns the rate of frames: where it is not given, ten times that of messages.
+    fn max_frames_per_second(&self) -> Result<Option<u32>, Invalid> {
+        let zero = "ten times max_messages_per_second";
+        let frames = rate("max_frames_per_second", self.max_frames_per_second, zero)?;
+        let messages = self.max_messages_per_second()?;
+        Ok(frames.or_else(|| messages.map(|messages| messages.saturating_mul(10))))
     }
 }
 
@@ -365,6 +370,15 @@ fn time_or(
         None => Ok(default),
         given => Ok(time(key, given, zero)?.unwrap_or_default()),
     }
+}
+
+/// Returns a number within a second, `None` for 0; `zero` is what an error says of the 0.
+fn rate(key: &'static str, given: Option<i64>, zero: &str) -> Result<Option<u32>, Invalid> {
+    let given = given.unwrap_or(0);
+    let number = u32::try_from(given).map_err(|_| {
+        Invalid::out_of_range(key, given, &format!("0 for {zero}, or 1 to {}", u32::MAX))
+    })?;
+    Ok((number > 0).then_some(number))
 }
 
 /// Returns a number above zero, `None` for 0: no limit.

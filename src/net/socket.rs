@@ -136,7 +136,8 @@ impl Socket {
     pub(crate) fn try_splice_into(&self, pipe: impl AsFd, max: usize) -> io::Result<Option<usize>> {
         self.registered.with(|known| {
             let moved = retry(|| Ok(splice(&self.stream, None, &pipe, None, max, SPLICE)?))?;
-            known.readable = moved.is_some();
+            // At urgent data it stops short and finds nothing, though more has come: a read tells.
+            known.readable = moved.is_some() || known.ending;
             Ok(moved)
         })
     }

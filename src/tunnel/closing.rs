@@ -749,7 +749,7 @@ mod tests {
 
     #[test]
     fn each_cause_has_its_reason_and_its_codes() {
-        use Violation::{MessageTooBig, Protocol};
+        use Violation::{MessageTooBig, Protocol, Rate};
         let policy = Policy { lifetime_close_code: 4000, drain_close_code: 1012, ..policy() };
         let rows = [
             // (cause, name, client's code, backend's code)
@@ -757,7 +757,7 @@ mod tests {
             (Cause::Violation(Side::Backend, MessageTooBig), "message_too_big", 1001, 1009),
             (Cause::Violation(Side::Client, Protocol), "protocol", 1002, 1001),
             (Cause::Violation(Side::Backend, Protocol), "protocol", 1001, 1002),
-            (Cause::Rate, "rate", 1008, 1001),
+            (Cause::Violation(Side::Client, Rate), "rate", 1008, 1001),
             (Cause::Drain, "drain", 1012, 0),
             (Cause::Lifetime, "lifetime", 4000, 0),
             (Cause::Idle, "idle", 1001, 1001),

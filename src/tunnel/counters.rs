@@ -7,7 +7,7 @@ use super::frames::{Header, Opcode};
 /// Four bytes wrap after 4 billion messages, as metrics expect of counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FrameCounters {
-    /// Payload bytes of all frames, as their headers announce them.
+    /// Payload bytes of all frames that passed, as their headers announce them.
     pub(crate) payload: u64,
     /// Text messages, counted at their first frame.
     pub(crate) text: u32,
@@ -45,15 +45,17 @@ impl FrameCounters {
             Opcode::Binary => &mut self.binary,
             Opcode::Ping => &mut self.pings,
             Opcode::Pong => &mut self.pongs,
-            Opcode::Close => {
-                if self.close == CloseSeen::None {
-                    self.close = CloseSeen::WithoutCode;
-                }
-                return;
-            }
+            Opcode::Close => return self.record_close(header),
             Opcode::Continuation | Opcode::Other => return,
         };
         *counter = counter.wrapping_add(1);
+    }
+
+    /// Records a Close, and no count.
+    pub(crate) fn record_close(&mut self, header: &Header) {
+        if header.opcode() == Opcode::Close && self.close == CloseSeen::None {
+            self.close = CloseSeen::WithoutCode;
+        }
     }
 
     /// Records the next payload bytes of a Close: the first two are its code (RFC 6455, 5.5.1).

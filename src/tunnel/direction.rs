@@ -1,7 +1,7 @@
 //! One direction of a tunnel: from the source's socket, through the frame filter, to the sink's.
 
 use super::buffers::{Buffers, SCRATCH};
-use super::filter::{Filtered, FrameFilter};
+use super::filter::{Filtered, FrameFilter, Stop};
 use super::limits::Violation;
 use super::policy::Policy;
 use super::splice::{PIPE_BYTES, Pipe, Pipes};
@@ -30,10 +30,14 @@ pub(super) struct Direction {
     is_bulk: bool,
     /// The source has sent something since [`take_fresh`](Direction::take_fresh).
     is_fresh: bool,
+    /// The filter holds bytes, and nothing is read before they have passed.
     is_paused: bool,
     /// Bytes that the sink has taken.
     written: u64,
     filter: FrameFilter,
+    /// Bytes that have been copied from the source.
+    #[cfg(test)]
+    copied: u64,
 }
 
 /// Bytes that the sink has not taken yet.
@@ -94,12 +98,18 @@ impl Direction {
             is_paused: false,
             written: 0,
             filter,
+            #[cfg(test)]
+            copied: 0,
         };
         let mut filtered = Vec::new();
-        let Filtered { bytes, violation } = direction.filter.filter(early, policy, &mut filtered);
+        let Filtered { bytes, stop } = direction.filter.filter(early, policy, &mut filtered);
         let bytes = bytes.to_vec();
         direction.append(bytes);
-        (direction, violation)
+        direction.is_paused = stop == Some(Stop::Held);
+        match stop {
+            Some(Stop::Violation(violation)) => (direction, Some(violation)),
+            Some(Stop::Held) | None => (direction, None),
+        }
     }
 
     /// Returns the bytes that the sink has taken, the head included.
@@ -120,11 +130,7 @@ impl Direction {
         std::mem::take(&mut self.is_fresh)
     }
 
-    /// Pauses or resumes reading.
-    pub(super) fn pause(&mut self, is_paused: bool) {
-        self.is_paused = is_paused;
-    }
-
+    /// Returns whether the source has to wait, since it is above its rate.
     pub(super) fn is_paused(&self) -> bool {
         self.is_paused
     }
@@ -144,15 +150,10 @@ impl Direction {
         self.pending.is_none()
     }
 
-    /// Returns whether the source is read as soon as it sends something, unless it is paused.
-    pub(super) fn can_read(&self) -> bool {
-        self.phase == Phase::Open && self.is_flushed()
-    }
-
     /// Returns whether the source is read as soon as it sends something. If not, a break of its
     /// connection shows nowhere.
     pub(super) fn is_reading(&self) -> bool {
-        self.can_read() && !self.is_paused
+        self.phase == Phase::Open && self.is_flushed() && !self.is_paused
     }
 
     /// Inserts a control frame, now or at the next boundary; `is_last` closes the direction after
@@ -205,12 +206,20 @@ impl Direction {
             }
             // No read is made that is known to find nothing: the event that ends this wait will
             // come.
-            if self.phase == Phase::Done || self.is_paused || !source.is_readable() {
+            if self.phase == Phase::Done || !self.is_paused && !source.is_readable() {
                 return Ok(Progress::Waiting);
             }
             // Pipes move more in a round than reads do, so the turn is bounded in bytes as well.
             if self.written >= enough {
                 break;
+            }
+            // What is held came before what is still to be read. A refill lets some of it pass.
+            if self.is_paused {
+                self.relay_held(sink, policy, &mut buffers.filtered)?;
+                if self.is_paused {
+                    return Ok(Progress::Waiting);
+                }
+                continue;
             }
             match self.borrow_pipe(&mut buffers.pipes) {
                 Some(pipe) => self.fill(pipe, source, &mut buffers.pipes)?,
@@ -282,12 +291,29 @@ impl Direction {
                 Ok(())
             }
             Some(count) => {
+                self.is_fresh = true;
+                #[cfg(test)]
+                {
+                    self.copied += count as u64;
+                }
                 self.relay(&scratch[..count], sink, policy, filtered)?;
                 // A read that fills its room, within a large payload, is the sign of bulk.
                 self.is_bulk = count == room && self.is_worth_a_pipe();
                 Ok(())
             }
         }
+    }
+
+    /// Writes what now passes of the bytes that are held.
+    fn relay_held(
+        &mut self,
+        sink: &Socket,
+        policy: &Policy,
+        filtered: &mut Vec<u8>,
+    ) -> Result<(), RelayError> {
+        self.is_paused = false;
+        let held = self.filter.take_held();
+        self.relay(&held, sink, policy, filtered)
     }
 
     /// Writes what passes of a chunk.
@@ -298,8 +324,7 @@ impl Direction {
         policy: &Policy,
         filtered: &mut Vec<u8>,
     ) -> Result<(), RelayError> {
-        self.is_fresh = true;
-        let Filtered { bytes, violation } = self.filter.filter(chunk, policy, filtered);
+        let Filtered { bytes, stop } = self.filter.filter(chunk, policy, filtered);
         // Behind pending bytes nothing is tried: the order is the stream's.
         let goes_now = self.pending.is_none() && !bytes.is_empty() && sink.is_writable();
         let written = if goes_now {
@@ -312,7 +337,14 @@ impl Direction {
             let rest = bytes[written..].to_vec();
             self.append(rest);
         }
-        violation.map_or(Ok(()), |violation| Err(RelayError::Violation(violation)))
+        match stop {
+            None => Ok(()),
+            Some(Stop::Held) => {
+                self.is_paused = true;
+                Ok(())
+            }
+            Some(Stop::Violation(violation)) => Err(RelayError::Violation(violation)),
+        }
     }
 
     /// Fills a pipe from the source.
@@ -437,7 +469,7 @@ mod tests {
         while !direction.is_done() {
             let progress = direction.advance([&source, &sink], false, &policy, &mut buffers);
             let now = match is_closed {
-                true => direction.filter().counters().payload,
+                true => direction.copied,
                 false => direction.written(),
             };
             most = most.max(now - taken);

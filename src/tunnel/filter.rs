@@ -4,8 +4,9 @@
 use super::control::{PingPayload, unmask};
 use super::counters::FrameCounters;
 use super::frames::{FrameEvent, Frames, Header, Opcode};
-use super::limits::{FrameLimits, Violation};
+use super::limits::{FrameLimits, Verdict, Violation};
 use super::policy::Policy;
+use super::ticks::Tick;
 
 /// Filter of one direction. It knows bytes only.
 ///
@@ -42,6 +43,8 @@ struct SlowPath {
     awaited: Option<(PingPayload, u32)>,
     /// Start of a frame that may be such a Pong.
     withheld: Option<Vec<u8>>,
+    /// Bytes of a client above its rate, from the frame on that has to wait.
+    held: Vec<u8>,
 }
 
 /// Result of filtering a chunk.
@@ -49,8 +52,18 @@ struct SlowPath {
 pub(crate) struct Filtered<'a> {
     /// Bytes that pass, insertions included.
     pub(crate) bytes: &'a [u8],
-    /// Violation by the frame that follows them; nothing passes after it.
-    pub(crate) violation: Option<Violation>,
+    /// Reason for which the frame that follows them does not pass; `None` if all have passed.
+    pub(crate) stop: Option<Stop>,
+}
+
+/// Reason for which a frame does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It may not pass, nor does anything after it.
+    Violation(Violation),
+    /// The client is above its rate. The rest of the chunk is held until
+    /// [`take_held`](FrameFilter::take_held).
+    Held,
 }
 
 impl FrameFilter {
@@ -58,7 +71,7 @@ impl FrameFilter {
     /// negotiated) matter where frames are judged.
     pub(crate) fn new(policy: &Policy, from_client: bool, extended: bool) -> Self {
         let slow_path = policy.judges_frames().then(|| {
-            let limits = Some(FrameLimits::new(from_client, extended));
+            let limits = Some(FrameLimits::new(policy, from_client, extended));
             Box::new(SlowPath { limits, ..SlowPath::default() })
         });
         Self { slow_path, ..Self::default() }
@@ -152,6 +165,30 @@ impl FrameFilter {
         *awaited = Some((payload, awaited.map_or(1, |(_, count)| count.saturating_add(1))));
     }
 
+    /// Adds what the client's rate allows by this tick.
+    pub(crate) fn refill_rate(&mut self, now: Tick) {
+        if let Some(limits) = self.limits()
+            && let Some(rate) = limits.rate()
+        {
+            rate.refill(now);
+        }
+    }
+
+    /// Returns the tick of the last refill.
+    pub(crate) fn rate_refilled(&self) -> Option<Tick> {
+        self.slow_path.as_ref()?.limits.as_ref()?.rate_refilled()
+    }
+
+    /// Limits the client's rate no longer; returns false if it was not limited.
+    pub(crate) fn lift_rate(&mut self) -> bool {
+        self.limits().is_some_and(FrameLimits::lift_rate)
+    }
+
+    /// Takes the bytes that are held, to be filtered again before any other.
+    pub(crate) fn take_held(&mut self) -> Vec<u8> {
+        self.slow_path.as_mut().map(|slow| std::mem::take(&mut slow.held)).unwrap_or_default()
+    }
+
     /// Filters a chunk. `out` holds what passes where that is not the chunk as it is.
     pub(crate) fn filter<'a>(
         &mut self,
@@ -161,14 +198,14 @@ impl FrameFilter {
     ) -> Filtered<'a> {
         if self.slow_path.is_none() && !self.closed {
             self.follow(chunk);
-            return Filtered { bytes: chunk, violation: None };
+            return Filtered { bytes: chunk, stop: None };
         }
         out.clear();
-        let violation = self.split(chunk, policy, out);
+        let stop = self.split(chunk, policy, out);
         if self.slow_path.as_ref().is_some_and(|slow| slow.is_done()) {
             self.slow_path = None;
         }
-        Filtered { bytes: out, violation }
+        Filtered { bytes: out, stop }
     }
 
     /// Returns what was withheld of a frame when the source ends within it: it passes after all.
@@ -211,10 +248,11 @@ impl FrameFilter {
     /// two frames (RFC 6455, 5.4). Then a frame that begins like an awaited Pong is withheld, from
     /// its first byte on, until its header or its payload tells: nothing else is ever held back. A
     /// header is judged when its last byte is there; if its first bytes came in an earlier chunk,
-    /// they have passed, and the sink is left in the middle of a frame.
-    fn split(&mut self, chunk: &[u8], policy: &Policy, out: &mut Vec<u8>) -> Option<Violation> {
+    /// they have passed, and the sink is left in the middle of a frame. Where a frame has to wait for
+    /// the rate, the state is that before the rest of its header, with which the held bytes begin.
+    fn split(&mut self, chunk: &[u8], policy: &Policy, out: &mut Vec<u8>) -> Option<Stop> {
         let mut at = 0;
-        let mut violation = None;
+        let mut stop = None;
         loop {
             // Between two frames, the only place where something may go in. That a frame begins in
             // this chunk also means that none of its header has passed yet.
@@ -224,20 +262,29 @@ impl FrameFilter {
                 self.withhold_pong(&chunk[at..]);
             }
             // One step: up to the end of a header, of a payload, or of the chunk.
+            let before = self.frames;
             let (taken, event) = self.next(&chunk[at..]);
             let piece = &chunk[at..at + taken];
-            at += taken;
             // Judged before its last byte passes, so a refused frame leaves nothing behind, unless
             // an earlier chunk ended within its header.
-            let found = self.judge(event.as_ref(), policy);
-            if found.is_some() {
-                self.closed = true;
-                self.closed_mid_frame = !begins_here;
-                violation = found;
-            } else if let Some(FrameEvent::Header(header)) = &event {
-                // After a violation or a Close of the proxy the rest is followed for a Close.
-                self.count(header);
+            match self.judge(event.as_ref(), policy) {
+                Verdict::Passes => {
+                    if let Some(FrameEvent::Header(header)) = &event {
+                        self.count(header);
+                    }
+                }
+                Verdict::Waits => {
+                    self.frames = before;
+                    self.hold(&chunk[at..]);
+                    return Some(Stop::Held);
+                }
+                Verdict::Violates(violation) => {
+                    self.closed = true;
+                    self.closed_mid_frame = !begins_here;
+                    stop = Some(Stop::Violation(violation));
+                }
             }
+            at += taken;
             self.push(piece, out);
             match event {
                 // A withheld frame of another length than the Ping's is nobody's answer to it.
@@ -248,25 +295,43 @@ impl FrameFilter {
                 Some(FrameEvent::End) => self.end_frame(out),
                 // Its payload has to tell.
                 Some(FrameEvent::Header(_)) => {}
-                None => return violation,
+                None => return stop,
             }
         }
     }
 
-    /// Counts a frame.
+    /// Counts a frame that passes. What is dropped after a violation or a Close of the proxy is
+    /// followed for a Close alone.
     fn count(&mut self, header: &Header) {
+        if self.closed {
+            self.counters.record_close(header);
+            return;
+        }
         self.counters.count(header);
-        self.close_passed |= header.opcode() == Opcode::Close && !self.closed;
+        self.close_passed |= header.opcode() == Opcode::Close;
         // A data frame without payload is data as well.
         self.has_fresh_data |= !header.is_control();
     }
 
-    /// Judges a header.
-    fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Option<Violation> {
-        let limits = self.slow_path.as_mut().filter(|_| !self.closed)?.limits.as_mut()?;
-        match event? {
-            FrameEvent::Header(header) => limits.judge(header, policy),
-            FrameEvent::End | FrameEvent::Opaque => None,
+    /// Judges a header, where anything is judged and still passes.
+    fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Verdict {
+        let is_closed = self.closed;
+        let Some(limits) = self.limits().filter(|_| !is_closed) else { return Verdict::Passes };
+        match event {
+            Some(FrameEvent::Header(header)) => limits.judge(header, policy),
+            Some(FrameEvent::Opaque) => Verdict::Violates(FrameLimits::judge_opaque(policy)),
+            Some(FrameEvent::End) | None => Verdict::Passes,
+        }
+    }
+
+    fn limits(&mut self) -> Option<&mut FrameLimits> {
+        self.slow_path.as_mut()?.limits.as_mut()
+    }
+
+    /// Holds bytes that have to wait.
+    fn hold(&mut self, bytes: &[u8]) {
+        if let Some(slow) = &mut self.slow_path {
+            slow.held = bytes.to_vec();
         }
     }
 
@@ -290,6 +355,7 @@ impl FrameFilter {
     fn withhold_pong(&mut self, rest: &[u8]) {
         const FINAL_PONG: u8 = 0x8a;
         if let Some(slow) = &mut self.slow_path
+            && !self.closed
             && slow.awaited.is_some()
             && rest.first() == Some(&FINAL_PONG)
         {
@@ -327,6 +393,9 @@ impl FrameFilter {
         {
             slow.awaited = (count > 1).then(|| (payload, count - 1));
             self.counters.uncount_pong(PING_LENGTH);
+            if let Some(rate) = slow.limits.as_mut().and_then(FrameLimits::rate) {
+                rate.refund_frame();
+            }
         } else if !self.closed {
             out.extend_from_slice(&withheld);
         }
@@ -362,7 +431,13 @@ mod tests {
 
     use super::*;
     use crate::tunnel::control;
+    use crate::tunnel::counters::CloseSeen;
+    use crate::tunnel::policy::RateAction;
 
+    const TOO_BIG: Option<Stop> = Some(Stop::Violation(Violation::MessageTooBig));
+    const INVALID: Option<Stop> = Some(Stop::Violation(Violation::Protocol));
+    const TOO_MANY: Option<Stop> = Some(Stop::Violation(Violation::Rate));
+    const HELD: Option<Stop> = Some(Stop::Held);
     const OURS: PingPayload = *b"our ping";
     const KEY: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
 
@@ -374,14 +449,10 @@ mod tests {
         [&[first, 0x80 | payload.len() as u8][..], &KEY, &payload].concat()
     }
 
-    fn passed(
-        filter: &mut FrameFilter,
-        policy: &Policy,
-        bytes: &[u8],
-    ) -> (Vec<u8>, Option<Violation>) {
+    fn passed(filter: &mut FrameFilter, policy: &Policy, bytes: &[u8]) -> (Vec<u8>, Option<Stop>) {
         let mut spare = Vec::new();
-        let Filtered { bytes, violation } = filter.filter(bytes, policy, &mut spare);
-        (bytes.to_vec(), violation)
+        let Filtered { bytes, stop } = filter.filter(bytes, policy, &mut spare);
+        (bytes.to_vec(), stop)
     }
 
     /// Returns what passes of bytes that come in pieces cut at these places.
@@ -447,7 +518,7 @@ mod tests {
         assert_eq!(passed(&mut filter, &policy, &good), (good.clone(), None));
         let bad = [&first[..], &control, &frame(0x80, b"567"), &first].concat();
         let expected = [&first[..], &control].concat();
-        assert_eq!(passed(&mut filter, &policy, &bad), (expected, Some(Violation::MessageTooBig)));
+        assert_eq!(passed(&mut filter, &policy, &bad), (expected, TOO_BIG));
         assert!(filter.is_closed() && filter.is_at_boundary());
     }
 
@@ -460,7 +531,7 @@ mod tests {
             assert_eq!(passed(&mut filter, &policy, &good), (good.clone(), None), "{first:#x}");
             let mut filter = FrameFilter::new(&policy, true, false);
             let (bytes, violation) = passed(&mut filter, &policy, &frame(first, b"123456"));
-            assert_eq!((bytes, violation), (vec![], Some(Violation::MessageTooBig)), "{first:#x}");
+            assert_eq!((bytes, violation), (vec![], TOO_BIG), "{first:#x}");
         }
     }
 
@@ -475,12 +546,12 @@ mod tests {
         // An unknown opcode between the fragments does not begin the count anew.
         for between in [frame(0x03, b""), frame(0x83, b""), frame(0x8b, b""), frame(0x89, b"")] {
             let found = violation(&[&start, &between, &frame(0x80, &[7; 81])]);
-            assert_eq!(found, Some(Violation::MessageTooBig), "{}", between.escape_ascii());
+            assert_eq!(found, TOO_BIG, "{}", between.escape_ascii());
         }
         // Nor does a frame that is too large for what it is.
         for first in [0x89, 0x83] {
             let large = [&[first, 0xfe, 0x00, 201][..], &KEY, &[7; 201]].concat();
-            assert_eq!(violation(&[&large]), Some(Violation::MessageTooBig), "{first:#x}");
+            assert_eq!(violation(&[&large]), TOO_BIG, "{first:#x}");
         }
     }
 
@@ -490,8 +561,136 @@ mod tests {
         let mut filter = FrameFilter::new(&policy, true, false);
         let close = frame(0x88, &[0x03, 0xe8]);
         let bytes = [&close[..], &frame(0x82, b"123456")].concat();
-        assert_eq!(passed(&mut filter, &policy, &bytes), (close, Some(Violation::MessageTooBig)));
+        assert_eq!(passed(&mut filter, &policy, &bytes), (close, TOO_BIG));
         assert_eq!(filter.insert(b"close".to_vec(), true), None);
+    }
+
+    /// A policy with a rate of messages, and of frames ten times that.
+    fn with_rate(messages: u32, rate_action: RateAction) -> Policy {
+        Policy {
+            max_messages_per_second: Some(messages),
+            max_frames_per_second: Some(10 * messages),
+            rate_action,
+            ..Policy::default()
+        }
+    }
+
+    #[test]
+    fn what_is_above_the_rate_is_held_and_passes_in_order() {
+        let policy = with_rate(4, RateAction::Pause);
+        let bytes: Vec<u8> = (0..20).flat_map(|number| frame(0x81, &[number; 3])).collect();
+        let one = frame(0x81, b"abc").len();
+        // The chunk ends within a frame, and so does what is held.
+        let (chunk, rest) = bytes.split_at(9 * one + 2);
+        let mut filter = FrameFilter::new(&policy, true, false);
+        filter.refill_rate(100);
+        assert_eq!(passed(&mut filter, &policy, chunk), (chunk[..4 * one].to_vec(), HELD));
+        assert!(filter.is_at_boundary());
+        assert_eq!(filter.counters().messages(), 4);
+        let mut out = chunk[..4 * one].to_vec();
+        for tick in 101..200 {
+            filter.refill_rate(tick);
+            let mut held = filter.take_held();
+            if tick == 110 {
+                held.extend_from_slice(rest);
+            }
+            let (bytes, _) = passed(&mut filter, &policy, &held);
+            let messages = filter.counters().messages();
+            assert!(messages <= 5 + (tick - 100), "{messages} at {tick}");
+            out.extend_from_slice(&bytes);
+        }
+        assert_eq!(out, bytes);
+        assert_eq!(filter.counters().messages(), 20);
+    }
+
+    #[test]
+    fn with_close_the_first_message_too_many_does_not_pass() {
+        let policy = with_rate(3, RateAction::Close);
+        let message = frame(0x82, b"x");
+        let mut filter = FrameFilter::new(&policy, true, false);
+        let found = passed(&mut filter, &policy, &message.repeat(1_000));
+        assert_eq!(found, (message.repeat(3), TOO_MANY));
+        assert_eq!(filter.counters().messages(), 3);
+        assert!(filter.is_closed() && filter.is_at_boundary());
+        // The backend's frames are not limited.
+        let mut filter = FrameFilter::new(&policy, false, false);
+        let bytes = message.repeat(1_000);
+        assert_eq!(passed(&mut filter, &policy, &bytes), (bytes, None));
+    }
+
+    #[test]
+    fn control_frames_have_a_rate_too_and_the_pong_to_our_ping_costs_nothing() {
+        let policy = with_rate(1, RateAction::Close);
+        let ping = frame(0x89, b"");
+        let mut filter = FrameFilter::new(&policy, true, false);
+        let found = passed(&mut filter, &policy, &ping.repeat(2_000));
+        assert_eq!(found, (ping.repeat(10), TOO_MANY));
+        let mut filter = FrameFilter::new(&policy, true, false);
+        for _ in 0..5 {
+            filter.await_pong(OURS);
+        }
+        let bytes = [frame(0x8a, &OURS).repeat(5), ping.repeat(10)].concat();
+        assert_eq!(passed(&mut filter, &policy, &bytes), (ping.repeat(10), None));
+    }
+
+    #[test]
+    fn a_header_that_waits_is_as_if_it_had_not_come() {
+        let policy = with_rate(1, RateAction::Pause);
+        let message = frame(0x81, b"hello");
+        let bytes = message.repeat(2);
+        // The second frame's header comes in two chunks: its first part has passed.
+        for cut in message.len() + 1..message.len() + 6 {
+            let mut filter = FrameFilter::new(&policy, true, false);
+            filter.refill_rate(0);
+            assert_eq!(passed(&mut filter, &policy, &bytes[..cut]).0, &bytes[..cut]);
+            assert_eq!(passed(&mut filter, &policy, &bytes[cut..]), (vec![], HELD), "{cut}");
+            assert_eq!(filter.counters().messages(), 1);
+            assert!(filter.lift_rate());
+            let held = filter.take_held();
+            assert_eq!(passed(&mut filter, &policy, &held), (bytes[cut..].to_vec(), None));
+            assert!(!filter.lift_rate());
+        }
+    }
+
+    #[test]
+    fn a_stream_that_cannot_be_followed_is_a_violation_wherever_something_is_limited() {
+        let opaque = [0x82, 0x7f, 0x80, 0, 0, 0, 0, 0, 0, 1, 7, 7, 7];
+        let limits = [
+            (Policy { max_frame: Some(5), ..Policy::default() }, TOO_BIG),
+            (Policy { max_message: Some(5), ..Policy::default() }, TOO_BIG),
+            (Policy { strict_frames: true, ..Policy::default() }, INVALID),
+            (Policy { strict_frames: true, max_frame: Some(5), ..Policy::default() }, INVALID),
+            (with_rate(5, RateAction::Pause), INVALID),
+            (Policy { max_frames_per_second: Some(5), ..Policy::default() }, INVALID),
+        ];
+        for (policy, expected) in limits {
+            for from_client in [true, false] {
+                let mut filter = FrameFilter::new(&policy, from_client, false);
+                assert_eq!(passed(&mut filter, &policy, &opaque), (vec![], expected), "{policy:?}");
+                assert!(filter.is_closed() && filter.is_at_boundary());
+            }
+        }
+        let mut filter = FrameFilter::default();
+        assert_eq!(passed(&mut filter, &Policy::default(), &opaque), (opaque.to_vec(), None));
+    }
+
+    #[test]
+    fn what_is_dropped_is_not_counted() {
+        let policy = Policy { max_frame: Some(5), ..Policy::default() };
+        let rest = [frame(0x81, b"ok"), frame(0x89, b""), frame(0x88, &[0x03, 0xe8])].concat();
+        // After a violation, and after a Close of the proxy.
+        let mut refused = FrameFilter::new(&policy, true, false);
+        passed(&mut refused, &policy, &frame(0x82, b"123456"));
+        let mut closed = FrameFilter::default();
+        closed.insert(b"close".to_vec(), true);
+        for mut filter in [refused, closed] {
+            filter.await_pong(OURS);
+            let bytes = [&frame(0x8a, &OURS)[..], &rest].concat();
+            assert_eq!(passed(&mut filter, &policy, &bytes).0, b"");
+            let expected =
+                FrameCounters { close: CloseSeen::Code(1000), ..FrameCounters::default() };
+            assert_eq!(*filter.counters(), expected);
+        }
     }
 
     #[test]
@@ -512,10 +711,7 @@ mod tests {
         let mut filter = FrameFilter::new(&policy, true, false);
         let large = frame(0x82, b"12345");
         assert_eq!(passed(&mut filter, &policy, &large[..1]), (large[..1].to_vec(), None));
-        assert_eq!(
-            passed(&mut filter, &policy, &large[1..]),
-            (Vec::new(), Some(Violation::MessageTooBig))
-        );
+        assert_eq!(passed(&mut filter, &policy, &large[1..]), (Vec::new(), TOO_BIG));
         assert!(filter.is_closed() && !filter.is_at_boundary());
         assert_eq!(filter.insert(b"close".to_vec(), true), None);
     }
@@ -536,7 +732,7 @@ mod tests {
         for bytes in invalid {
             let (_, violation) =
                 passed(&mut FrameFilter::new(&policy, true, false), &policy, bytes);
-            assert_eq!(violation, Some(Violation::Protocol), "{}", bytes.escape_ascii());
+            assert_eq!(violation, INVALID, "{}", bytes.escape_ascii());
             let (all, violation) = passed(&mut FrameFilter::default(), &Policy::default(), bytes);
             assert_eq!((&*all, violation), (bytes, None));
         }

@@ -1,5 +1,4 @@
-//! Time of a tunnel, as a pure state machine: pings, silence, lifetime, rate, and its turn in a
-//! drain.
+//! Time of a tunnel, as a pure state machine: pings, silence, lifetime, and its turn in a drain.
 //!
 //! Activity and ticks go in, actions come out. Silence counts only while a side is read: one that
 //! is not, since the other takes no bytes, is neither pinged nor dead.
@@ -7,10 +6,10 @@
 use std::time::Duration;
 
 use super::control::PingPayload;
-use super::policy::{Policy, RateAction};
+use super::policy::Policy;
 use super::reason::Cause;
 use super::side::{PerSide, Side};
-use super::ticks::{TICKS_PER_SECOND, Tick, ticks};
+use super::ticks::{Tick, ticks};
 
 /// Times and signs of life of one tunnel.
 #[derive(Debug)]
@@ -20,7 +19,6 @@ pub(super) struct KeepAlive {
     data_seen: Tick,
     lifetime_ends: Option<Tick>,
     drain_begins: Option<Tick>,
-    rate: RateWindow,
 }
 
 /// Signs of life of one side.
@@ -46,18 +44,10 @@ struct Ping {
     written: u64,
 }
 
-/// The client's messages within a second.
-#[derive(Clone, Copy, Debug)]
-struct RateWindow {
-    since: Tick,
-    /// Count of messages at its start, less those that are owed from before.
-    base: u32,
-}
-
 /// State of the way to a side and back, for its pings.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PathState {
-    /// The side is read as soon as it sends something, unless its rate pauses it.
+    /// The side is read as soon as it sends something.
     pub(super) is_read: bool,
     /// Bytes that have been written to it.
     pub(super) written: u64,
@@ -71,12 +61,8 @@ pub(super) struct PathState {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TickState {
     pub(super) paths: PerSide<PathState>,
-    /// The client is paused.
-    pub(super) is_paused: bool,
     /// Both sides can be sent a Ping and answer it.
     pub(super) can_ping: bool,
-    /// Messages that the client has sent so far.
-    pub(super) messages: u32,
 }
 
 /// Actions at a tick.
@@ -84,8 +70,6 @@ pub(super) struct TickState {
 pub(super) struct TickActions {
     /// Ping for each side, whose Pong is to be taken out.
     pub(super) ping: PerSide<Option<PingPayload>>,
-    /// Pause or resume reading the client.
-    pub(super) pause: Option<bool>,
     /// Close the tunnel.
     pub(super) close: Option<Cause>,
 }
@@ -99,12 +83,6 @@ pub(super) struct Activity {
     pub(super) has_data: bool,
     /// Bytes written so far to each side that does not take those that wait for it.
     pub(super) blocked_at: PerSide<Option<u64>>,
-    /// Messages that the client has sent so far.
-    pub(super) messages: u32,
-    /// The client is paused.
-    pub(super) is_paused: bool,
-    /// Nothing has begun to end the tunnel.
-    pub(super) is_open: bool,
 }
 
 impl KeepAlive {
@@ -126,7 +104,6 @@ impl KeepAlive {
             data_seen: now,
             lifetime_ends: None,
             drain_begins: None,
-            rate: RateWindow { since: now, base: 0 },
         }
     }
 
@@ -140,13 +117,8 @@ impl KeepAlive {
         self.drain_begins.is_some()
     }
 
-    /// Records the activity of a turn. Judges the client's rate: the actions are those of a tick.
-    pub(super) fn on_activity(
-        &mut self,
-        now: Tick,
-        activity: &Activity,
-        policy: &Policy,
-    ) -> TickActions {
+    /// Records the activity of a turn.
+    pub(super) fn on_activity(&mut self, now: Tick, activity: &Activity) {
         for side in Side::BOTH {
             if activity.sent[side] {
                 self.sides[side].is_alive(now);
@@ -155,22 +127,6 @@ impl KeepAlive {
         }
         if activity.has_data {
             self.data_seen = now;
-        }
-        let Some(limit) = policy.max_messages_per_second.filter(|_| activity.is_open) else {
-            return TickActions::default();
-        };
-        if now.saturating_sub(self.rate.since) >= TICKS_PER_SECOND {
-            return TickActions {
-                pause: self.rate.roll(now, activity.messages, limit),
-                ..TickActions::default()
-            };
-        }
-        if activity.is_paused || self.rate.count(activity.messages) <= limit {
-            return TickActions::default();
-        }
-        match policy.rate_action {
-            RateAction::Pause => TickActions { pause: Some(true), ..TickActions::default() },
-            RateAction::Close => TickActions { close: Some(Cause::Rate), ..TickActions::default() },
         }
     }
 
@@ -189,20 +145,14 @@ impl KeepAlive {
         }
     }
 
-    /// Handles a tick of a tunnel that is open: judges the rate, pings silent sides, and finds dead
-    /// ones.
+    /// Handles a tick of a tunnel that is open: pings silent sides, and finds dead ones.
     pub(super) fn on_tick(&mut self, now: Tick, state: &TickState, policy: &Policy) -> TickActions {
         let mut actions = TickActions::default();
-        if let Some(limit) = policy.max_messages_per_second {
-            actions.pause = self.rate.roll(now, state.messages, limit);
-        }
         let Some(interval) = policy.ping_interval.filter(|_| state.can_ping) else {
             return actions;
         };
-        let mut paths = state.paths;
-        paths.client.is_read &= !actions.pause.unwrap_or(state.is_paused);
         for side in Side::BOTH {
-            match self.sides[side].on_tick(now, &paths[side], interval, policy.pong_timeout) {
+            match self.sides[side].on_tick(now, &state.paths[side], interval, policy.pong_timeout) {
                 Verdict::Fine => {}
                 Verdict::Silent(payload) => actions.ping[side] = Some(payload),
                 // The tunnel ends, so the other side needs no Ping.
@@ -216,12 +166,7 @@ impl KeepAlive {
     }
 
     /// Returns the next tick with something to do, if there is one.
-    pub(super) fn next_tick(
-        &self,
-        is_paused: bool,
-        can_ping: bool,
-        policy: &Policy,
-    ) -> Option<Tick> {
+    pub(super) fn next_tick(&self, can_ping: bool, policy: &Policy) -> Option<Tick> {
         let of_side = |liveness: &Liveness| {
             let interval = policy.ping_interval.filter(|_| can_ping)?;
             Some(liveness.next_tick(interval, policy.pong_timeout))
@@ -230,7 +175,6 @@ impl KeepAlive {
             self.drain_begins,
             self.lifetime_ends,
             self.idle_ends(policy),
-            is_paused.then(|| self.rate.since.saturating_add(TICKS_PER_SECOND)),
             of_side(&self.sides.client),
             of_side(&self.sides.backend),
             self.sides.client.blocked_until(policy),
@@ -316,28 +260,6 @@ impl Liveness {
     }
 }
 
-impl RateWindow {
-    /// Returns the messages since the second began, with those that are owed from before.
-    fn count(&self, messages: u32) -> u32 {
-        messages.wrapping_sub(self.base)
-    }
-
-    /// Begins a new second if the last one is over; returns whether the client is to be paused in
-    /// it.
-    ///
-    /// Messages over the limit, several in one read, are owed to the seconds that follow.
-    fn roll(&mut self, now: Tick, messages: u32, limit: u32) -> Option<bool> {
-        let seconds = now.saturating_sub(self.since) / TICKS_PER_SECOND;
-        if seconds == 0 {
-            return None;
-        }
-        let counted = self.count(messages);
-        let paid = counted.min(limit.saturating_mul(seconds));
-        *self = Self { since: now, base: self.base.wrapping_add(paid) };
-        Some(counted - paid > limit)
-    }
-}
-
 /// Returns a time, a tenth more or less, so that tunnels that began together do not end together.
 fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.9 + 0.2 * fastrand::f64())
@@ -362,12 +284,12 @@ mod tests {
     fn free() -> TickState {
         let path = PathState { is_read: true, ..PathState::default() };
         let paths = PerSide { client: path, backend: path };
-        TickState { paths, is_paused: false, can_ping: true, messages: 0 }
+        TickState { paths, can_ping: true }
     }
 
     /// Activity of an open tunnel in which these sides have sent something.
     fn sent(client: bool, backend: bool) -> Activity {
-        Activity { sent: PerSide { client, backend }, is_open: true, ..Activity::default() }
+        Activity { sent: PerSide { client, backend }, ..Activity::default() }
     }
 
     #[test]
@@ -376,20 +298,17 @@ mod tests {
             let policy = policy();
             let mut times = KeepAlive::new(START, &policy);
             let due = START + ticks(Duration::from_millis(2_000));
-            assert_eq!(times.next_tick(false, true, &policy), Some(due));
+            assert_eq!(times.next_tick(true, &policy), Some(due));
             assert_eq!(times.on_tick(due - 1, &free(), &policy), TickActions::default());
             let pings = times.on_tick(due, &free(), &policy).ping;
             assert!(pings.client.is_some() && pings.backend.is_some());
             // The next tick sees that they have gone out; from there on the answer has its time.
             assert_eq!(times.on_tick(due + 1, &free(), &policy), TickActions::default());
             let alive = dead.other();
-            times.on_activity(
-                due + 2,
-                &sent(alive == Side::Client, alive == Side::Backend),
-                &policy,
-            );
+            let heard = sent(alive == Side::Client, alive == Side::Backend);
+            times.on_activity(due + 2, &heard);
             let end = due + 1 + ticks(Duration::from_millis(1_000));
-            assert_eq!(times.next_tick(false, true, &policy), Some(end));
+            assert_eq!(times.next_tick(true, &policy), Some(end));
             assert_eq!(times.on_tick(end - 1, &free(), &policy), TickActions::default());
             let actions = times.on_tick(end, &free(), &policy);
             assert_eq!(actions.close, Some(Cause::PongTimeout(dead)));
@@ -406,7 +325,7 @@ mod tests {
             let now = START + 100 * round;
             let ping = times.on_tick(now, &free(), &policy).ping;
             seen.push((ping.client.unwrap(), ping.backend.unwrap()));
-            times.on_activity(now + 1, &sent(true, true), &policy);
+            times.on_activity(now + 1, &sent(true, true));
         }
         assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?}");
     }
@@ -414,30 +333,25 @@ mod tests {
     #[test]
     fn silence_of_a_side_that_is_not_read_means_nothing() {
         let policy = policy();
-        for is_paused in [false, true] {
-            let mut state = free();
-            match is_paused {
-                true => state.is_paused = true,
-                false => state.paths.client.is_read = false,
+        let mut state = free();
+        state.paths.client.is_read = false;
+        let mut times = KeepAlive::new(START, &policy);
+        for tick in 0..100 {
+            let actions = times.on_tick(START + tick, &state, &policy);
+            assert_eq!(actions.ping.client, None);
+            assert_ne!(actions.close, Some(Cause::PongTimeout(Side::Client)));
+            if actions.close.is_some() {
+                break;
             }
-            let mut times = KeepAlive::new(START, &policy);
-            for tick in 0..100 {
-                let actions = times.on_tick(START + tick, &state, &policy);
-                assert_eq!(actions.ping.client, None);
-                assert_ne!(actions.close, Some(Cause::PongTimeout(Side::Client)));
-                if actions.close.is_some() {
-                    break;
-                }
-            }
-            // Its silence begins when it is read again.
-            let now = START + 200;
-            let mut times = KeepAlive::new(START, &policy);
-            times.on_tick(now, &state, &policy);
-            let again = times.on_tick(now + 1, &free(), &policy);
-            assert_eq!(again.ping.client, None);
-            let due = now + ticks(Duration::from_millis(2_000));
-            assert!(times.on_tick(due, &free(), &policy).ping.client.is_some());
         }
+        // Its silence begins when it is read again.
+        let now = START + 200;
+        let mut times = KeepAlive::new(START, &policy);
+        times.on_tick(now, &state, &policy);
+        let again = times.on_tick(now + 1, &free(), &policy);
+        assert_eq!(again.ping.client, None);
+        let due = now + ticks(Duration::from_millis(2_000));
+        assert!(times.on_tick(due, &free(), &policy).ping.client.is_some());
     }
 
     #[test]
@@ -455,13 +369,13 @@ mod tests {
         let mut times = KeepAlive::new(START, &policy);
         assert!(times.on_tick(due, &blocked(0), &policy).ping.client.is_some());
         for step in 1..20 {
-            times.on_activity(due + step, &sent(false, true), &policy);
+            times.on_activity(due + step, &sent(false, true));
             let actions = times.on_tick(due + step, &blocked(u64::from(step)), &policy);
             assert_eq!(actions.close, None);
         }
         // It takes nothing more.
         let now = due + 19;
-        times.on_activity(now, &sent(false, true), &policy);
+        times.on_activity(now, &sent(false, true));
         assert_eq!(times.on_tick(now + timeout - 1, &blocked(19), &policy).close, None);
         let close = times.on_tick(now + timeout, &blocked(19), &policy).close;
         assert_eq!(close, Some(Cause::PongTimeout(Side::Client)));
@@ -477,7 +391,7 @@ mod tests {
         for step in 1..20 {
             let now = START + 10 * step;
             assert_eq!(times.on_tick(now, &state, &policy).ping.client, None);
-            times.on_activity(now, &sent(true, true), &policy);
+            times.on_activity(now, &sent(true, true));
         }
         assert!(times.on_tick(START + 400, &free(), &policy).ping.client.is_some());
     }
@@ -490,22 +404,21 @@ mod tests {
             let mut times = KeepAlive::new(START, &policy);
             let blocked = |written| Activity {
                 blocked_at: PerSide::with(side, written, None),
-                is_open: true,
                 ..Activity::default()
             };
-            assert_eq!(times.next_tick(false, true, &policy), None);
-            times.on_activity(START, &blocked(Some(7)), &policy);
+            assert_eq!(times.next_tick(true, &policy), None);
+            times.on_activity(START, &blocked(Some(7)));
             let due = START + ticks(timeout);
-            assert_eq!(times.next_tick(false, true, &policy), Some(due));
+            assert_eq!(times.next_tick(true, &policy), Some(due));
             assert_eq!(times.due(due - 1, &policy), None);
             assert_eq!(times.due(due, &policy), Some(Cause::Blocked(side)));
             // A turn in which it has taken nothing changes nothing, one byte does.
-            times.on_activity(START + 4, &blocked(Some(7)), &policy);
+            times.on_activity(START + 4, &blocked(Some(7)));
             assert_eq!(times.due(due, &policy), Some(Cause::Blocked(side)));
-            times.on_activity(START + 4, &blocked(Some(8)), &policy);
+            times.on_activity(START + 4, &blocked(Some(8)));
             assert_eq!(times.due(due + 3, &policy), None);
             assert_eq!(times.due(due + 4, &policy), Some(Cause::Blocked(side)));
-            times.on_activity(START + 8, &blocked(None), &policy);
+            times.on_activity(START + 8, &blocked(None));
             assert_eq!(times.due(Tick::MAX, &policy), None);
         }
     }
@@ -517,7 +430,7 @@ mod tests {
         let state = TickState { can_ping: false, ..free() };
         assert_eq!(times.on_tick(START + 1_000, &state, &policy), TickActions::default());
         let idle = START + ticks(Duration::from_millis(10_000));
-        assert_eq!(times.next_tick(false, false, &policy), Some(idle));
+        assert_eq!(times.next_tick(false, &policy), Some(idle));
     }
 
     #[test]
@@ -530,10 +443,10 @@ mod tests {
         assert_eq!(times.due(idle - 1, &policy), None);
         assert_eq!(times.due(idle, &policy), Some(Cause::Idle));
         // Data keeps it from being idle, control frames do not.
-        times.on_activity(idle - 1, &sent(true, true), &policy);
+        times.on_activity(idle - 1, &sent(true, true));
         assert_eq!(times.due(idle, &policy), Some(Cause::Idle));
         let data = Activity { has_data: true, ..sent(true, false) };
-        times.on_activity(idle - 1, &data, &policy);
+        times.on_activity(idle - 1, &data);
         assert_eq!(times.due(idle, &policy), None);
         assert_eq!(times.due(idle + 10, &policy), Some(Cause::Lifetime));
         assert!(!times.is_draining());
@@ -552,39 +465,5 @@ mod tests {
         ends.sort_unstable();
         assert!(ends[0] >= 3_600 && ends[99] <= 4_402, "{ends:?}");
         assert!(ends[99] - ends[0] > 100, "{ends:?}");
-    }
-
-    #[test]
-    fn messages_over_the_rate_pause_the_client_until_they_are_paid() {
-        let policy = Policy { max_messages_per_second: Some(10), ..Policy::default() };
-        let mut times = KeepAlive::new(START, &policy);
-        let open = |messages, is_paused| Activity { messages, is_paused, ..sent(true, false) };
-        assert_eq!(times.on_activity(START, &open(10, false), &policy).pause, None);
-        assert_eq!(times.on_activity(START, &open(35, false), &policy).pause, Some(true));
-        assert_eq!(times.next_tick(true, true, &policy), Some(START + 4));
-        // 35 messages are paid by 10 a second: three more seconds.
-        let at = |tick, times: &mut KeepAlive| {
-            let state = TickState { messages: 35, is_paused: true, ..free() };
-            times.on_tick(START + tick, &state, &policy).pause
-        };
-        let ticks = [1, 3, 4, 7, 8, 11, 12].map(|tick| (tick, at(tick, &mut times)));
-        let (on, off) = (Some(true), Some(false));
-        let expected = [(1, None), (3, None), (4, on), (7, None), (8, on), (11, None), (12, off)];
-        assert_eq!(ticks, expected);
-    }
-
-    #[test]
-    fn a_rate_that_closes_does_so_at_the_first_message_too_many() {
-        let policy = Policy {
-            max_messages_per_second: Some(2),
-            rate_action: RateAction::Close,
-            ..Policy::default()
-        };
-        let mut times = KeepAlive::new(START, &policy);
-        let open = |messages| Activity { messages, ..sent(true, false) };
-        assert_eq!(times.on_activity(START, &open(2), &policy).close, None);
-        assert_eq!(times.on_activity(START, &open(3), &policy).close, Some(Cause::Rate));
-        let closing = Activity { is_open: false, ..open(9) };
-        assert_eq!(times.on_activity(START, &closing, &policy), TickActions::default());
     }
 }

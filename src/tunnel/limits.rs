@@ -2,7 +2,9 @@
 
 use super::control;
 use super::frames::{Header, Opcode};
-use super::policy::Policy;
+use super::policy::{Policy, RateAction};
+use super::rate::Rate;
+use super::ticks::Tick;
 
 /// Reason for which a frame does not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +13,17 @@ pub(crate) enum Violation {
     MessageTooBig,
     /// The frame violates RFC 6455.
     Protocol,
+    /// The client sends more than its rate allows.
+    Rate,
+}
+
+/// Judgement of a frame at its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Passes,
+    /// It has to wait until its client is within its rate again.
+    Waits,
+    Violates(Violation),
 }
 
 /// Judges headers by the policy.
@@ -22,17 +35,56 @@ pub(super) struct FrameLimits {
     extended: bool,
     /// Payload bytes of the open message so far; `None` between messages.
     message: Option<u64>,
+    /// Rate of a client, where it is limited.
+    rate: Option<Rate>,
 }
 
 impl FrameLimits {
-    /// Creates the limits of a direction at its start. `masked` is for frames of a client,
-    /// `extended` for a tunnel with an extension.
-    pub(super) fn new(masked: bool, extended: bool) -> Self {
-        Self { masked, extended, message: None }
+    /// Creates the limits of a direction at its start. `extended` is for a tunnel with an extension.
+    pub(super) fn new(policy: &Policy, from_client: bool, extended: bool) -> Self {
+        let rate = if from_client { Rate::new(policy) } else { None };
+        Self { masked: from_client, extended, message: None, rate }
+    }
+
+    /// Returns the rate, while it is limited.
+    pub(super) fn rate(&mut self) -> Option<&mut Rate> {
+        self.rate.as_mut()
+    }
+
+    /// Returns the tick of the rate's last refill.
+    pub(super) fn rate_refilled(&self) -> Option<Tick> {
+        self.rate.as_ref()?.refilled()
+    }
+
+    /// Limits the rate no longer; returns false if it was not limited.
+    pub(super) fn lift_rate(&mut self) -> bool {
+        self.rate.take().is_some()
+    }
+
+    /// Judges a frame with this header. One that waits is judged again later.
+    pub(super) fn judge(&mut self, header: &Header, policy: &Policy) -> Verdict {
+        if let Some(rate) = &mut self.rate
+            && !rate.take(header)
+        {
+            return match policy.rate_action {
+                RateAction::Pause => Verdict::Waits,
+                RateAction::Close => Verdict::Violates(Violation::Rate),
+            };
+        }
+        self.violation(header, policy).map_or(Verdict::Passes, Verdict::Violates)
+    }
+
+    /// Judges a header that cannot be followed (RFC 6455, 5.2): nothing after it could be judged.
+    pub(super) fn judge_opaque(policy: &Policy) -> Violation {
+        if policy.strict_frames || policy.limits_rate() {
+            Violation::Protocol
+        } else {
+            Violation::MessageTooBig
+        }
     }
 
     /// Returns the violation by a frame with this header, if it is one.
-    pub(super) fn judge(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
+    fn violation(&mut self, header: &Header, policy: &Policy) -> Option<Violation> {
         if policy.strict_frames && !self.is_valid(header) {
             return Some(Violation::Protocol);
         }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::control::code;
 
-/// Action against a client that sends more messages than it may; the key `rate_action` of a
-/// section.
+/// Action against a client that sends more messages or frames than it may; the key `rate_action`
+/// of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum RateAction {
-    /// The client is not read until the next second. The default.
+    /// What it sends above the rate waits until it is within it again. The default.
     #[default]
     Pause,
     /// The client gets a Close with 1008 (policy violation), the backend one with 1001.
@@ -38,6 +38,8 @@ pub(crate) struct Policy {
     pub(crate) max_frame: Option<u64>,
     /// Most messages of the client within a second.
     pub(crate) max_messages_per_second: Option<u32>,
+    /// Most frames of the client within a second, control frames included.
+    pub(crate) max_frames_per_second: Option<u32>,
     pub(crate) rate_action: RateAction,
     /// Whether frames that violate RFC 6455 end the tunnel.
     pub(crate) strict_frames: bool,
@@ -56,7 +58,7 @@ impl Policy {
     pub(crate) fn judges_frames(&self) -> bool {
         self.max_message.is_some()
             || self.max_frame.is_some()
-            || self.max_messages_per_second.is_some()
+            || self.limits_rate()
             || self.strict_frames
     }
 
@@ -66,7 +68,12 @@ impl Policy {
             || self.idle_timeout.is_some()
             || self.max_lifetime.is_some()
             || self.blocked_timeout.is_some()
-            || self.max_messages_per_second.is_some()
+            || self.limits_rate()
+    }
+
+    /// Returns whether the client may send only so much within a second.
+    pub(crate) fn limits_rate(&self) -> bool {
+        self.max_messages_per_second.is_some() || self.max_frames_per_second.is_some()
     }
 }
 
@@ -82,6 +89,7 @@ impl Default for Policy {
             max_message: None,
             max_frame: None,
             max_messages_per_second: None,
+            max_frames_per_second: None,
             rate_action: RateAction::Pause,
             strict_frames: false,
             backend_lost_code: None,

@@ -39,8 +39,6 @@ pub(crate) enum Reason {
 pub(super) enum Cause {
     /// This side sent a frame that may not pass.
     Violation(Side, Violation),
-    /// The client sends too many messages.
-    Rate,
     /// The proxy shuts down.
     Drain,
     /// The tunnel is as old as it may get.
@@ -66,7 +64,7 @@ impl Cause {
         match self {
             Self::Violation(_, Violation::MessageTooBig) => Reason::MessageTooBig,
             Self::Violation(_, Violation::Protocol) => Reason::Protocol,
-            Self::Rate => Reason::Rate,
+            Self::Violation(_, Violation::Rate) => Reason::Rate,
             Self::Drain => Reason::Drain,
             Self::Lifetime => Reason::Lifetime,
             Self::Idle => Reason::Idle,
@@ -91,13 +89,10 @@ impl Cause {
                 let (code, reason) = match violation {
                     Violation::MessageTooBig => (code::MESSAGE_TOO_BIG, "message too big"),
                     Violation::Protocol => (code::PROTOCOL_ERROR, "protocol error"),
+                    Violation::Rate => (code::POLICY_VIOLATION, "too many messages"),
                 };
                 PerSide::with(side, frame(code, reason), frame(code::GOING_AWAY, reason))
             }
-            Self::Rate => PerSide {
-                client: frame(code::POLICY_VIOLATION, "too many messages"),
-                backend: frame(code::GOING_AWAY, "too many messages"),
-            },
             Self::Drain => {
                 PerSide { client: frame(policy.drain_close_code, "shutting down"), backend: None }
             }

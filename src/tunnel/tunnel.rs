@@ -100,6 +100,10 @@ impl Tunnel {
         buffers: &mut Buffers,
     ) -> ControlFlow<Reason, Progress> {
         let mut has_more = false;
+        // A rate is a matter of time, so a tunnel without the one has none of the other.
+        if self.keepalive.is_some() && self.policy.limits_rate() {
+            self.from.client.filter_mut().refill_rate(clock.now());
+        }
         // The client's direction first: its Close wins over one of the backend's in the same turn.
         for side in Side::BOTH {
             has_more |= self.relay(side, clock, buffers)?;
@@ -111,7 +115,7 @@ impl Tunnel {
                 return ControlFlow::Break(self.on_reset(side));
             }
         }
-        has_more |= self.record_activity(clock);
+        self.record_activity(clock);
 
         // Every message comes past here, and most find a tunnel that nothing is ending.
         if !self.closing.is_open() || !self.from.all(Direction::is_going_on) {
@@ -124,8 +128,8 @@ impl Tunnel {
 
     /// Handles a tick; breaks with the reason when the tunnel is over.
     ///
-    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is neither
-    /// pinged nor judged by its rate.
+    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is not pinged.
+    /// A paused client goes on in the turn that follows.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
         self.carry_out(self.closing.on_tick(now))?;
         let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
@@ -147,11 +151,14 @@ impl Tunnel {
     /// Returns the next tick at which [`on_tick`](Tunnel::on_tick) has something to do, if there is
     /// one.
     pub(super) fn next_tick(&self) -> Option<Tick> {
-        self.closing.deadline().or_else(|| {
-            let is_paused = self.from.client.is_paused();
+        let due = self.closing.deadline().or_else(|| {
             let keepalive = self.keepalive.as_ref()?;
-            keepalive.next_tick(is_paused, self.can_ping(), &self.policy)
-        })
+            keepalive.next_tick(self.can_ping(), &self.policy)
+        });
+        let client = &self.from.client;
+        let refilled = if client.is_paused() { client.filter().rate_refilled() } else { None };
+        let refill = refilled.map(|at| at.saturating_add(1));
+        due.into_iter().chain(refill).min()
     }
 
     /// Returns whether time plays a part in the tunnel.
@@ -261,9 +268,9 @@ impl Tunnel {
         }
     }
 
-    /// Tells the keep-alive what has moved; returns whether that gives more to do.
-    fn record_activity(&mut self, clock: &Clock) -> bool {
-        let Some(keepalive) = &mut self.keepalive else { return false };
+    /// Tells the keep-alive what has moved.
+    fn record_activity(&mut self, clock: &Clock) {
+        let Some(keepalive) = &mut self.keepalive else { return };
         let PerSide { client, backend } = &mut self.from;
         let blocked_at = |to: &Direction| (!to.is_flushed()).then(|| to.written());
         let activity = Activity {
@@ -271,20 +278,15 @@ impl Tunnel {
             sent: PerSide { client: client.take_fresh(), backend: backend.take_fresh() },
             has_data: client.filter_mut().take_fresh_data()
                 | backend.filter_mut().take_fresh_data(),
-            messages: client.filter().counters().messages(),
-            is_paused: client.is_paused(),
-            is_open: self.closing.is_open(),
         };
-        let now = clock.now();
-        let actions = keepalive.on_activity(now, &activity, &self.policy);
-        self.carry_out_tick(actions, now)
+        keepalive.on_activity(clock.now(), &activity);
     }
 
-    /// Begins to close the tunnel for a cause of the proxy; returns whether that gives more to do.
-    fn start_close(&mut self, cause: Cause, now: Tick) -> bool {
+    /// Begins to close the tunnel for a cause of the proxy, which needs a turn after it.
+    fn start_close(&mut self, cause: Cause, now: Tick) {
         let actions = self.closing.start_close(cause, &self.states(), now, &self.policy);
         // A cause never ends a tunnel at once.
-        matches!(self.carry_out(actions), ControlFlow::Continue(true))
+        let _ = self.carry_out(actions);
     }
 
     /// Carries out what [`Closing`] has decided; returns whether that gives more to do.
@@ -303,26 +305,22 @@ impl Tunnel {
         if let Some(reason) = actions.finish {
             return ControlFlow::Break(reason);
         }
-        if actions.resume && self.from.client.is_paused() {
-            // No event will come for what has come already.
-            self.from.client.pause(false);
-            has_more = true;
-        }
+        // No event will come for what is held.
+        has_more |= actions.resume && self.from.client.filter_mut().lift_rate();
         ControlFlow::Continue(has_more)
     }
 
-    /// Carries out what [`KeepAlive`] has decided; returns whether that gives more to do.
-    fn carry_out_tick(&mut self, actions: TickActions, now: Tick) -> bool {
-        if let Some(is_paused) = actions.pause {
-            self.from.client.pause(is_paused);
-        }
+    /// Carries out what [`KeepAlive`] has decided.
+    fn carry_out_tick(&mut self, actions: TickActions, now: Tick) {
         for side in Side::BOTH {
             if let Some(payload) = actions.ping[side] {
                 self.from[side].filter_mut().await_pong(payload);
                 self.to(side).insert(control::ping(payload, mask_for(side)), false);
             }
         }
-        actions.close.is_some_and(|cause| self.start_close(cause, now))
+        if let Some(cause) = actions.close {
+            self.start_close(cause, now);
+        }
     }
 
     /// Returns the direction to a side.
@@ -351,15 +349,13 @@ impl Tunnel {
             paths: PerSide::from_fn(|side| {
                 let to = &self.from[side.other()];
                 PathState {
-                    is_read: self.from[side].can_read(),
+                    is_read: self.from[side].is_reading(),
                     written: to.written(),
                     waits_for_boundary: to.filter().has_insertion(),
                     waits_for_room: !to.is_flushed(),
                 }
             }),
-            is_paused: self.from.client.is_paused(),
             can_ping: self.can_ping(),
-            messages: self.from.client.filter().counters().messages(),
         }
     }
 
