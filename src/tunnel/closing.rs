@@ -22,6 +22,8 @@ pub(super) struct SideState {
     pub(super) has_ended: bool,
     /// All that is meant for it has been written.
     pub(super) is_flushed: bool,
+    /// Bytes that it has taken.
+    pub(super) taken: u64,
     /// Nothing more is relayed to it: it has got a Close of the proxy, is dead, or waits for one
     /// after a violation.
     pub(super) is_closed: bool,
@@ -51,6 +53,10 @@ pub(super) struct Closing {
     awaiting_close: PerSide<bool>,
     /// Side that is dead or takes no bytes: nothing is written to it any more.
     abandoned: Option<Side>,
+    /// Side whose connection broke. What it had sent before is still relayed.
+    broken: Option<Side>,
+    /// Bytes that the other one had taken when it was last seen to move, with wrapping.
+    taken: u32,
     /// Tick at which the tunnel is over, whatever is missing then.
     close_deadline: Option<Tick>,
 }
@@ -59,6 +65,11 @@ impl Closing {
     /// Returns whether nothing has begun to end the tunnel.
     pub(super) fn is_open(&self) -> bool {
         self.reason.is_none()
+    }
+
+    /// Returns whether this side's connection is known to be broken.
+    pub(super) fn is_broken(&self, side: Side) -> bool {
+        self.broken == Some(side)
     }
 
     /// Returns the tick at which the tunnel is over in any case, once its grace time runs.
@@ -102,8 +113,8 @@ impl Closing {
         Actions { close, abandon: self.abandoned, ..Actions::default() }
     }
 
-    /// Handles the end of a side's sending, before the end itself is relayed: the last moment for a
-    /// Close to the other side, whose reading ends with it.
+    /// Handles the end of a side's sending, be it by a FIN or by a break, before the end itself is
+    /// relayed: the last moment for a Close to the other side, whose reading ends with it.
     pub(super) fn on_eof(
         &mut self,
         side: Side,
@@ -114,17 +125,16 @@ impl Closing {
         Actions { close, ..Actions::default() }
     }
 
-    /// Handles a broken connection, which ends the tunnel at once.
-    pub(super) fn on_reset(
-        &mut self,
-        side: Side,
-        states: &PerSide<SideState>,
-        policy: &Policy,
-    ) -> Actions {
+    /// Handles a broken connection. Nothing can be written to its side any more, but what the side
+    /// had sent is still to be read and relayed: the kernel keeps it.
+    pub(super) fn on_reset(&mut self, side: Side, states: &PerSide<SideState>) -> Actions {
         self.record_close(states);
         let reason = self.standing_reason().unwrap_or(Reason::Reset(side));
-        let close = self.once(lost(side, states, policy));
-        Actions { close, finish: Some(reason), ..Actions::default() }
+        self.reason = Some(reason);
+        // There is nobody left to relay to.
+        let is_over = self.broken.replace(side).is_some_and(|other| other != side);
+        let finish = is_over.then_some(reason);
+        Actions { abandon: Some(side), resume: true, finish, ..Actions::default() }
     }
 
     /// Handles what the directions have relayed in a turn. `now` is called only where a grace time
@@ -138,10 +148,24 @@ impl Closing {
         let Some(reason) = self.reason.or_else(|| first_end(states)) else {
             return Actions::default();
         };
+        let reason = match reason {
+            // A Close among what was still to be read came before the break.
+            Reason::Reset(side) if states[side].sent_close => Reason::Close(side),
+            reason => reason,
+        };
         self.reason = Some(reason);
-        // Both directions have relayed everything, the ends included.
-        if states.all(|state| state.has_ended) {
+        // Both directions have relayed everything, the ends included, or the one has from whose
+        // source nothing more can come and to whose source nothing can go.
+        if states.all(|state| state.has_ended)
+            || self.broken.is_some_and(|side| states[side].has_ended)
+        {
             return Actions { finish: Some(reason), ..Actions::default() };
+        }
+        if let Some(side) = self.broken
+            && reason.is_of_endpoints()
+        {
+            self.wait_for_progress(states[side.other()].taken, now, policy);
+            return Actions { resume: true, ..Actions::default() };
         }
         match reason {
             // The closing handshake is complete. The server closes the connection first (RFC 6455,
@@ -167,11 +191,23 @@ impl Closing {
         Actions { resume: true, ..Actions::default() }
     }
 
-    /// Handles a tick.
-    pub(super) fn on_tick(&self, now: Tick) -> Actions {
-        let is_over = self.close_deadline.is_some_and(|deadline| deadline <= now);
-        let finish = is_over.then(|| self.reason.unwrap_or(Reason::Admin));
-        Actions { finish, ..Actions::default() }
+    /// Handles a tick. At the deadline a backend whose client has not answered the proxy's Close
+    /// gets one of its own, if it has got none: it is still owed the reason for the end.
+    pub(super) fn on_tick(&mut self, now: Tick, states: &PerSide<SideState>) -> Actions {
+        if self.close_deadline.is_none_or(|deadline| now < deadline) {
+            return Actions::default();
+        }
+        let reason = self.reason.unwrap_or(Reason::Admin);
+        let text = match reason {
+            Reason::Drain => Some("shutting down"),
+            Reason::Lifetime => Some("maximum lifetime reached"),
+            // The others have told the backend, or it is the one at fault.
+            _ => None,
+        };
+        let text = text.filter(|_| is_owed_close(Side::Backend, states));
+        let frame = text.map(|reason| CloseFrame { code: code::GOING_AWAY, reason });
+        let close = self.once(PerSide { client: None, backend: frame });
+        Actions { close, finish: Some(reason), ..Actions::default() }
     }
 
     /// Ends the tunnel now, from the outside and without waiting.
@@ -185,15 +221,8 @@ impl Closing {
         let reason = self.standing_reason().unwrap_or(cut);
         let frame = |code| CloseFrame { code, reason: "shutting down" };
         let codes = PerSide { client: policy.drain_close_code, backend: code::GOING_AWAY };
-        // A side is owed a Close that has got none, neither the proxy's nor the other side's, and
-        // is neither lost nor dead. One that has sent a Close gets no answer in the other one's
-        // name.
-        let close = PerSide::from_fn(|side| {
-            let (own, other) = (&states[side], &states[side.other()]);
-            let has_close = own.sent_close || other.sent_close;
-            let is_owed = !own.is_closed && !own.has_ended && !has_close;
-            is_owed.then(|| frame(codes[side]))
-        });
+        let close =
+            PerSide::from_fn(|side| is_owed_close(side, states).then(|| frame(codes[side])));
         let close = self.once(close);
         Actions { close, finish: Some(reason), ..Actions::default() }
     }
@@ -223,6 +252,17 @@ impl Closing {
         self.close_deadline.get_or_insert(now.saturating_add(ticks(policy.close_grace)));
     }
 
+    /// Gives the reader of a broken side's last bytes its grace time anew whenever it has taken
+    /// some.
+    fn wait_for_progress(&mut self, taken: u64, now: impl Fn() -> Tick, policy: &Policy) {
+        let taken = taken as u32;
+        if self.close_deadline.is_none() || taken != self.taken {
+            self.taken = taken;
+            self.close_deadline = None;
+            self.start_grace(now(), policy);
+        }
+    }
+
     /// Returns whether the proxy's Closes have been written, and answered by a whole Close or by
     /// the end.
     fn is_answered(&self, states: &PerSide<SideState>) -> bool {
@@ -235,6 +275,14 @@ impl Closing {
         let is_written = |side: Side| states[side].is_flushed || self.abandoned == Some(side);
         Side::BOTH.into_iter().all(|side| is_written(side) && has_answered(side))
     }
+}
+
+/// Returns whether a side is still owed a Close when nobody is waited for any more: it has got none,
+/// neither the proxy's nor the other side's, and is neither lost nor dead. One that has sent a Close
+/// gets no answer in the other one's name.
+fn is_owed_close(side: Side, states: &PerSide<SideState>) -> bool {
+    let (own, other) = (&states[side], &states[side.other()]);
+    !own.is_closed && !own.has_ended && !own.sent_close && !other.sent_close
 }
 
 /// Returns the first end that the endpoints have made: a Close before an EOF, the client's before
@@ -377,7 +425,18 @@ mod tests {
                     self.states[side].has_ended = true;
                     actions
                 }
-                At::Reset => self.closing.on_reset(side, &self.states, &policy),
+                At::Reset => {
+                    let actions = self.closing.on_reset(side, &self.states);
+                    self.carry_out(actions);
+                    // All that it had sent is read and relayed, unless the other side is blocked.
+                    if self.is_over() || !self.states[side.other()].is_flushed {
+                        Actions::default()
+                    } else {
+                        let actions = self.closing.on_eof(side, &self.states, &policy);
+                        self.states[side].has_ended = true;
+                        actions
+                    }
+                }
                 At::Violation => {
                     // The filter lets nothing more pass to the other side.
                     self.states[side.other()].is_closed = true;
@@ -463,7 +522,7 @@ mod tests {
                 "b:1001 c:abandon pong_timeout+",
                 "backend_close",
                 "c:1014 backend_eof+",
-                "c:1014 =backend_reset",
+                "b:abandon c:1014 =backend_reset",
                 "c:1001 b:1002 protocol+",
                 "c:1012 drain+",
                 "",
@@ -477,7 +536,7 @@ mod tests {
                 "c:1014 b:abandon pong_timeout+",
                 "c:1014 b:abandon pong_timeout+",
                 "c:1014 b:abandon pong_timeout+",
-                "c:1014 b:abandon =pong_timeout",
+                "c:1014 b:abandon b:abandon =pong_timeout",
                 "c:1014 b:abandon pong_timeout+",
                 "c:1014 b:abandon pong_timeout+",
                 "c:1014 b:abandon resume pong_timeout+",
@@ -491,7 +550,7 @@ mod tests {
                 "client_close",
                 "client_close+",
                 "c:1014 client_close+",
-                "c:1014 =client_close",
+                "b:abandon c:1014 =client_close",
                 "client_close",
                 "client_close+",
                 "resume client_close",
@@ -505,7 +564,7 @@ mod tests {
                 "b:1001 c:abandon pong_timeout+",
                 "b:1001 client_eof+",
                 "b:1001 c:1014 =client_eof",
-                "b:1001 c:1014 =backend_reset",
+                "b:1001 b:abandon c:1014 =backend_reset",
                 "b:1001 c:1001 protocol+",
                 "b:1001 c:1012 =drain",
                 "b:1001 resume client_eof+",
@@ -515,15 +574,15 @@ mod tests {
         (
             At::Reset,
             [
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
-                "b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 =client_reset",
             ],
         ),
         (
@@ -533,7 +592,7 @@ mod tests {
                 "c:1002 b:1001 protocol+",
                 "c:1002 b:1001 protocol+",
                 "c:1002 b:1001 protocol+",
-                "c:1002 b:1001 =protocol",
+                "c:1002 b:1001 b:abandon =protocol",
                 "c:1002 b:1001 protocol+",
                 "c:1002 b:1001 protocol+",
                 "c:1002 b:1001 resume protocol+",
@@ -547,7 +606,7 @@ mod tests {
                 "c:1012 drain+",
                 "c:1012 drain+",
                 "c:1012 drain+",
-                "c:1012 =drain",
+                "c:1012 b:abandon =drain",
                 "c:1012 drain+",
                 "c:1012 drain+",
                 "c:1012 resume drain+",
@@ -561,7 +620,7 @@ mod tests {
                 "b:1001 c:abandon resume pong_timeout+",
                 "resume backend_close",
                 "c:1014 resume backend_eof+",
-                "c:1014 =backend_reset",
+                "b:abandon resume c:1014 =backend_reset",
                 "c:1001 b:1002 resume protocol+",
                 "c:1012 resume drain+",
                 "",
@@ -575,7 +634,7 @@ mod tests {
                 "b:1001 c:abandon pong_timeout+",
                 "backend_close",
                 "c:1014 backend_eof+",
-                "c:1014 =backend_reset",
+                "b:abandon backend_reset+",
                 "c:1001 b:1002 protocol+",
                 "c:1012 drain+",
                 "",
@@ -607,9 +666,10 @@ mod tests {
             assert_eq!(actions, Actions { resume: true, ..Actions::default() });
             // A half-closed tunnel may stay so.
             assert_eq!((closing.reason, closing.deadline()), (Some(Reason::Eof(side)), None));
-            let reset = closing.on_reset(side.other(), &ended, &policy);
-            let finish = Some(Reason::Reset(side.other()));
-            assert_eq!(reset, Actions { finish, ..Actions::default() });
+            closing.on_reset(side.other(), &ended);
+            ended[side.other()].has_ended = true;
+            let finish = closing.on_progress(&ended, || NOW, &policy).finish;
+            assert_eq!(finish, Some(Reason::Reset(side.other())));
         }
     }
 
@@ -619,8 +679,8 @@ mod tests {
             let mut states = Model::new().states;
             states[side].sent_close = true;
             let mut closing = Closing::default();
+            assert_eq!(closing.on_reset(side, &states).close, PerSide::default());
             assert_eq!(closing.on_eof(side, &states, &policy()), Actions::default());
-            assert_eq!(closing.on_reset(side, &states, &policy()).close, PerSide::default());
         }
     }
 
@@ -634,9 +694,93 @@ mod tests {
         assert_eq!(closing.deadline(), Some(deadline));
         // A later cause neither prolongs it nor names the end.
         closing.start_close(Cause::Drain, &states, NOW + 1, &policy);
-        assert_eq!(closing.on_tick(deadline - 1), Actions::default());
-        assert_eq!(closing.on_tick(deadline).finish, Some(Reason::Idle));
-        assert_eq!(Closing::default().on_tick(Tick::MAX), Actions::default());
+        assert_eq!(closing.on_tick(deadline - 1, &states), Actions::default());
+        assert_eq!(closing.on_tick(deadline, &states).finish, Some(Reason::Idle));
+        assert_eq!(Closing::default().on_tick(Tick::MAX, &states), Actions::default());
+    }
+
+    #[test]
+    fn a_backend_whose_client_does_not_answer_gets_a_close_at_the_deadline() {
+        let policy = Policy { lifetime_close_code: 4000, ..policy() };
+        let told = |cause, change: fn(&mut PerSide<SideState>)| {
+            let mut closing = Closing::default();
+            let mut states = Model::new().states;
+            closing.start_close(cause, &states, NOW, &policy);
+            states.client.is_closed = true;
+            change(&mut states);
+            let actions = closing.on_tick(closing.deadline().unwrap(), &states);
+            assert_eq!(actions.finish, Some(cause.reason()));
+            assert_eq!(actions.close.client, None, "the client has got one");
+            actions.close.backend.map(|frame| (frame.code, frame.reason))
+        };
+        let drain = Some((1001, "shutting down"));
+        assert_eq!(told(Cause::Drain, |_| {}), drain);
+        let lifetime = Some((1001, "maximum lifetime reached"));
+        assert_eq!(told(Cause::Lifetime, |_| {}), lifetime);
+        // These have told it, or have nothing to tell.
+        for cause in [Cause::Idle, Cause::PongTimeout(Side::Backend)] {
+            assert_eq!(told(cause, |_| {}), None, "{cause:?}");
+        }
+        assert_eq!(told(Cause::Drain, |states| states.client.sent_close = true), None);
+        assert_eq!(told(Cause::Drain, |states| states.backend.sent_close = true), None);
+        assert_eq!(told(Cause::Drain, |states| states.backend.has_ended = true), None);
+        assert_eq!(told(Cause::Drain, |states| states.backend.is_closed = true), None);
+    }
+
+    #[test]
+    fn the_last_bytes_of_a_broken_side_have_time_as_long_as_some_are_taken() {
+        let policy = policy();
+        let grace = ticks(policy.close_grace);
+        for side in Side::BOTH {
+            let mut states = Model::new().states;
+            let mut closing = Closing::default();
+            let broken = closing.on_reset(side, &states);
+            assert_eq!((broken.abandon, broken.finish), (Some(side), None));
+            for step in 0..10 {
+                let now = NOW + step * grace;
+                states[side.other()].taken = u64::from(step / 2);
+                let actions = closing.on_progress(&states, || now, &policy);
+                assert_eq!(actions.finish, None);
+                // Only the even steps move something.
+                let since = NOW + (step - step % 2) * grace;
+                assert_eq!(closing.deadline(), Some(since + grace), "step {step}");
+            }
+            let over = closing.on_tick(closing.deadline().unwrap(), &states);
+            assert_eq!(over.finish, Some(Reason::Reset(side)));
+            // All of it has been relayed.
+            states[side].has_ended = true;
+            let actions = closing.on_progress(&states, || NOW, &policy);
+            assert_eq!(actions.finish, Some(Reason::Reset(side)));
+        }
+    }
+
+    #[test]
+    fn a_break_prolongs_no_closing_of_the_proxy_and_two_breaks_end_the_tunnel() {
+        let policy = policy();
+        for side in Side::BOTH {
+            let mut states = Model::new().states;
+            let mut closing = Closing::default();
+            closing.start_close(Cause::Drain, &states, NOW, &policy);
+            let deadline = closing.deadline();
+            closing.on_reset(side, &states);
+            states[side.other()].taken = 7;
+            closing.on_progress(&states, || NOW + 4, &policy);
+            assert_eq!(closing.deadline(), deadline);
+            assert_eq!(closing.on_reset(side.other(), &states).finish, Some(Reason::Drain));
+        }
+    }
+
+    #[test]
+    fn a_close_among_the_last_bytes_of_a_broken_side_names_the_end() {
+        for side in Side::BOTH {
+            let mut states = Model::new().states;
+            let mut closing = Closing::default();
+            closing.on_reset(side, &states);
+            states[side].sent_close = true;
+            states[side].has_ended = true;
+            let actions = closing.on_progress(&states, || NOW, &policy());
+            assert_eq!(actions.finish, Some(Reason::Close(side)));
+        }
     }
 
     #[test]
@@ -674,8 +818,9 @@ mod tests {
             states[side].sent_close = true;
             let closed = Some(Reason::Close(side));
             for broken in Side::BOTH {
-                let actions = Closing::default().on_reset(broken, &states, &policy());
-                assert_eq!(actions.finish, closed, "{broken:?}");
+                let mut closing = Closing::default();
+                closing.on_reset(broken, &states);
+                assert_eq!(closing.reason, closed, "{broken:?}");
             }
             let mut closing = Closing::default();
             let cause = Cause::Violation(side.other(), Violation::Protocol);
@@ -806,7 +951,7 @@ mod tests {
                 if let Some(deadline) = model.closing.deadline() {
                     prop_assert!(!model.closing.is_open());
                     prop_assert!(deadline <= NOW + ticks(policy().close_grace));
-                    prop_assert!(model.closing.on_tick(deadline).finish.is_some());
+                    prop_assert!(model.closing.on_tick(deadline, &model.states).finish.is_some());
                 }
                 // What is owed when it is cut goes to nobody who has had a Close.
                 let mut cut = model.closing;

@@ -73,7 +73,8 @@ pub(super) enum Progress {
 /// Reason for which a direction cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RelayError {
-    /// The source's connection broke.
+    /// The source's connection broke. All that it had sent has been read, and the end is not relayed
+    /// yet.
     Source,
     /// The sink's connection broke.
     Sink,
@@ -241,9 +242,11 @@ impl Direction {
         let _ = self.flush(sink, pipes);
     }
 
-    /// Gives back a borrowed pipe, with the bytes in it.
-    pub(super) fn release(self, pipes: &mut Pipes) {
-        if let Some(Pending::Piped(pipe, _)) = self.pending.map(|pending| *pending) {
+    /// Relays nothing more, and drops what is pending, as where the sink's connection is broken. The
+    /// source is still read to its end.
+    pub(super) fn abandon(&mut self, pipes: &mut Pipes) {
+        self.filter.close();
+        if let Some(Pending::Piped(pipe, _)) = self.pending.take().map(|pending| *pending) {
             pipes.discard(pipe);
         }
     }
@@ -284,13 +287,17 @@ impl Direction {
         // pipe. A payload for which there is no pipe is read in pieces as large as they come.
         let is_between = self.is_bulk && !self.is_worth_a_pipe();
         let room = if is_between { HEADER } else { scratch.len() };
-        match source.try_read(&mut scratch[..room]).map_err(|_| RelayError::Source)? {
-            None => Ok(()),
-            Some(0) => {
+        match source.try_read(&mut scratch[..room]) {
+            Ok(None) => Ok(()),
+            Ok(Some(0)) => {
                 self.end();
                 Ok(())
             }
-            Some(count) => {
+            Err(_) => {
+                self.end();
+                Err(RelayError::Source)
+            }
+            Ok(Some(count)) => {
                 self.is_fresh = true;
                 #[cfg(test)]
                 {
@@ -364,6 +371,7 @@ impl Direction {
             Ok(_) => self.is_bulk = false,
             Err(_) => {
                 pipes.discard(pipe);
+                self.end();
                 return Err(RelayError::Source);
             }
         }
@@ -521,8 +529,8 @@ mod tests {
     #[test]
     fn a_full_pipe_is_given_up_with_its_direction() {
         let (reactor, mut buffers) = (reactor(), Buffers::default());
-        let (direction, _sockets, _peers) = with_a_full_pipe(&reactor, &mut buffers);
-        direction.release(&mut buffers.pipes);
+        let (mut direction, _sockets, _peers) = with_a_full_pipe(&reactor, &mut buffers);
+        direction.abandon(&mut buffers.pipes);
         assert_eq!(buffers.pipes.lent(), 0);
     }
 
@@ -537,7 +545,7 @@ mod tests {
         while direction.advance([&source, &sink], false, &policy, &mut buffers).is_ok() {
             wait(&reactor);
         }
-        direction.release(&mut buffers.pipes);
+        direction.abandon(&mut buffers.pipes);
         assert_eq!(buffers.pipes.lent(), 0);
     }
 

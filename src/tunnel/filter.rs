@@ -179,7 +179,15 @@ impl FrameFilter {
         self.slow_path.as_ref()?.limits.as_ref()?.rate_refilled()
     }
 
-    /// Limits the client's rate no longer; returns false if it was not limited.
+    /// Has one second's worth more pass at once, and nothing after it wait: the client is gone.
+    pub(crate) fn end_rate(&mut self) {
+        if let Some(rate) = self.limits().and_then(FrameLimits::rate) {
+            rate.end();
+        }
+    }
+
+    /// Limits the client's rate no longer; returns false if it was not limited, or the client is
+    /// gone.
     pub(crate) fn lift_rate(&mut self) -> bool {
         self.limits().is_some_and(FrameLimits::lift_rate)
     }

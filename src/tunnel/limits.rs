@@ -56,9 +56,10 @@ impl FrameLimits {
         self.rate.as_ref()?.refilled()
     }
 
-    /// Limits the rate no longer; returns false if it was not limited.
+    /// Limits the rate no longer; returns false if it was not limited, or has
+    /// [ended](Rate::has_ended).
     pub(super) fn lift_rate(&mut self) -> bool {
-        self.rate.take().is_some()
+        self.rate.take_if(|rate| !rate.has_ended()).is_some()
     }
 
     /// Judges a frame with this header. One that waits is judged again later.
@@ -67,8 +68,8 @@ impl FrameLimits {
             && !rate.take(header)
         {
             return match policy.rate_action {
-                RateAction::Pause => Verdict::Waits,
-                RateAction::Close => Verdict::Violates(Violation::Rate),
+                RateAction::Pause if !rate.has_ended() => Verdict::Waits,
+                RateAction::Pause | RateAction::Close => Verdict::Violates(Violation::Rate),
             };
         }
         self.violation(header, policy).map_or(Verdict::Passes, Verdict::Violates)

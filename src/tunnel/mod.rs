@@ -4,10 +4,9 @@
 //! [`tunnels`] gives each tunnel with news its turn; a [`tunnel`] is two sockets and two directions
 //! ([`direction`]), which move bytes through memory ([`buffers`]) or through pipes ([`splice`]).
 //! Pure parts decide: [`filter`] follows the frames ([`frames`], [`counters`], [`limits`],
-//! [`rate`]) and
-//! inserts the proxy's own ([`control`]); [`closing`] is the end of a tunnel ([`reason`] its causes
-//! and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is what the section asks
-//! for. A [`group`] is what drains and ends together.
+//! [`rate`]) and inserts the proxy's own ([`control`]); [`closing`] is the end of a tunnel
+//! ([`reason`] its causes and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is
+//! what the section asks for. A [`group`] is what drains and ends together.
 
 mod buffers;
 mod closing;

@@ -14,6 +14,7 @@ pub(super) struct Rate {
     frames: Option<Bucket>,
     /// Tick of the last refill.
     refilled: Option<Tick>,
+    has_ended: bool,
 }
 
 #[derive(Debug)]
@@ -30,6 +31,7 @@ impl Rate {
             messages: policy.max_messages_per_second.map(Bucket::new),
             frames: policy.max_frames_per_second.map(Bucket::new),
             refilled: None,
+            has_ended: false,
         })
     }
 
@@ -44,6 +46,20 @@ impl Rate {
     /// Returns the tick of the last refill.
     pub(super) fn refilled(&self) -> Option<Tick> {
         self.refilled
+    }
+
+    /// Fills the buckets for the last time: nobody who is gone is waited for.
+    pub(super) fn end(&mut self) {
+        if !std::mem::replace(&mut self.has_ended, true) {
+            for bucket in [&mut self.messages, &mut self.frames].into_iter().flatten() {
+                bucket.refill(Tick::MAX);
+            }
+        }
+    }
+
+    /// Returns whether [`end`](Rate::end) was called, after which no frame waits.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// Takes the price of a frame with this header, and that of a message with its first frame.

@@ -142,6 +142,11 @@ impl Reason {
         }
     }
 
+    /// Returns whether an endpoint ended the tunnel, and not the proxy.
+    pub(super) fn is_of_endpoints(self) -> bool {
+        matches!(self, Self::Close(_) | Self::Eof(_) | Self::Reset(_))
+    }
+
     /// Returns who ended the tunnel: `client`, `backend` or `proxy`.
     pub(crate) fn ended_by(self) -> &'static str {
         match self {

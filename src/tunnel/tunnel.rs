@@ -112,7 +112,7 @@ impl Tunnel {
         // still break.
         for side in Side::BOTH {
             if !self.from[side].is_reading() && self.sockets[side].is_broken() {
-                return ControlFlow::Break(self.on_reset(side));
+                has_more |= self.on_reset(side, buffers)?;
             }
         }
         self.record_activity(clock);
@@ -131,7 +131,8 @@ impl Tunnel {
     /// A tunnel whose grace time runs needs no further causes. One whose end has begun is not pinged.
     /// A paused client goes on in the turn that follows.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
-        self.carry_out(self.closing.on_tick(now))?;
+        let actions = self.closing.on_tick(now, &self.states());
+        self.carry_out(actions)?;
         let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
         if self.closing.deadline().is_some() {
             return ControlFlow::Continue(());
@@ -204,8 +205,8 @@ impl Tunnel {
                 linger_now(&self.sockets[side], &mut buffers.scratch);
             }
         }
-        self.from.client.release(&mut buffers.pipes);
-        self.from.backend.release(&mut buffers.pipes);
+        self.from.client.abandon(&mut buffers.pipes);
+        self.from.backend.abandon(&mut buffers.pipes);
         end
     }
 
@@ -227,12 +228,17 @@ impl Tunnel {
                     let actions = self.closing.on_eof(side, &self.states(), &self.policy);
                     self.carry_out(actions)?;
                 }
-                Err(RelayError::Source) => return ControlFlow::Break(self.on_reset(side)),
-                // The side that could not be written to is the one that broke.
-                Err(RelayError::Sink) => {
-                    self.drain_peer(side.other(), buffers);
-                    return ControlFlow::Break(self.on_reset(side.other()));
+                Err(RelayError::Source) => {
+                    self.on_reset(side, buffers)?;
+                    let actions = self.closing.on_eof(side, &self.states(), &self.policy);
+                    self.carry_out(actions)?;
                 }
+                // The side that could not be written to is the one that broke. From here on the
+                // direction drops what it reads.
+                Err(RelayError::Sink) if !self.closing.is_broken(side.other()) => {
+                    self.on_reset(side.other(), buffers)?;
+                }
+                Err(RelayError::Sink) => return ControlFlow::Continue(false),
                 // The direction is closed already. The Closes that are inserted now need a turn.
                 Err(RelayError::Violation(violation)) => {
                     self.start_close(Cause::Violation(side, violation), clock.now());
@@ -252,20 +258,16 @@ impl Tunnel {
         self.from[side].advance(sockets, leave_open, &self.policy, buffers)
     }
 
-    /// Relays what a side had sent before its connection broke under a write: it may be a Close
-    /// that says why.
-    fn drain_peer(&mut self, side: Side, buffers: &mut Buffers) {
-        // The tunnel is over whatever comes of it.
-        let _ = self.advance_direction(side, true, buffers);
-    }
-
-    /// Handles the break of a side's connection; returns the reason for the tunnel's end.
-    fn on_reset(&mut self, side: Side) -> Reason {
-        let actions = self.closing.on_reset(side, &self.states(), &self.policy);
-        match self.carry_out(actions) {
-            ControlFlow::Break(reason) => reason,
-            ControlFlow::Continue(_) => Reason::Reset(side),
+    /// Handles the break of a side's connection, to which nothing can be written any more. What it
+    /// had sent is read on from its socket. Returns whether that gives more to do.
+    fn on_reset(&mut self, side: Side, buffers: &mut Buffers) -> ControlFlow<Reason, bool> {
+        if self.closing.is_broken(side) {
+            return ControlFlow::Continue(false);
         }
+        self.to(side).abandon(&mut buffers.pipes);
+        self.from[side].filter_mut().end_rate();
+        let actions = self.closing.on_reset(side, &self.states());
+        self.carry_out(actions)
     }
 
     /// Tells the keep-alive what has moved.
@@ -335,6 +337,7 @@ impl Tunnel {
                 sent_close: from.filter().counters().has_close(),
                 is_between_frames: from.filter().is_between_frames(),
                 has_ended: from.is_done(),
+                taken: to.written(),
                 // A Close for the backend that still waits for a boundary waits for the client,
                 // which may be dead.
                 is_flushed: to.is_flushed()

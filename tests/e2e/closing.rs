@@ -168,6 +168,8 @@ mod drain {
         proxy.drain();
         client.expect_proxy_close(C, 1001);
         client.expect_eof();
+        // The client owed it a Close.
+        server.expect_proxy_close(B, 1001);
         server.expect_eof();
         assert!(start.elapsed() >= GRACE, "{:?} is too early", start.elapsed());
         proxy.expect_exit();
@@ -182,6 +184,7 @@ mod drain {
         client.expect(&frame[..10]);
         proxy.drain();
         client.expect_eof();
+        server.expect_proxy_close(B, 1001);
         server.expect_eof();
         proxy.expect_exit();
     }

@@ -18,5 +18,6 @@ mod library;
 mod process;
 mod program;
 mod relay;
+mod resets;
 mod smuggling;
 mod stalled_log;

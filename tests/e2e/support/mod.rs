@@ -10,7 +10,8 @@ pub use self::peer::{Backend, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
 pub use self::sockets::{
-    expect_refused, has_been_read, in_kernel, is_dialled, socket_of_peer, taken_port, wait_until,
+    expect_refused, has_been_acknowledged, has_been_read, in_kernel, is_dialled, socket_of_peer,
+    taken_port, wait_until,
 };
 pub use self::wire::{CLOSE, Frame, From, PING, PONG, ProxyProgram, TEXT};
 

@@ -28,6 +28,11 @@ pub fn has_been_read(from: SocketAddr, to: SocketAddr) -> bool {
     ask(Question::Exactly(to, from)).is_some_and(|queues| queues.unread == 0)
 }
 
+/// Returns whether all that `from` has sent to `to` has been acknowledged.
+pub fn has_been_acknowledged(from: SocketAddr, to: SocketAddr) -> bool {
+    ask(Question::Exactly(from, to)).is_some_and(|queues| queues.unacknowledged == 0)
+}
+
 /// Number of bytes that the kernel holds of a connection between these two: sent by either, and not
 /// read by the other.
 ///
