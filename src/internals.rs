@@ -10,10 +10,11 @@ use crate::handshake::http::{RequestHead, ResponseHead};
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan};
 use crate::handshake::upgrade::UpgradeRequest;
-use crate::tunnel::control;
 use crate::tunnel::filter::FrameFilter;
 use crate::tunnel::frames::{FrameEvent, Frames};
+use crate::tunnel::model::{Happening, Model};
 use crate::tunnel::policy::Policy;
+use crate::tunnel::{Side, control};
 
 /// Returns the offset of the head's end, if it has one.
 pub fn scan(bytes: &[u8]) -> Option<usize> {
@@ -89,10 +90,40 @@ pub fn frames(bytes: &[u8], piece: usize) -> (Vec<u64>, bool) {
     (lengths, frames.is_at_boundary())
 }
 
+/// Lets what these bytes stand for happen to a tunnel, two for each event.
+///
+/// # Panics
+///
+/// If a rule of closing is broken.
+pub fn ending(codes: bool, bytes: &[u8]) {
+    let mut model = Model::new(codes);
+    for &[kind, time] in bytes.as_chunks().0 {
+        let side = if kind & 0x80 == 0 { Side::Client } else { Side::Backend };
+        let flag = kind & 0x40 == 0;
+        model.happen(match kind & 0x0f {
+            0 => Happening::Close(side),
+            1 => Happening::Eof(side),
+            2 => Happening::Reset(side),
+            3 => Happening::Violation(side),
+            4 => Happening::Blocked(side, flag),
+            5 => Happening::Drain(time),
+            6 => Happening::Abort,
+            7..=10 => Happening::Data(side, flag),
+            _ => Happening::Ticks(time),
+        });
+    }
+    model.finish();
+}
+
 /// Returns what passes of a client's frames, read in pieces of this size, with a Ping inserted
-/// between them and its Pong awaited. With a limit, no message may be larger.
-pub fn filter(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
-    let policy = Policy { max_message: limit, ..Policy::default() };
+/// between them and its Pong awaited. With a limit, no message may be larger, and no more of them
+/// pass at once.
+pub fn filter(bytes: &[u8], piece: usize, limit: Option<u32>) -> Vec<u8> {
+    let policy = Policy {
+        max_message: limit.map(u64::from),
+        max_messages_per_second: limit,
+        ..Policy::default()
+    };
     let mut filter = FrameFilter::new(&policy, true, false);
     let mut passed = Vec::new();
     let mut filtered = Vec::new();
@@ -102,8 +133,14 @@ pub fn filter(bytes: &[u8], piece: usize, limit: Option<u64>) -> Vec<u8> {
             let ping = control::ping(*b"internal", None);
             passed.extend(filter.insert(ping, false).unwrap_or_default());
         }
-        passed.extend_from_slice(filter.filter(piece, &policy, &mut filtered).bytes);
+        // What is held comes before what is new.
+        let mut chunk = filter.take_held();
+        chunk.extend_from_slice(piece);
+        passed.extend_from_slice(filter.filter(&chunk, &policy, &mut filtered).bytes);
     }
+    filter.lift_rate();
+    let held = filter.take_held();
+    passed.extend_from_slice(filter.filter(&held, &policy, &mut filtered).bytes);
     passed.extend(filter.finish().unwrap_or_default());
     passed
 }

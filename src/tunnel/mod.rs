@@ -18,6 +18,8 @@ pub(crate) mod frames;
 mod group;
 mod keepalive;
 mod limits;
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod model;
 pub(crate) mod policy;
 mod rate;
 mod reason;
@@ -30,5 +32,7 @@ mod tunnels;
 
 pub(crate) use self::group::Group;
 pub(crate) use self::side::PerSide;
+#[cfg(feature = "internals")]
+pub(crate) use self::side::Side;
 pub(crate) use self::tunnel::{NewTunnel, TunnelEnd};
 pub(crate) use self::tunnels::{OnEnd, Tunnels};
