@@ -44,7 +44,7 @@ pub(crate) enum Event<'a> {
     Dropped { client: &'a Client },
     /// A client never sent a byte; `ended_by` is "client" or "timeout".
     Silent { client: &'a Client, ended_by: &'static str },
-    /// A client's connection broke before it had an answer.
+    /// A client closed its connection, or it broke, before it had an answer.
     ClientGone { client: &'a Client, stage: Stage },
     /// A client got an error response of this proxy.
     Refused { client: &'a Client, response: &'a ErrorResponse },

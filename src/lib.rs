@@ -40,8 +40,8 @@
 //!    `handshake::scan` looks for the end.
 //! 3. `handshake::http` parses the head, `handshake::upgrade` and `handshake::origin` judge it. A
 //!    request that may not pass gets a `handshake::error_response`; no backend hears of it.
-//! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile
-//!    `connection::read_ahead` keeps what the client sends, and notices if it goes away.
+//! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile the
+//!    client is not read, but an end of its connection ends the attempt.
 //! 5. `handshake::forward` writes the head for the backend; `connection::exchange` sends it and
 //!    reads the answer, `handshake::response` verifies it.
 //! 6. An answer that is no 101 is forwarded by `connection::response`, with `handshake::body` to

@@ -1,11 +1,10 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
-//! [`serve`] tells it. [`head`] reads the request, [`read_ahead`] what follows it too early,
-//! [`mod@exchange`] brings the handshake to a backend, [`response`] ends what comes to no tunnel.
+//! [`serve`] tells it. [`head`] reads the request, [`mod@exchange`] brings the handshake to a
+//! backend, [`response`] ends what comes to no tunnel.
 
 mod exchange;
 mod head;
-mod read_ahead;
 mod response;
 
 use std::net::TcpStream;
@@ -17,7 +16,6 @@ use futures_lite::future;
 
 use self::exchange::{Exchanged, Failed, exchange};
 use self::head::{Head, HeadError};
-use self::read_ahead::ReadAhead;
 use self::response::{Declined, ForwardEnd, forward_response, send_error};
 use crate::backend::Lease;
 use crate::events::{Event, Stage};
@@ -118,15 +116,15 @@ async fn upgrade(
         Err(response) => return refuse(socket, response, client).await,
     };
 
-    // While the backend is dialled and thinks, the client is listened to: what it sends is kept,
-    // and if its connection breaks, the exchange is dropped, with the backend's connection in it.
-    let mut read_ahead = ReadAhead::new(head.rest());
+    // While the backend is dialled and thinks, the client is not read: what it sends early waits in
+    // the kernel, under TCP's own bounds. If it ends, nobody waits for the answer any more: the
+    // exchange is dropped, with the backend's connection in it.
     let exchanged = async { Some(exchange(&reactor, &request, client).await) };
     let client_is_gone = async {
-        read_ahead.watch(&socket).await;
+        socket.ended().await;
         None
     };
-    let exchanged = match future::or(exchanged, client_is_gone).await {
+    let exchanged = match future::or(client_is_gone, exchanged).await {
         Some(Ok(exchanged)) => exchanged,
         Some(Err(failed)) => return fail(socket, failed, client).await,
         None => return gone(client, Stage::Handshake),
@@ -134,12 +132,14 @@ async fn upgrade(
 
     match exchanged.answer {
         // The client gets the backend's own 101 as the first bytes of the tunnel.
-        Answer::Switched { head, is_extended } => {
+        // What it has sent early follows: first what came with its head, then what the tunnel finds
+        // in the socket.
+        Answer::Switched { head: answer, is_extended } => {
             let Exchanged { lease, backend, rest, .. } = exchanged;
-            let early = PerSide { client: read_ahead.into_bytes(), backend: rest };
+            let early = PerSide { client: head.rest().to_vec(), backend: rest };
             let sockets = PerSide { client: socket, backend };
             let policy = Arc::clone(&client.section.settings.policy);
-            let tunnel = NewTunnel { sockets, head, early, is_extended, policy };
+            let tunnel = NewTunnel { sockets, head: answer, early, is_extended, policy };
             let handshake = reactor.now().saturating_duration_since(client.accepted);
             Some(Upgraded { tunnel, lease, handshake })
         }
@@ -148,7 +148,7 @@ async fn upgrade(
             let Exchanged { lease, backend, rest, .. } = exchanged;
             let declined = Declined { backend, head, rest, framing };
             let timeout = client.section.settings.response_timeout;
-            let fault = match forward_response(socket, read_ahead, declined, timeout).await {
+            let fault = match forward_response(socket, declined, timeout).await {
                 ForwardEnd::Whole => None,
                 ForwardEnd::Part(fault) => Some(fault),
                 ForwardEnd::ClientGone => return gone(client, Stage::Refusal),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, future};
 
-use super::read_ahead::ReadAhead;
 use crate::events::Event;
 use crate::handshake::body::{Body, BodyProgress, Framing};
 use crate::handshake::error_response::ErrorResponse;
@@ -51,7 +50,6 @@ pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
 /// the backend, and for the client to take what it gets.
 pub(super) async fn forward_response(
     client: Socket,
-    mut read_ahead: ReadAhead,
     declined: Declined,
     timeout: Duration,
 ) -> ForwardEnd {
@@ -63,7 +61,8 @@ pub(super) async fn forward_response(
         }
     };
     let client_is_gone = async {
-        read_ahead.watch(&client).await;
+        // Its end is no break: it may still read.
+        client.broken().await;
         ForwardEnd::ClientGone
     };
     let result = future::or(forwarded, client_is_gone).await;

@@ -57,6 +57,7 @@ enum Owner {
 pub(super) struct Waiters {
     pub(super) readable: Option<Waker>,
     pub(super) writable: Option<Waker>,
+    pub(super) ended: Option<Waker>,
     pub(super) failed: Option<Waker>,
 }
 
@@ -247,6 +248,7 @@ impl Waiters {
         for (is_ready, waiting) in [
             (readiness.readable, &mut self.readable),
             (readiness.writable, &mut self.writable),
+            (readiness.ended, &mut self.ended),
             (readiness.failed, &mut self.failed),
         ] {
             if is_ready && let Some(waker) = waiting.take() {

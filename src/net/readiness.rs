@@ -17,6 +17,8 @@ pub(super) struct Readiness {
     /// More follows the data without a further event: the peer's end, or the bytes after urgent
     /// data (RFC 9293, 3.8.5), at which a read stops short.
     pub(super) ending: bool,
+    /// The peer has ended its sending, or the connection is over. It stays so.
+    pub(super) ended: bool,
     /// The connection may be broken.
     pub(super) failed: bool,
 }
@@ -24,17 +26,19 @@ pub(super) struct Readiness {
 impl Readiness {
     /// An established socket before its first event: reading and writing are tried.
     pub(super) const UNKNOWN: Self =
-        Self { readable: true, writable: true, ending: false, failed: false };
+        Self { readable: true, writable: true, ending: false, ended: false, failed: false };
 
     /// A connecting socket before its first event: nothing is tried.
     pub(super) const NONE: Self =
-        Self { readable: false, writable: false, ending: false, failed: false };
+        Self { readable: false, writable: false, ending: false, ended: false, failed: false };
 
     /// Records an epoll event. The only place that does.
     pub(super) fn record(&mut self, event: &Event) {
-        let ended = event.is_read_closed() || event.is_error();
-        self.ending |= ended || event.is_priority();
-        self.readable |= ended || event.is_readable();
+        // Reported with unread bytes before the end, too (EPOLLRDHUP).
+        self.ended |= event.is_read_closed();
+        let is_over = event.is_read_closed() || event.is_error();
+        self.ending |= is_over || event.is_priority();
+        self.readable |= is_over || event.is_readable();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.failed |= event.is_error();
     }

@@ -189,6 +189,19 @@ impl Socket {
         })
     }
 
+    /// Waits until the peer has ended its sending, or the connection is broken.
+    ///
+    /// Nothing is read: what the peer sent before may still wait. An end that came before the
+    /// socket was registered is reported by the next wait of the event loop.
+    pub(crate) async fn ended(&self) {
+        let ended = poll_fn(|context| {
+            let known = |_: &mut Readiness| Ok(Some(()));
+            self.registered.poll(context, |known| known.ended, |tasks| &mut tasks.ended, known)
+        });
+        // The call above has no error.
+        let _ = ended.await;
+    }
+
     /// Waits until the connection is broken: reset by its peer, or given up by TCP.
     ///
     /// The end of the peer's sending is not a break. Nothing is read, so this also serves where

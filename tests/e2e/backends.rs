@@ -550,7 +550,6 @@ fn a_backend_that_refuses_gets_an_orderly_end_with_early_bytes_too() {
     let proxy = Proxy::before(&backend);
     let (mut client, mut server) =
         Peer::handshake(proxy.address, &backend, upgrade("") + &"early".repeat(10_000));
-    client.wait_until_read();
     server.send("HTTP/1.1 403 No\r\nContent-Length: 5\r\n\r\nhello");
     assert!(client.read_text_to_end().ends_with("\r\n\r\nhello"));
     server.expect_eof();

@@ -469,15 +469,14 @@ mod load {
     }
 
     #[test]
-    fn clients_that_have_ended_their_sending_while_the_backend_thinks_cost_no_cpu() {
+    fn early_bytes_that_wait_for_the_101_cost_no_cpu() {
         let backend = Backend::start();
         let (program, address) = start(&backend);
-        let mut client = Peer::sending(address, upgrade("") + "early");
-        client.end_sending();
-        let mut server = backend.accept();
-        server.read_head();
+        let (mut client, mut server) = Peer::handshake(address, &backend, upgrade("") + "early");
+        client.send(" and late");
         assert_costs_no_cpu(&program);
         server.send(switching(""));
+        server.expect("early and late");
         client.read_head();
     }
 }
@@ -543,8 +542,8 @@ const QUICK: usize = 15;
 const SLOW: usize = 3;
 
 /// Every way in which a connection can end.
-fn ways() -> [(&'static str, usize, Way); 22] {
-    table::<(&str, usize, Way), 22>([
+fn ways() -> [(&'static str, usize, Way); 23] {
+    table::<(&str, usize, Way), 23>([
         ("the client closes the tunnel", QUICK, |it| {
             let (client, mut server) = it.tunnel();
             drop(client);
@@ -629,6 +628,11 @@ fn ways() -> [(&'static str, usize, Way); 22] {
             let (client, mut server) = it.awaiting("plain");
             client.reset();
             server.expect_end();
+        }),
+        ("the client closes while the backend thinks", QUICK, |it| {
+            let (client, mut server) = it.awaiting("plain");
+            drop(client);
+            server.expect_eof();
         }),
         ("the backend resets instead of answering", QUICK, |it| {
             let (mut client, server) = it.awaiting("plain");

@@ -90,14 +90,13 @@ fn leftovers_of_both_heads_come_first() {
 fn nothing_is_added_between_the_leftovers_and_an_immediate_end() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let mut client = Peer::sending(proxy.address, upgrade("") + "all that I say");
-    client.end_sending();
-    let mut server = backend.accept();
-    server.read_head();
+    let (mut client, mut server) =
+        Peer::handshake(proxy.address, &backend, upgrade("") + "all that I say");
     server.send(switching("") + "all that I say too");
     server.end_sending();
-    assert_eq!(server.read_text_to_end(), "all that I say");
     client.read_head();
+    client.end_sending();
+    assert_eq!(server.read_text_to_end(), "all that I say");
     assert_eq!(client.read_text_to_end(), "all that I say too");
 }
 
