@@ -42,7 +42,7 @@ pub(crate) enum Event<'a> {
     RegisterFailed { client: &'a Client, error: &'a io::Error },
     /// A client was closed without an answer, since too many are being refused already.
     Dropped { client: &'a Client },
-    /// A client never sent a byte; `ended_by` is "client" or "timeout".
+    /// A client never sent a byte; `ended_by` is "client", "timeout" or "proxy".
     Silent { client: &'a Client, ended_by: &'static str },
     /// A client closed its connection, or it broke, before it had an answer.
     ClientGone { client: &'a Client, stage: Stage },

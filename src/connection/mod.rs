@@ -1,22 +1,23 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
 //! [`serve`] tells it. [`head`] reads the request, [`mod@exchange`] brings the handshake to a
-//! backend, [`response`] ends what comes to no tunnel.
+//! backend, [`response`] ends what comes to no tunnel, [`unanswered`] what is cut before its answer.
 
 mod exchange;
 mod head;
 mod response;
+mod unanswered;
 
+use std::io;
 use std::net::TcpStream;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_lite::future;
 
 use self::exchange::{Exchanged, Failed, exchange};
 use self::head::{Head, HeadError};
 use self::response::{Declined, ForwardEnd, forward_response, send_error};
+use self::unanswered::Unanswered;
 use crate::backend::Lease;
 use crate::events::{Event, Stage};
 use crate::handshake::error_response::ErrorResponse;
@@ -35,12 +36,20 @@ use crate::worker::Handle;
 /// Most bytes of a request head, its blank line included.
 const REQUEST_HEAD_MAX: usize = 8_192;
 
-/// A client whose backend has switched.
-struct Upgraded {
-    tunnel: NewTunnel,
-    lease: Lease,
-    /// From the accept to the verified 101.
-    handshake: Duration,
+/// Outcome of a handshake, before the client has heard of it.
+enum Outcome {
+    /// A backend has answered.
+    Answered {
+        exchanged: Exchanged,
+        /// Bytes that came together with the client's head.
+        early: Vec<u8>,
+    },
+    /// No backend has, or none was asked.
+    Failed(Failed),
+    /// The client went away.
+    Gone(Stage),
+    /// The client never sent a byte; for [`Event::Silent`].
+    Silent(&'static str),
 }
 
 /// Serves a client: reads its head, brings the handshake to a backend, and leaves the tunnel to
@@ -56,11 +65,38 @@ pub(crate) async fn serve(
     let waiting = alive.downgrade();
     drop(alive);
     let Some(socket) = register(&handle, stream, &client) else { return };
-    let head = read_head(&socket, &client.section).await;
+    // Up to its answer, a client whose task is cut is told so.
+    let unanswered = Unanswered::new(&socket, &client);
+    let head = read_head(&unanswered, &handle, &client.section).await;
     let Some(alive) = waiting.upgrade() else { return };
+    let outcome = ask(&socket, head, &client).await;
+    unanswered.settle();
 
-    if let Some(upgraded) = upgrade(socket, head, &client).await {
-        open_tunnel(&handle, upgraded, client, (permit, alive));
+    match outcome {
+        Outcome::Answered { exchanged, early } => match exchanged.answer {
+            Answer::Switched { head, is_extended } => {
+                let Exchanged { lease, backend, rest, .. } = exchanged;
+                let tunnel = NewTunnel {
+                    sockets: PerSide { client: socket, backend },
+                    // The client gets the backend's own 101 as the first bytes of the tunnel.
+                    head,
+                    // What it has sent early follows: first what came with its head, then what
+                    // the tunnel finds in the socket.
+                    early: PerSide { client: early, backend: rest },
+                    is_extended,
+                    policy: Arc::clone(&client.section.settings.policy),
+                };
+                open_tunnel(&handle, tunnel, lease, client, (permit, alive));
+            }
+            Answer::Declined { status, head, framing } => {
+                let Exchanged { lease, backend, rest, .. } = exchanged;
+                let declined = Declined { backend, head, rest, framing };
+                decline(socket, declined, &client, (&lease, status)).await;
+            }
+        },
+        Outcome::Failed(failed) => fail(socket, failed, &client).await,
+        Outcome::Gone(stage) => Event::ClientGone { client: &client, stage }.emit(),
+        Outcome::Silent(ended_by) => Event::Silent { client: &client, ended_by }.emit(),
     }
 }
 
@@ -73,7 +109,7 @@ pub(crate) async fn turn_away(
 ) {
     if let Some(socket) = register(&handle, stream, &client) {
         let full = ErrorResponse::full("too many connections, come again later");
-        refuse::<()>(socket, full, &client).await;
+        refuse(socket, full, &client).await;
     }
     drop(guards);
 }
@@ -90,78 +126,61 @@ fn register(handle: &Handle, stream: TcpStream, client: &Client) -> Option<Socke
 }
 
 /// Reads a client's whole head, under one deadline.
-async fn read_head(mut socket: &Socket, section: &Section) -> Result<Head, HeadError> {
-    let deadline = Timer::after(socket.reactor(), section.settings.read_timeout);
-    head::read(&mut socket, Vec::new(), REQUEST_HEAD_MAX, deadline).await
+async fn read_head(
+    mut client: &Unanswered<'_>,
+    handle: &Handle,
+    section: &Section,
+) -> Result<Head, HeadError> {
+    let deadline = Timer::after(handle.reactor(), section.settings.read_timeout);
+    head::read(&mut client, Vec::new(), REQUEST_HEAD_MAX, deadline).await
 }
 
-/// Brings a client from its head to its tunnel; `None` if it comes to none, which an event tells.
-async fn upgrade(
-    socket: Socket,
-    head: Result<Head, HeadError>,
-    client: &Client,
-) -> Option<Upgraded> {
-    let reactor = Rc::clone(socket.reactor());
+/// Brings a client's handshake to a backend, if its head may pass.
+async fn ask(socket: &Socket, head: Result<Head, HeadError>, client: &Client) -> Outcome {
     let head = match head {
         Ok(head) => head,
-        Err(error) => return without_head(socket, error, client).await,
+        Err(error) => return without_head(error),
     };
     // Parse, then judge: no backend hears of a request that may not pass.
     let parsed = match RequestHead::parse(head.bytes()) {
         Ok(parsed) => parsed,
-        Err(error) => return refuse(socket, error.into(), client).await,
+        Err(error) => return refused(error.into()),
     };
     let request = match judge(&parsed, &client.section) {
         Ok(request) => request,
-        Err(response) => return refuse(socket, response, client).await,
+        Err(response) => return refused(response),
     };
 
     // While the backend is dialled and thinks, the client is not read: what it sends early waits in
     // the kernel, under TCP's own bounds. If it ends, nobody waits for the answer any more: the
     // exchange is dropped, with the backend's connection in it.
-    let exchanged = async { Some(exchange(&reactor, &request, client).await) };
+    let exchanged = async { Some(exchange(socket.reactor(), &request, client).await) };
     let client_is_gone = async {
         socket.ended().await;
         None
     };
-    let exchanged = match future::or(client_is_gone, exchanged).await {
-        Some(Ok(exchanged)) => exchanged,
-        Some(Err(failed)) => return fail(socket, failed, client).await,
-        None => return gone(client, Stage::Handshake),
-    };
-
-    match exchanged.answer {
-        // The client gets the backend's own 101 as the first bytes of the tunnel.
-        // What it has sent early follows: first what came with its head, then what the tunnel finds
-        // in the socket.
-        Answer::Switched { head: answer, is_extended } => {
-            let Exchanged { lease, backend, rest, .. } = exchanged;
-            let early = PerSide { client: head.rest().to_vec(), backend: rest };
-            let sockets = PerSide { client: socket, backend };
-            let policy = Arc::clone(&client.section.settings.policy);
-            let tunnel = NewTunnel { sockets, head: answer, early, is_extended, policy };
-            let handshake = reactor.now().saturating_duration_since(client.accepted);
-            Some(Upgraded { tunnel, lease, handshake })
+    match future::or(client_is_gone, exchanged).await {
+        Some(Ok(exchanged)) => {
+            if let Answer::Declined { status, .. } = exchanged.answer {
+                hint_at_host(status, &request, &client.section);
+            }
+            Outcome::Answered { exchanged, early: head.rest().to_vec() }
         }
-        Answer::Declined { status, head, framing } => {
-            hint_at_host(status, &request, &client.section);
-            let Exchanged { lease, backend, rest, .. } = exchanged;
-            let declined = Declined { backend, head, rest, framing };
-            let timeout = client.section.settings.response_timeout;
-            let fault = match forward_response(socket, declined, timeout).await {
-                ForwardEnd::Whole => None,
-                ForwardEnd::Part(fault) => Some(fault),
-                ForwardEnd::ClientGone => return gone(client, Stage::Refusal),
-            };
-            Event::Declined { client, lease: &lease, status, fault: fault.as_ref() }.emit();
-            None
-        }
+        Some(Err(failed)) => Outcome::Failed(failed),
+        None => Outcome::Gone(Stage::Handshake),
     }
 }
 
 /// Leaves a tunnel to its worker. `guards` are held to its end.
-fn open_tunnel(handle: &Handle, upgraded: Upgraded, client: Client, guards: (Permit, Guard)) {
-    let Upgraded { tunnel, lease, handshake } = upgraded;
+fn open_tunnel(
+    handle: &Handle,
+    tunnel: NewTunnel,
+    lease: Lease,
+    client: Client,
+    guards: (Permit, Guard),
+) {
+    // From the accept to the verified 101.
+    let handshake = handle.reactor().now().saturating_duration_since(client.accepted);
     let on_end = Box::new(move |end| {
         let (client, end, lifetime) = (&client, &end, client.accepted.elapsed());
         Event::TunnelEnded { client, lease: &lease, handshake, lifetime, end }.emit();
@@ -187,20 +206,16 @@ fn judge<'a>(
     }
 }
 
-/// Answers a client whose head did not come.
-async fn without_head<T>(socket: Socket, error: HeadError, client: &Client) -> Option<T> {
-    let response = match error {
+/// Returns what becomes of a client whose head did not come.
+fn without_head(error: HeadError) -> Outcome {
+    refused(match error {
         // Probes that only connect, which some end by a reset, and clients that opened a connection
         // in advance, are owed no response.
-        HeadError::TimedOut { begun: false } => {
-            Event::Silent { client, ended_by: "timeout" }.emit();
-            return None;
-        }
+        HeadError::TimedOut { begun: false } => return Outcome::Silent("timeout"),
         HeadError::Ended { begun: false } | HeadError::Broken { begun: false } => {
-            Event::Silent { client, ended_by: "client" }.emit();
-            return None;
+            return Outcome::Silent("client");
         }
-        HeadError::Broken { begun: true } => return gone(client, Stage::Head),
+        HeadError::Broken { begun: true } => return Outcome::Gone(Stage::Head),
         HeadError::Ended { begun: true } => {
             ErrorResponse::malformed("the request head is not complete")
         }
@@ -214,32 +229,69 @@ async fn without_head<T>(socket: Socket, error: HeadError, client: &Client) -> O
         HeadError::Malformed(what) => {
             ErrorResponse::malformed(format!("the request head has {what}"))
         }
-    };
-    refuse(socket, response, client).await
+    })
 }
 
-/// Sends a client a response of the proxy. There is no tunnel then: `None`.
-async fn refuse<T>(socket: Socket, response: ErrorResponse, client: &Client) -> Option<T> {
-    send_error(socket, &response).await;
+/// Returns the outcome of a request that no backend has heard of.
+fn refused(response: ErrorResponse) -> Outcome {
+    Outcome::Failed(Failed { response, backend: None })
+}
+
+/// Sends a client a response of the proxy.
+async fn refuse(socket: Socket, response: ErrorResponse, client: &Client) {
+    // Told first: a task that is cut while its client takes the response would not tell it.
     Event::Refused { client, response: &response }.emit();
-    None
+    send_error(socket, &response).await;
 }
 
 /// Tells a client of a failed exchange, and closes the backend at fault in order.
-async fn fail<T>(socket: Socket, failed: Failed, client: &Client) -> Option<T> {
+async fn fail(socket: Socket, failed: Failed, client: &Client) {
     let Failed { response, backend } = failed;
     let close = async {
         if let Some((_lease, backend)) = backend {
             linger(backend).await;
         }
     };
-    future::zip(refuse(socket, response, client), close).await.0
+    future::zip(refuse(socket, response, client), close).await;
 }
 
-/// Notes that a client's connection broke.
-fn gone<T>(client: &Client, stage: Stage) -> Option<T> {
-    Event::ClientGone { client, stage }.emit();
-    None
+/// Forwards a backend's refusal, and closes both connections.
+async fn decline(
+    socket: Socket,
+    declined: Declined,
+    client: &Client,
+    (lease, status): (&Lease, u16),
+) {
+    let fault = io::Error::other("this proxy is shutting down");
+    let mut told = DeclinedOnDrop { client, lease, status, end: ForwardEnd::Part(fault) };
+    let timeout = client.section.settings.response_timeout;
+    let (end, sockets) = forward_response(socket, declined, timeout).await;
+    told.end = end;
+    drop(told);
+    sockets.close().await;
+}
+
+/// Tells of a forwarded refusal, however it ends: with the fault that it begins with where its task
+/// is cut.
+struct DeclinedOnDrop<'a> {
+    client: &'a Client,
+    lease: &'a Lease,
+    status: u16,
+    end: ForwardEnd,
+}
+
+impl Drop for DeclinedOnDrop<'_> {
+    fn drop(&mut self) {
+        let Self { client, lease, status, .. } = *self;
+        let fault = match &self.end {
+            ForwardEnd::Whole => None,
+            ForwardEnd::Part(fault) => Some(fault),
+            ForwardEnd::ClientGone => {
+                return Event::ClientGone { client, stage: Stage::Refusal }.emit();
+            }
+        };
+        Event::Declined { client, lease, status, fault }.emit();
+    }
 }
 
 /// Hints once at the likely reason for which a backend declines a browser after Host was rewritten.

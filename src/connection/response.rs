@@ -46,13 +46,27 @@ pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
     }
 }
 
-/// Forwards head and body, then closes both connections in order. `timeout` bounds each wait for
-/// the backend, and for the client to take what it gets.
+/// Both connections of a response that has been forwarded.
+pub(super) struct Forwarded {
+    client: Socket,
+    backend: Socket,
+}
+
+impl Forwarded {
+    /// Closes both in order.
+    pub(super) async fn close(self) {
+        // A backend that is still writing is read on for a while and not reset: some die of that.
+        future::zip(linger(self.client), linger(self.backend)).await;
+    }
+}
+
+/// Forwards head and body. `timeout` bounds each wait for the backend, and for the client to take
+/// what it gets. The connections are still to be closed.
 pub(super) async fn forward_response(
     client: Socket,
     declined: Declined,
     timeout: Duration,
-) -> ForwardEnd {
+) -> (ForwardEnd, Forwarded) {
     let Declined { backend, head, rest, framing } = declined;
     let forwarded = async {
         match forward(&client, &backend, head, (framing, rest), timeout).await {
@@ -65,10 +79,8 @@ pub(super) async fn forward_response(
         client.broken().await;
         ForwardEnd::ClientGone
     };
-    let result = future::or(forwarded, client_is_gone).await;
-    // A backend that is still writing is read on for a while and not reset: some die of that.
-    future::zip(linger(client), linger(backend)).await;
-    result
+    let end = future::or(forwarded, client_is_gone).await;
+    (end, Forwarded { client, backend })
 }
 
 /// Forwards everything up to the end of the body, whose first bytes have come already.

@@ -85,6 +85,12 @@ impl ErrorResponse {
         Self::retry("full", detail)
     }
 
+    /// 503: this proxy shuts down, and the handshake did not come to its end in time
+    /// (RFC 9110, 15.6.4).
+    pub(crate) fn draining() -> Self {
+        Self::retry("draining", "this proxy is shutting down, connect again")
+    }
+
     /// 503: the process or the system has no descriptor left for a connection to a backend
     /// (RFC 9110, 15.6.4).
     pub(crate) fn out_of_descriptors() -> Self {
@@ -177,6 +183,7 @@ mod tests {
             ErrorResponse::unreachable(),
             ErrorResponse::bad_answer("x"),
             ErrorResponse::full("x"),
+            ErrorResponse::draining(),
             ErrorResponse::out_of_descriptors(),
             ErrorResponse::out_of_ports(),
             ErrorResponse::connect_timeout(),

@@ -311,6 +311,26 @@ mod running {
     }
 
     #[test]
+    fn dropping_the_future_tells_those_who_wait_for_an_answer() {
+        let backend = Backend::start();
+        let bound = listen(&backend);
+        let address = bound.local_addr();
+        let (stop, stopped) = shutdown();
+        let running = thread::spawn(|| {
+            smol::block_on(future::or(bound.run(future::pending()), stopped));
+        });
+        let mut stalled = Peer::sending(address, "GET / HT");
+        stalled.wait_until_read();
+        let (mut waiting, mut server) = Peer::handshake(address, &backend, upgrade(""));
+        drop(stop);
+        running.join().unwrap();
+        for client in [&mut waiting, &mut stalled] {
+            assert_eq!(client.read_refusal().0, 503);
+        }
+        server.expect_eof();
+    }
+
+    #[test]
     fn two_proxies_share_an_executor_and_end_apart() {
         let (one, two) = (Backend::start(), Backend::start());
         let (bound_one, bound_two) = (listen(&one), listen(&two));

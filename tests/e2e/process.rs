@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::support::{
-    Backend, PATIENCE, Peer, Program, assert_alive, expect_refused, is_dialled,
+    Backend, Directory, PATIENCE, Peer, Program, assert_alive, expect_refused, is_dialled,
     raise_descriptor_limit, section, switching, table, upgrade, value, wait_until,
 };
 
@@ -141,6 +141,63 @@ mod signals {
         );
         client.expect_end();
         server.expect_end();
+    }
+
+    #[test]
+    fn whoever_is_cut_before_an_answer_gets_503_and_each_has_a_line() {
+        // The end of the drain, and a second signal.
+        for is_told_to_leave in [false, true] {
+            let backend = Backend::start();
+            let directory = Directory::new();
+            let timeout = if is_told_to_leave { 60_000 } else { 1_000 };
+            let file = directory.write(
+                "ws-proxy.toml",
+                &format!(
+                    "workers = 1\n[drain]\ntimeout_ms = {timeout}\n{}",
+                    section(backend.address)
+                ),
+            );
+            let flags = ["--log-level", "debug", "--config", file.to_str().unwrap()];
+            let mut program = Program::start(&flags, None);
+            let address = program.address();
+            let mut silent = Peer::connect(address);
+            let mut stalled = Peer::sending(address, "GET / HTTP/1.1\r\n");
+            stalled.wait_until_read();
+            let (mut declined, mut declining) = Peer::handshake(address, &backend, upgrade(""));
+            declining.send("HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\npart");
+            declined.read_head();
+            declined.expect("part");
+            let early = upgrade("") + &"early".repeat(10_000);
+            let (mut waiting, mut thinking) = Peer::handshake(address, &backend, early);
+
+            program.signal(Signal::TERM);
+            program.wait_for("event=draining");
+            if is_told_to_leave {
+                program.signal(Signal::TERM);
+            }
+            for client in [&mut waiting, &mut stalled] {
+                let (status, answer) = client.read_refusal();
+                assert_eq!(status, 503, "{answer}");
+                assert!(answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+                assert!(answer.contains("shutting down"), "{answer}");
+            }
+            // Nobody gets a second head, and nobody one that has not asked.
+            declined.expect_eof();
+            silent.expect_eof();
+            thinking.expect_eof();
+            assert_eq!(program.wait().code(), Some(0));
+            let log = program.rest_of_log();
+            for (times, part) in table([
+                (3, "event=refused"),
+                (2, "status=503 reason=draining detail=\"this proxy is shutting down"),
+                (1, "status=403 reason=backend_status fault=\"this proxy is shutting down\""),
+                (1, "event=silent"),
+                (1, "ended_by=proxy"),
+            ]) {
+                let lines = log.iter().filter(|line| line.contains(part)).count();
+                assert_eq!(lines, times, "{part} in {log:#?}");
+            }
+        }
     }
 
     #[test]

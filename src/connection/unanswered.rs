@@ -1,0 +1,74 @@
+//! A client that has no answer yet.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_lite::AsyncRead;
+
+use crate::events::Event;
+use crate::handshake::error_response::ErrorResponse;
+use crate::net::close::linger_now;
+use crate::net::socket::Socket;
+use crate::section::Client;
+
+/// Guards a client from its accept until its answer or its tunnel begins.
+///
+/// Dropped before that, as with a task that the end of the drain cuts, it answers a client that has
+/// begun to ask, without waiting, and tells of it.
+#[derive(Debug)]
+pub(super) struct Unanswered<'a> {
+    socket: &'a Socket,
+    client: &'a Client,
+    has_begun: Cell<bool>,
+    is_settled: bool,
+}
+
+impl<'a> Unanswered<'a> {
+    /// Guards a client of which nothing has been read.
+    pub(super) fn new(socket: &'a Socket, client: &'a Client) -> Self {
+        Self { socket, client, has_begun: Cell::new(false), is_settled: false }
+    }
+
+    /// Ends the guard: from now on the client is somebody else's.
+    pub(super) fn settle(mut self) {
+        self.is_settled = true;
+    }
+}
+
+/// Reads the client's socket.
+impl AsyncRead for &Unanswered<'_> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut socket = self.socket;
+        let count = ready!(Pin::new(&mut socket).poll_read(context, buffer))?;
+        self.has_begun.set(self.has_begun.get() || count > 0);
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        let Self { socket, client, .. } = self;
+        let mut scratch = [0; 1_024];
+        // A first byte that came just now is a beginning too.
+        let is_silent =
+            !self.has_begun.get() && !matches!(socket.try_read(&mut scratch), Ok(Some(1..)));
+        if is_silent {
+            return Event::Silent { client, ended_by: "proxy" }.emit();
+        }
+        let response = &ErrorResponse::draining();
+        // Nothing was sent before, so there is room for all of it; where the connection broke,
+        // nobody reads it.
+        let _ = socket.try_write(&response.to_bytes());
+        linger_now(socket, &mut scratch);
+        Event::Refused { client, response }.emit();
+    }
+}
