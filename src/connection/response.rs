@@ -48,26 +48,40 @@ pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
 
 /// Both connections of a response that has been forwarded.
 pub(super) struct Forwarded {
-    client: Socket,
+    /// `None` if it was reset.
+    client: Option<Socket>,
     backend: Socket,
 }
 
 impl Forwarded {
     /// Closes both in order.
     pub(super) async fn close(self) {
+        let close_client = async {
+            if let Some(client) = self.client {
+                linger(client).await;
+            }
+        };
         // A backend that is still writing is read on for a while and not reset: some die of that.
-        future::zip(linger(self.client), linger(self.backend)).await;
+        future::zip(close_client, linger(self.backend)).await;
     }
 }
 
 /// Forwards head and body. `timeout` bounds each wait for the backend, and for the client to take
 /// what it gets. The connections are still to be closed.
+///
+/// A body that only the connection's end delimits and that is not whole ends in a reset of the
+/// client, since a FIN would say that it is (RFC 9112, 8).
 pub(super) async fn forward_response(
     client: Socket,
     declined: Declined,
     timeout: Duration,
 ) -> (ForwardEnd, Forwarded) {
     let Declined { backend, head, rest, framing } = declined;
+    let is_delimited_by_end = framing == Framing::UntilClose;
+    if is_delimited_by_end {
+        // From the start, so that it holds as well where this task is cut.
+        client.reset_on_close(true);
+    }
     let forwarded = async {
         match forward(&client, &backend, head, (framing, rest), timeout).await {
             Ok(()) => ForwardEnd::Whole,
@@ -80,7 +94,11 @@ pub(super) async fn forward_response(
         ForwardEnd::ClientGone
     };
     let end = future::or(forwarded, client_is_gone).await;
-    (end, Forwarded { client, backend })
+    let is_whole = matches!(end, ForwardEnd::Whole);
+    if is_delimited_by_end && is_whole {
+        client.reset_on_close(false);
+    }
+    (end, Forwarded { client: (is_whole || !is_delimited_by_end).then_some(client), backend })
 }
 
 /// Forwards everything up to the end of the body, whose first bytes have come already.

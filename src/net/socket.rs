@@ -179,6 +179,13 @@ impl Socket {
         }
     }
 
+    /// Has the close of the socket reset the connection, or not.
+    pub(crate) fn reset_on_close(&self, resets: bool) {
+        if let Err(error) = set_reset_on_close(&self.stream, resets) {
+            log::debug!(error:% = error; "linger_failed");
+        }
+    }
+
     /// Returns whether the connection is broken. Asks the system only after an event gave reason
     /// to.
     pub(crate) fn is_broken(&self) -> bool {
@@ -362,8 +369,12 @@ fn refuse_itself(stream: &TcpStream, port: u16) -> io::Result<()> {
     if local.port() != port || local != stream.peer_addr()? {
         return Ok(());
     }
-    sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
+    set_reset_on_close(stream, true)?;
     Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the dial met itself"))
+}
+
+fn set_reset_on_close(stream: &TcpStream, resets: bool) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(stream, resets.then_some(Duration::ZERO))?)
 }
 
 fn read(

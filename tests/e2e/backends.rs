@@ -1,6 +1,6 @@
 //! Backends: round robin, the forwarded head, the 101, other responses, and faults.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -515,6 +515,50 @@ fn a_body_that_is_cut_short_reaches_the_client_as_far_as_it_came() {
         let got = answered(format!("{head}\r\n{body}"));
         assert_eq!(got, format!("{head}Connection: close\r\n\r\n{body}"));
     }
+}
+
+#[test]
+fn a_body_until_close_that_is_not_whole_ends_in_a_reset() {
+    let rows = table::<(&str, fn(Peer) -> Option<Peer>), 2>([
+        ("the backend resets", |server| {
+            server.reset();
+            None
+        }),
+        ("the backend falls silent", Some),
+    ]);
+    for (framing, body, error) in table([
+        ("", "hello", Some(ErrorKind::ConnectionReset)),
+        ("Content-Length: 9\r\n", "hello", None),
+        ("Transfer-Encoding: chunked\r\n", "9\r\nhello", None),
+    ]) {
+        for (what, fail) in rows {
+            println!("{what} after {framing:?}");
+            let backend = Backend::start();
+            let proxy = Proxy::start(Proxy::to(&[&backend]).response_timeout_ms(300));
+            let (mut client, mut server) = awaiting(&proxy, &backend);
+            server.send(format!("HTTP/1.1 403 No\r\n{framing}\r\n{body}"));
+            let head = client.read_head();
+            assert!(head.starts_with("HTTP/1.1 403 No\r\n"), "{head}");
+            client.expect(body);
+            let _server = fail(server);
+            let mut rest = Vec::new();
+            let end = client.stream.read_to_end(&mut rest).map_err(|error| error.kind());
+            assert_eq!((end.err(), &*rest), (error, &b""[..]));
+        }
+    }
+}
+
+#[test]
+fn a_body_until_close_that_the_drain_cuts_ends_in_a_reset() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let (mut client, mut server) = awaiting(&proxy, &backend);
+    server.send("HTTP/1.1 403 No\r\n\r\nhello");
+    client.read_head();
+    client.expect("hello");
+    drop(proxy);
+    let end = client.stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(end, Err(ErrorKind::ConnectionReset));
 }
 
 #[test]
