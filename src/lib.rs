@@ -34,14 +34,14 @@
 //!
 //! # The life of a connection
 //!
-//! 1. `listener` accepts it, within the section's limit, and starts a task on the `worker` whose
-//!    turn it is. `connection` is that task's story, on the event loop of `net`.
+//! 1. `listener` accepts it, within the section's limit, and starts a task on the `worker` with
+//!    the fewest connections. `connection` is that task's story, on the event loop of `net`.
 //! 2. `connection::head` reads bytes up to the blank line, under one deadline, while
 //!    `handshake::scan` looks for the end.
 //! 3. `handshake::http` parses the head, `handshake::upgrade` and `handshake::origin` judge it. A
 //!    request that may not pass gets a `handshake::error_response`; no backend hears of it.
-//! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile the
-//!    client is not read, but an end of its connection ends the attempt.
+//! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile the client is
+//!    not read, but an end of its connection ends the attempt.
 //! 5. `handshake::forward` writes the head for the backend; `connection::exchange` sends it and
 //!    reads the answer, `handshake::response` verifies it.
 //! 6. An answer that is no 101 is forwarded by `connection::response`, with `handshake::body` to

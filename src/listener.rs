@@ -25,7 +25,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Accepts clients until `shutdown` begins, and then closes the listening socket. Each client gets
-/// a task on the worker whose turn it is, and a clone of `alive` to hold until its connection ends.
+/// a task on the worker with the fewest connections, and a clone of `alive` to hold until its connection ends.
 pub(crate) async fn accept(
     handle: Handle,
     listener: TcpListener,
@@ -58,14 +58,17 @@ pub(crate) async fn accept(
     future::or(shutdown.begun(), accepting).await;
 }
 
-/// Starts the task of one client, on the worker whose turn it is: of its handshake or, where the
-/// section is full, of its refusal.
+/// Starts the task of one client, on the worker with the fewest connections: of its handshake or,
+/// where the section is full, of its refusal.
 fn start(handle: &Handle, socket: TcpStream, client: Client, alive: Guard) {
     if let Some(permit) = client.section.connections.take() {
-        handle.start_next(move |handle| connection::serve(handle, socket, client, permit, alive));
+        handle.start_connection(move |handle, load| {
+            connection::serve(handle, socket, client, (permit, load), alive)
+        });
     } else if let Some(permit) = client.section.refusals.take() {
-        let guards = (permit, alive);
-        handle.start_next(move |handle| connection::turn_away(handle, socket, client, guards));
+        handle.start_connection(move |handle, load| {
+            connection::turn_away(handle, socket, client, (permit, load, alive))
+        });
     } else {
         Event::Dropped { client: &client }.emit();
     }

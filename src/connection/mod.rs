@@ -31,7 +31,7 @@ use crate::net::timer::Timer;
 use crate::section::{Client, Permit, Section};
 use crate::shutdown::Guard;
 use crate::tunnel::{NewTunnel, PerSide};
-use crate::worker::Handle;
+use crate::worker::{Handle, Load};
 
 /// Most bytes of a request head, its blank line included.
 const REQUEST_HEAD_MAX: usize = 8_192;
@@ -53,12 +53,13 @@ enum Outcome {
 }
 
 /// Serves a client: reads its head, brings the handshake to a backend, and leaves the tunnel to
-/// this worker. The task ends there, and gives its memory back.
+/// this worker. The task ends there, and gives its memory back. `counted` is held to the
+/// connection's end.
 pub(crate) async fn serve(
     handle: Handle,
     stream: TcpStream,
     client: Client,
-    permit: Permit,
+    counted: (Permit, Load),
     alive: Guard,
 ) {
     // A client that has not sent a whole request does not keep the proxy from stopping.
@@ -86,7 +87,7 @@ pub(crate) async fn serve(
                     is_extended,
                     policy: Arc::clone(&client.section.settings.policy),
                 };
-                open_tunnel(&handle, tunnel, lease, client, (permit, alive));
+                open_tunnel(&handle, tunnel, lease, client, (counted, alive));
             }
             Answer::Declined { status, head, framing } => {
                 let Exchanged { lease, backend, rest, .. } = exchanged;
@@ -105,7 +106,7 @@ pub(crate) async fn turn_away(
     handle: Handle,
     stream: TcpStream,
     client: Client,
-    guards: (Permit, Guard),
+    guards: (Permit, Load, Guard),
 ) {
     if let Some(socket) = register(&handle, stream, &client) {
         let full = ErrorResponse::full("too many connections, come again later");
@@ -177,7 +178,7 @@ fn open_tunnel(
     tunnel: NewTunnel,
     lease: Lease,
     client: Client,
-    guards: (Permit, Guard),
+    guards: ((Permit, Load), Guard),
 ) {
     // From the accept to the verified 101.
     let handshake = handle.reactor().now().saturating_duration_since(client.accepted);

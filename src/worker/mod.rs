@@ -19,6 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use self::event_loop::EventLoop;
+pub(crate) use self::queue::Load;
 use self::queue::{Command, Queue, Start, Task};
 use crate::net::reactor::Reactor;
 use crate::tunnel::{Group, NewTunnel, OnEnd};
@@ -47,7 +48,7 @@ struct Threads {
 /// alive.
 struct Shared {
     queues: Vec<Arc<Queue>>,
-    /// Counts the turns of the workers.
+    /// Counts the turns of the workers, which those with equal loads take.
     next: AtomicUsize,
 }
 
@@ -130,7 +131,8 @@ fn start_thread(shared: Arc<Shared>, index: usize, reactor: Reactor) -> io::Resu
 }
 
 impl WorkGroup {
-    /// Starts what `start` makes as a task on the worker whose turn it is.
+    /// Starts what `start` makes as a task on the worker with the fewest connections. It is not
+    /// counted among them.
     pub(crate) fn start_task<F>(&self, start: impl FnOnce(Handle) -> F + Send + 'static)
     where
         F: Future<Output = ()> + 'static,
@@ -168,19 +170,23 @@ impl Handle {
         &self.local.reactor
     }
 
-    /// Starts what `start` makes as a task of the same group, on the worker whose turn it is.
-    pub(crate) fn start_next<F>(&self, start: impl FnOnce(Self) -> F + Send + 'static)
+    /// Starts what `start` makes as a task of the same group, on the worker with the fewest
+    /// connections. It gets the [`Load`] that counts it there, to be held to the connection's end.
+    pub(crate) fn start_connection<F>(&self, start: impl FnOnce(Self, Load) -> F + Send + 'static)
     where
         F: Future<Output = ()> + 'static,
     {
         let index = self.local.shared.next_worker();
+        let queue = &self.local.shared.queues[index];
+        // Counted at once: the next one may be accepted before this one's task runs.
+        let load = Load::new(queue);
         if index == self.local.index {
             // Within the worker no command is needed.
-            let task = Box::pin(start(self.clone()));
+            let task = Box::pin(start(self.clone(), load));
             self.local.started.borrow_mut().push((self.group.clone(), task));
         } else {
-            let command = Command::Start(self.group.clone(), boxed(start));
-            self.local.shared.queues[index].send(command);
+            let start = boxed(move |handle| start(handle, load));
+            queue.send(Command::Start(self.group.clone(), start));
         }
     }
 
@@ -192,12 +198,21 @@ impl Handle {
 }
 
 impl Shared {
-    /// Returns the worker whose turn it is. One that has ended is passed over.
+    /// Returns the worker with the fewest connections; of several, the one whose turn it is. One
+    /// that has ended is passed over.
+    ///
+    /// Turns alone would be blind: with one probe between two tunnels, all tunnels of two workers
+    /// came to one of them.
     fn next_worker(&self) -> usize {
         let count = self.queues.len();
         let first = self.next.fetch_add(1, Ordering::Relaxed) % count;
-        let mut order = (0..count).map(|step| (first + step) % count);
-        order.find(|&index| self.queues[index].is_open()).unwrap_or(first)
+        let order = (0..count).map(|step| (first + step) % count);
+        let load = |&index: &usize| self.queues[index].load();
+        let is_open = |&index: &usize| self.queues[index].is_open();
+        // The first of the least. Looking at the loads takes no lock, and nearly always the least
+        // loaded worker is open.
+        let least = order.clone().min_by_key(load).filter(is_open);
+        least.or_else(|| order.filter(is_open).min_by_key(load)).unwrap_or(first)
     }
 }
 
@@ -240,6 +255,8 @@ where
 mod tests {
     use std::future;
 
+    use smol::channel::Receiver;
+
     use super::*;
 
     /// Starts a task that sends this number.
@@ -280,6 +297,46 @@ mod tests {
         assert_eq!(ran, [0, 1, 2, 3]);
     }
 
+    /// Starts a connection from a worker's task, as an accept loop does; returns the index of its
+    /// worker once it runs there. Until `ends` is dropped, it goes on.
+    fn connect(handle: &Handle, ends: Option<Receiver<()>>) -> Receiver<usize> {
+        let (runs, index) = smol::channel::bounded(1);
+        handle.start_connection(move |handle, load| async move {
+            if let Some(ends) = ends {
+                runs.send(handle.local.index).await.unwrap();
+                let _ended = ends.recv().await;
+            }
+            drop(load);
+            drop(runs);
+        });
+        index
+    }
+
+    #[test]
+    fn the_worker_with_the_fewest_connections_gets_the_next_one() {
+        const TUNNELS: usize = 40;
+        let workers = Workers::start(2).unwrap();
+        let group = workers.group();
+        let (held, ends) = smol::channel::bounded::<()>(1);
+        let (done, counts) = smol::channel::bounded(1);
+        group.start_task(move |handle| async move {
+            let mut counts = [0; 2];
+            for _ in 0..TUNNELS {
+                // A probe between two tunnels, which has ended when the next tunnel comes.
+                let _ended = connect(&handle, None).recv().await;
+                counts[connect(&handle, Some(ends.clone())).recv().await.unwrap()] += 1;
+            }
+            done.send(counts).await.unwrap();
+        });
+        assert_eq!(counts.recv_blocking(), Ok([TUNNELS / 2; 2]));
+        let loads = || workers.0.shared.queues.iter().map(|queue| queue.load()).sum::<usize>();
+        assert_eq!(loads(), TUNNELS);
+        drop(held);
+        while loads() > 0 {
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_cut_group_ends_its_tasks_and_starts_none_and_leaves_the_others() {
         let workers = Workers::start(1).unwrap();
@@ -290,8 +347,8 @@ mod tests {
             // A task that starts another one whenever it is told to, until it is cut.
             let next = handle.clone();
             handles.send(()).await.unwrap();
-            next.start_next(move |_| async move {
-                let _held = held;
+            next.start_connection(move |_, load| async move {
+                let _held = (held, load);
                 future::pending::<()>().await;
             });
             future::pending::<()>().await;

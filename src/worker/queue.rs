@@ -1,8 +1,8 @@
 //! Commands from other threads to a worker.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Handle;
@@ -51,6 +51,25 @@ pub(super) struct Queue {
     /// The worker waits, or is about to.
     is_asleep: AtomicBool,
     waker: ReactorWaker,
+    /// Number of [`Load`]s.
+    load: AtomicUsize,
+}
+
+/// One connection of a worker, counted until it is dropped.
+pub(crate) struct Load(Arc<Queue>);
+
+impl Load {
+    /// Counts a connection for the worker of this queue.
+    pub(super) fn new(queue: &Arc<Queue>) -> Self {
+        queue.load.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(queue))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.load.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Queue {
@@ -61,6 +80,7 @@ impl Queue {
             has_commands: AtomicBool::new(false),
             is_asleep: AtomicBool::new(false),
             waker,
+            load: AtomicUsize::new(0),
         }
     }
 
@@ -80,6 +100,11 @@ impl Queue {
             return Vec::new();
         }
         self.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Returns the number of the worker's connections.
+    pub(super) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
     }
 
     /// Returns whether the worker still takes commands.

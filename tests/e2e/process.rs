@@ -447,6 +447,29 @@ mod load {
     use super::*;
 
     #[test]
+    fn probes_between_tunnels_leave_each_worker_its_share() {
+        const TUNNELS: usize = 40;
+        let backend = Backend::start();
+        let mut program =
+            Program::with_config(&format!("workers = 2\n{}", section(backend.address)));
+        let address = program.address();
+        let tunnels: Vec<_> = (0..TUNNELS)
+            .map(|_| {
+                let mut probe = Peer::connect(address);
+                probe.end_sending();
+                probe.expect_eof();
+                Peer::tunnel(address, &backend)
+            })
+            .collect();
+        // One tunnel more or less, since a probe may count for a moment after its end, and the
+        // listener.
+        let epolls = program.epolls();
+        let difference = epolls[0] - epolls[1];
+        assert!(epolls[1] >= TUNNELS - 4 && difference <= 5, "{epolls:?}");
+        drop(tunnels);
+    }
+
+    #[test]
     fn connections_opened_and_dropped_at_once_do_no_harm() {
         raise_descriptor_limit();
         let backend = Backend::start();

@@ -152,6 +152,21 @@ impl Program {
         targets.filter(|target| !target.to_string_lossy().starts_with("pipe:")).count()
     }
 
+    /// Number of the descriptors in each of its epolls, the largest first (proc(5), fdinfo).
+    pub fn epolls(&self) -> Vec<usize> {
+        let is_epoll = |number: &PathBuf| {
+            fs::read_link(self.proc("fd").join(number))
+                .is_ok_and(|target| target == Path::new("anon_inode:[eventpoll]"))
+        };
+        let entries = fs::read_dir(self.proc("fd")).unwrap();
+        let numbers = entries.map(|entry| PathBuf::from(entry.unwrap().file_name()));
+        let info = |number| fs::read_to_string(self.proc("fdinfo").join(number)).unwrap();
+        let count = |info: String| info.lines().filter(|line| line.starts_with("tfd:")).count();
+        let mut counts: Vec<usize> = numbers.filter(is_epoll).map(info).map(count).collect();
+        counts.sort_unstable_by_key(|&count| std::cmp::Reverse(count));
+        counts
+    }
+
     /// Waits until this many are open, or fewer.
     pub fn wait_for_connections(&self, most: usize) {
         wait_until("its connections are closed", || self.connections() <= most);
