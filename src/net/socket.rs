@@ -196,6 +196,12 @@ impl Socket {
         })
     }
 
+    /// Returns whether the peer is known to have ended its sending, or the connection to be over.
+    /// What it sent before may still wait.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.registered.with(|known| known.ended)
+    }
+
     /// Waits until the peer has ended its sending, or the connection is broken.
     ///
     /// Nothing is read: what the peer sent before may still wait. An end that came before the

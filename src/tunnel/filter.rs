@@ -6,6 +6,7 @@ use super::counters::FrameCounters;
 use super::frames::{FrameEvent, Frames, Header, Opcode};
 use super::limits::{FrameLimits, Verdict, Violation};
 use super::policy::Policy;
+use super::rate::Rate;
 use super::ticks::Tick;
 
 /// Filter of one direction. It knows bytes only.
@@ -180,10 +181,9 @@ impl FrameFilter {
     }
 
     /// Has one second's worth more pass at once, and nothing after it wait: the client is gone.
-    pub(crate) fn end_rate(&mut self) {
-        if let Some(rate) = self.limits().and_then(FrameLimits::rate) {
-            rate.end();
-        }
+    /// Returns false if that was so already, or the rate is not limited.
+    pub(crate) fn end_rate(&mut self) -> bool {
+        self.limits().and_then(FrameLimits::rate).is_some_and(Rate::end)
     }
 
     /// Limits the client's rate no longer; returns false if it was not limited, or the client is

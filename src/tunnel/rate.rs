@@ -48,13 +48,17 @@ impl Rate {
         self.refilled
     }
 
-    /// Fills the buckets for the last time: nobody who is gone is waited for.
-    pub(super) fn end(&mut self) {
-        if !std::mem::replace(&mut self.has_ended, true) {
-            for bucket in [&mut self.messages, &mut self.frames].into_iter().flatten() {
-                bucket.refill(Tick::MAX);
-            }
+    /// Fills the buckets for the last time, since nobody who is gone is waited for. Returns false if
+    /// that was done before.
+    pub(super) fn end(&mut self) -> bool {
+        if self.has_ended {
+            return false;
         }
+        self.has_ended = true;
+        for bucket in [&mut self.messages, &mut self.frames].into_iter().flatten() {
+            bucket.refill(Tick::MAX);
+        }
+        true
     }
 
     /// Returns whether [`end`](Rate::end) was called, after which no frame waits.

@@ -108,6 +108,10 @@ impl Tunnel {
         for side in Side::BOTH {
             has_more |= self.relay(side, clock, buffers)?;
         }
+        // A client that has to wait for its rate may be gone meanwhile.
+        if self.from.client.is_paused() && self.sockets.client.has_ended() {
+            has_more |= self.from.client.filter_mut().end_rate();
+        }
         // A side that nobody reads, since it has ended its sending or its direction is blocked, can
         // still break.
         for side in Side::BOTH {
