@@ -36,7 +36,7 @@ fn scan(bencher: Bencher) {
 #[divan::bench]
 fn judge(bencher: Bencher) {
     bench(bencher, REQUEST, |head| {
-        black_box(internals::judge(head));
+        black_box(internals::judge(head, false));
     });
 }
 
@@ -49,7 +49,9 @@ fn forward(bencher: Bencher) {
 /// The backend's 101, verified and written anew for the client; the request is judged once more for it.
 #[divan::bench]
 fn answer(bencher: Bencher) {
-    bench(bencher, ANSWER, |answer| drop(black_box(internals::answer(REQUEST.as_bytes(), answer))));
+    bench(bencher, ANSWER, |answer| {
+        drop(black_box(internals::answer(REQUEST.as_bytes(), answer, false)))
+    });
 }
 
 /// A thousand small messages of a client, followed.

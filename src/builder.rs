@@ -111,6 +111,23 @@ impl WsProxy {
         self
     }
 
+    /// Refuses handshakes that deviate from RFC 6455 or RFC 9112 as some programs in use do, and in
+    /// which nothing can be smuggled: a `Sec-WebSocket-Key` of another length, a `Host` with a bare
+    /// IPv6 address where it is rewritten, characters beyond ASCII in the target (400); a backend's
+    /// 101 with a subprotocol or an extension that was not offered, or with lines that end in LF
+    /// (502). Default: false, they pass, and the log warns of a backend's choice once a minute.
+    pub fn strict_handshake(mut self, strict: bool) -> Self {
+        self.raw.strict_handshake = Some(strict);
+        self
+    }
+
+    /// Limits the request head, its blank line included, in bytes; a longer one gets 431. Default:
+    /// 8,192. Less than 256 or more than 1,048,576 is an error.
+    pub fn max_head_bytes(mut self, bytes: u64) -> Self {
+        self.raw.max_head_bytes = Some(number(bytes));
+        self
+    }
+
     /// Limits the connections at the same time, handshakes included; one too many gets 503 with
     /// `Retry-After`. Default: 0, no limit.
     pub fn max_connections(mut self, connections: u64) -> Self {

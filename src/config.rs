@@ -1,6 +1,7 @@
 //! Configuration text: TOML, read and checked.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Deserialize;
@@ -132,6 +133,8 @@ struct CheckedSection {
     address: Address,
     /// Offset of the bind address in the text.
     bind_at: usize,
+    /// Backends, each with its offset.
+    backends: Vec<(Address, usize)>,
 }
 
 fn read_sections(
@@ -154,6 +157,7 @@ fn read_sections(
         sections.push(read_section(table, source)?);
     }
     refuse_collisions(&sections, source)?;
+    refuse_loops(&sections, source)?;
     Ok(sections)
 }
 
@@ -165,7 +169,9 @@ fn read_section(
     let raw: RawSection = table.read(RawSection::KEYS)?;
     // The file's own [drain] is checked apart, since its errors belong to its lines.
     let settings = raw.check(&Drain::default()).map_err(|invalid| table.invalid(invalid))?;
+    let backends = settings.backends.into_iter().enumerate();
     Ok(CheckedSection {
+        backends: backends.map(|(index, it)| (it, table.element_at("backends", index))).collect(),
         bind: raw.bind.clone().unwrap_or_default(),
         address: settings.bind,
         bind_at: table.at("bind"),
@@ -190,6 +196,43 @@ fn refuse_collisions(
         }
     }
     Ok(())
+}
+
+/// Refuses sections that lead to each other in a circle, of any length.
+fn refuse_loops(sections: &[CheckedSection], source: SourceText<'_>) -> Result<(), ConfigError> {
+    for (index, section) in sections.iter().enumerate() {
+        for (backend, at) in &section.backends {
+            let Some(next) = reached_section(sections, backend) else { continue };
+            if !sections_behind(sections, next).contains(&index) {
+                continue;
+            }
+            let problem = format!(
+                "{backend} leads to the section whose bind is on line {}, whose backends lead back \
+                 to this one: name the address of the app",
+                source.line(sections[next].bind_at),
+            );
+            return Err(source.error(*at, Some("backends"), problem));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the section that a backend leads to, if it is none of another program.
+fn reached_section(sections: &[CheckedSection], backend: &Address) -> Option<usize> {
+    sections.iter().position(|section| section.address.is_reached_by(backend))
+}
+
+/// Returns this section and all those that its handshakes may come to.
+fn sections_behind(sections: &[CheckedSection], first: usize) -> BTreeSet<usize> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![first];
+    while let Some(next) = waiting.pop() {
+        if found.insert(next) {
+            let backends = sections[next].backends.iter();
+            waiting.extend(backends.filter_map(|(it, _)| reached_section(sections, it)));
+        }
+    }
+    found
 }
 
 fn read_workers(document: &DeTable<'_>, source: SourceText<'_>) -> Result<usize, ConfigError> {
@@ -282,11 +325,18 @@ impl<'t, 'i> Table<'t, 'i> {
 
     /// Places the error of a setting at the element of the list, the key, or else the table.
     fn invalid(&self, Invalid { key, index, problem }: Invalid) -> ConfigError {
-        let element = index.and_then(|index| match self.keys.get(key)?.get_ref() {
-            DeValue::Array(elements) => elements.get(index).map(|element| element.span().start),
+        let at = index.map_or_else(|| self.at(key), |index| self.element_at(key, index));
+        self.source.error(at, Some(key), problem)
+    }
+
+    /// Returns the offset of an element of a key's list, that of the key where there is no such
+    /// element.
+    fn element_at(&self, key: &str, index: usize) -> usize {
+        let element = self.keys.get(key).and_then(|value| match value.get_ref() {
+            DeValue::Array(elements) => elements.get(index),
             _ => None,
         });
-        self.source.error(element.unwrap_or_else(|| self.at(key)), Some(key), problem)
+        element.map_or_else(|| self.at(key), |element| element.span().start)
     }
 
     /// Returns the offset of a key in the text, that of the table where the key is missing.
@@ -370,6 +420,72 @@ mod tests {
     }
 
     #[test]
+    fn sections_that_lead_to_themselves_are_refused() {
+        let section = |bind: &str, backends: &str| {
+            format!("[[ws_proxy]]\nbind = \"{bind}\"\nbackends = [{backends}]\n")
+        };
+        let itself = section("0.0.0.0:80", "\"app:1\",\n\"localhost\"");
+        let expected = "4: backends: localhost is this section's own listener (bind 0.0.0.0:80): \
+                        name the address of the app";
+        assert_eq!(error(&itself), expected);
+        // A leads to B, B to C, and C back to A, beside an app.
+        let one = section("127.0.0.1:1", "\"127.0.0.1:2\"");
+        let two = section("0.0.0.0:2", "\"app:1\", \"127.0.0.1:3\"");
+        let chain = section("127.0.0.1:3", "\"app:1\"");
+        let back = section("127.0.0.1:3", "\"app:1\", \"127.0.0.1:1\"");
+        assert!(Config::parse(&[&*one, &two, &chain].concat()).is_ok());
+        assert_eq!(
+            error(&[&*one, &two, &back].concat()),
+            "3: backends: 127.0.0.1:2 leads to the section whose bind is on line 5, whose backends \
+             lead back to this one: name the address of the app"
+        );
+        // A chain into a circle is none itself.
+        let into = section("127.0.0.1:4", "\"127.0.0.1:1\"");
+        assert!(error(&[&*into, &one, &two, &back].concat()).starts_with("6: backends: "));
+        // Ports that are free for the taking are nobody's.
+        assert!(Config::parse(&section("127.0.0.1:0", "\"127.0.0.1:1\"")).is_ok());
+    }
+
+    #[test]
+    fn settings_without_effect_are_refused() {
+        let with = |lines: &str| Config::parse(&format!("{GOOD}{lines}"));
+        for (lines, key) in [
+            ("pong_timeout_ms = 5000", "pong_timeout_ms"),
+            ("pong_timeout_ms = 5000\nping_interval_ms = 0", "pong_timeout_ms"),
+            ("rate_action = \"close\"", "rate_action"),
+            ("rate_action = \"close\"\nmax_messages_per_second = 0", "rate_action"),
+        ] {
+            let error = with(lines).unwrap_err();
+            assert_eq!((error.line, error.key.as_deref()), (Some(4), Some(key)), "{lines}");
+            assert!(error.problem.contains("no effect without"), "{}", error.problem);
+        }
+        for lines in [
+            "pong_timeout_ms = 0",
+            "pong_timeout_ms = 5000\nping_interval_ms = 1",
+            "rate_action = \"pause\"",
+            "rate_action = \"close\"\nmax_frames_per_second = 1",
+            "lifetime_close_code = 4000",
+        ] {
+            assert!(with(lines).is_ok(), "{lines}");
+        }
+    }
+
+    #[test]
+    fn a_head_has_a_bound_within_bounds() {
+        let with = |bytes: &str| Config::parse(&format!("{GOOD}max_head_bytes = {bytes}"));
+        for bytes in ["256", "8192", "1048576"] {
+            assert!(with(bytes).is_ok(), "{bytes}");
+        }
+        for bytes in ["0", "-1", "255", "1048577"] {
+            let error = with(bytes).unwrap_err().to_string();
+            let expected = format!(
+                "4: max_head_bytes: {bytes} is out of range (256 to 1048576, by default 8192)"
+            );
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let text = r#"
 workers = 2
@@ -404,6 +520,8 @@ max_messages_per_second = 11
 max_frames_per_second = 13
 rate_action = "close"
 strict_frames = true
+strict_handshake = true
+max_head_bytes = 16384
 backend_lost_code = 1014
 client_lost_code = 1001
 "#;
@@ -423,6 +541,7 @@ client_lost_code = 1001
         assert_eq!(settings.forwarded, crate::Forwarded::Off);
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
         assert_eq!((settings.max_connections, settings.socket_buffer), (Some(4), Some(4096)));
+        assert_eq!((settings.strict_handshake, settings.max_head), (true, 16_384));
         let policy = &settings.policy;
         assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
         assert_eq!(policy.pong_timeout, Duration::from_millis(6));

@@ -57,6 +57,8 @@ pub(crate) enum Event<'a> {
     OutOfDescriptors { backend: &'a Backend, error: &'a io::Error },
     /// A backend's answer was missing, late or invalid; `response` is what the client gets.
     BackendFaulty { backend: &'a Backend, response: &'a ErrorResponse },
+    /// A backend's 101 has a choice that it may not make, which is passed on.
+    HandshakeDeviation { backend: &'a Backend, detail: &'static str },
     /// A client got the backend's own answer, which was no 101. `fault` is the error that kept it
     /// from getting all of it.
     Declined { client: &'a Client, lease: &'a Lease, status: u16, fault: Option<&'a io::Error> },
@@ -122,6 +124,7 @@ impl Event<'_> {
             Self::BackendUnreachable { .. } => "backend_unreachable",
             Self::OutOfDescriptors { .. } => "out_of_descriptors",
             Self::BackendFaulty { .. } => "backend_faulty",
+            Self::HandshakeDeviation { .. } => "handshake_deviation",
             Self::Hint { .. } => "hint",
             Self::TunnelEnded { .. } => "tunnel_end",
             Self::TunnelFrames { .. } => "tunnel_frames",
@@ -134,9 +137,10 @@ impl Event<'_> {
             | Self::AcceptFailed { .. }
             | Self::RegisterFailed { .. }
             | Self::OutOfDescriptors { .. } => Level::Error,
-            Self::BackendUnreachable { .. } | Self::BackendFaulty { .. } | Self::Hint { .. } => {
-                Level::Warn
-            }
+            Self::BackendUnreachable { .. }
+            | Self::BackendFaulty { .. }
+            | Self::HandshakeDeviation { .. }
+            | Self::Hint { .. } => Level::Warn,
             Self::Listening { .. }
             | Self::LameDuck { .. }
             | Self::Draining { .. }
@@ -225,6 +229,9 @@ impl Source for Event<'_> {
                 let reason = ("reason", Value::from(*reason));
                 let error = ("error", Value::from(&**detail));
                 put(visitor, [("backend", backend.name().into()), reason, error])
+            }
+            Self::HandshakeDeviation { backend, detail } => {
+                put(visitor, [("backend", backend.name().into()), ("detail", (*detail).into())])
             }
             Self::Declined { lease, status, fault, .. } => {
                 put(visitor, [("backend", lease.backend().name().into())])?;

@@ -8,8 +8,8 @@ use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, request_head};
 use crate::handshake::http::{RequestHead, ResponseHead};
 use crate::handshake::response::Answer;
-use crate::handshake::scan::{HeadScan, Scan};
-use crate::handshake::upgrade::UpgradeRequest;
+use crate::handshake::scan::{HeadScan, Scan, with_crlf};
+use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
 use crate::tunnel::filter::FrameFilter;
 use crate::tunnel::frames::{FrameEvent, Frames};
 use crate::tunnel::model::{Happening, Model};
@@ -24,18 +24,28 @@ pub fn scan(bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// Returns the head that these bytes begin with, if they do and its lines end in LF or CRLF, with
+/// every line ended in CRLF.
+pub fn scan_lf(bytes: &[u8]) -> Option<Vec<u8>> {
+    match HeadScan::allowing_lf().advance(bytes) {
+        Scan::End(end) => Some(with_crlf(&bytes[..end])),
+        Scan::More | Scan::Fault(_) => None,
+    }
+}
+
 /// Returns the status that a complete head gets from the proxy, 101 for none.
-pub fn judge(head: &[u8]) -> u16 {
+pub fn judge(head: &[u8], is_strict: bool) -> u16 {
+    let rules = HandshakeRules { is_strict, ..HandshakeRules::default() };
     let judged = RequestHead::parse(head)
         .map_err(ErrorResponse::from)
-        .and_then(|head| UpgradeRequest::judge(&head).map(|_| 101));
+        .and_then(|head| UpgradeRequest::judge(&head, rules).map(|_| 101));
     judged.unwrap_or_else(|error| error.status)
 }
 
 /// Returns a valid head as it is forwarded.
 pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
     let head = RequestHead::parse(head).ok()?;
-    let request = UpgradeRequest::judge(&head).ok()?;
+    let request = UpgradeRequest::judge(&head, HandshakeRules::default()).ok()?;
     let client = std::net::Ipv4Addr::LOCALHOST.into();
     let policy = ForwardPolicy {
         client,
@@ -47,10 +57,11 @@ pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Returns the 101 that the client gets for the backend's answer to a valid head, if it is one.
-pub fn answer(head: &[u8], answer: &[u8]) -> Option<Vec<u8>> {
+pub fn answer(head: &[u8], answer: &[u8], is_strict: bool) -> Option<Vec<u8>> {
+    let rules = HandshakeRules { is_strict, ..HandshakeRules::default() };
     let head = RequestHead::parse(head).ok()?;
-    let request = UpgradeRequest::judge(&head).ok()?;
-    match Answer::judge(&ResponseHead::parse(answer).ok()?, &request).ok()?? {
+    let request = UpgradeRequest::judge(&head, rules).ok()?;
+    match Answer::judge(&ResponseHead::parse(answer).ok()?, &request, rules).ok()?? {
         Answer::Switched { head, .. } => Some(head),
         Answer::Declined { .. } => None,
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::backend::dial::DialSettings;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
+use crate::handshake::upgrade::HandshakeRules;
 use crate::net::address::Address;
 use crate::tunnel::control::code;
 use crate::tunnel::policy::{Policy, RateAction};
@@ -16,6 +17,12 @@ const CONNECT_TIMEOUT_MS: i64 = 5_000;
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Default time for the client's whole head, in milliseconds.
 const READ_TIMEOUT_MS: i64 = 30_000;
+/// Default size of the largest request head, in bytes.
+const HEAD_DEFAULT: i64 = 8_192;
+/// Smallest such size: about that of a bare handshake.
+const HEAD_MIN: i64 = 256;
+/// Largest such size.
+const HEAD_MAX: i64 = 1_048_576;
 /// Smallest size of a socket's buffer, in bytes; the kernel silently rounds up a smaller one.
 const SOCKET_BUFFER_MIN: i64 = 4_096;
 /// Largest size of a socket's buffer, in bytes: `setsockopt` takes an int.
@@ -54,6 +61,8 @@ raw_table! {
         host: HostHeader,
         forwarded: Forwarded,
         origins: Vec<String>,
+        strict_handshake: bool,
+        max_head_bytes: i64,
         max_connections: i64,
         socket_buffer_bytes: i64,
         ping_interval_ms: i64,
@@ -107,6 +116,10 @@ pub(crate) struct Settings {
     pub(crate) forwarded: Forwarded,
     /// Origins that may connect; `None` for every client, with an origin or without.
     pub(crate) origins: Option<OriginList>,
+    /// Whether handshakes must be as RFC 6455 and RFC 9112 have them in every detail.
+    pub(crate) strict_handshake: bool,
+    /// Most bytes of a request head, its blank line included.
+    pub(crate) max_head: usize,
     /// Connections at a time, handshakes included; `None` for no limit.
     pub(crate) max_connections: Option<usize>,
     /// Size of each buffer of each socket, in bytes; `None` for the system's default.
@@ -150,6 +163,7 @@ impl RawSection {
     pub(crate) fn check(&self, drain: &Drain) -> Result<Settings, Invalid> {
         let bind = self.bind()?;
         let backends = self.backends()?;
+        refuse_itself(&bind, &backends)?;
         let read_timeout = timeout("read_timeout_ms", self.read_timeout_ms, READ_TIMEOUT_MS)?;
         let response_timeout = match self.response_timeout_ms {
             None => read_timeout,
@@ -175,6 +189,8 @@ impl RawSection {
             host: self.host.unwrap_or_default(),
             forwarded: self.forwarded.unwrap_or_default(),
             origins: self.origins()?,
+            strict_handshake: self.strict_handshake.unwrap_or_default(),
+            max_head: self.max_head()?,
             // More than can be counted is as good as no limit.
             max_connections: max_connections.and_then(|limit| usize::try_from(limit).ok()),
             socket_buffer: self.socket_buffer()?,
@@ -221,6 +237,17 @@ impl RawSection {
         }
     }
 
+    fn max_head(&self) -> Result<usize, Invalid> {
+        let given = self.max_head_bytes.unwrap_or(HEAD_DEFAULT);
+        match usize::try_from(given) {
+            Ok(bytes) if (HEAD_MIN..=HEAD_MAX).contains(&given) => Ok(bytes),
+            _ => {
+                let allowed = format!("{HEAD_MIN} to {HEAD_MAX}, by default {HEAD_DEFAULT}");
+                Err(Invalid::out_of_range("max_head_bytes", given, &allowed))
+            }
+        }
+    }
+
     fn socket_buffer(&self) -> Result<Option<usize>, Invalid> {
         match self.socket_buffer_bytes.unwrap_or(0) {
             0 => Ok(None),
@@ -237,6 +264,10 @@ impl RawSection {
     fn policy(&self, drain: &Drain) -> Result<Policy, Invalid> {
         let ping_interval = time("ping_interval_ms", self.ping_interval_ms, "no Pings")?;
         let pong_timeout = time("pong_timeout_ms", self.pong_timeout_ms, "ping_interval_ms")?;
+        if pong_timeout.is_some() && ping_interval.is_none() {
+            let mend = "has no effect without ping_interval_ms: set that as well, or leave it out";
+            return Err(Invalid::new("pong_timeout_ms", mend));
+        }
         Ok(Policy {
             ping_interval,
             pong_timeout: pong_timeout.or(ping_interval).unwrap_or_default(),
@@ -248,13 +279,24 @@ impl RawSection {
             max_frame: limit("max_frame_bytes", self.max_frame_bytes)?,
             max_messages_per_second: self.max_messages_per_second()?,
             max_frames_per_second: self.max_frames_per_second()?,
-            rate_action: self.rate_action.unwrap_or_default(),
+            rate_action: self.rate_action()?,
             strict_frames: self.strict_frames.unwrap_or_default(),
             backend_lost_code: lost_code("backend_lost_code", self.backend_lost_code)?,
             client_lost_code: lost_code("client_lost_code", self.client_lost_code)?,
             close_grace: drain.close_grace,
             drain_close_code: drain.close_code,
         })
+    }
+
+    fn rate_action(&self) -> Result<RateAction, Invalid> {
+        let action = self.rate_action.unwrap_or_default();
+        let has_rate = self.max_messages_per_second()?.or(self.max_frames_per_second()?).is_some();
+        if action != RateAction::default() && !has_rate {
+            let mend = "has no effect without a rate: set max_messages_per_second or \
+                        max_frames_per_second as well, or leave it out";
+            return Err(Invalid::new("rate_action", mend));
+        }
+        Ok(action)
     }
 
     fn max_messages_per_second(&self) -> Result<Option<u32>, Invalid> {
@@ -271,6 +313,11 @@ impl RawSection {
 }
 
 impl Settings {
+    /// Returns those for both heads of a handshake.
+    pub(crate) fn handshake_rules(&self) -> HandshakeRules {
+        HandshakeRules { is_strict: self.strict_handshake, host: self.host }
+    }
+
     /// Returns those for connections to backends.
     pub(crate) fn dial(&self) -> DialSettings {
         DialSettings {
@@ -341,6 +388,20 @@ impl Invalid {
 
     fn out_of_range(key: &'static str, given: i64, allowed: &str) -> Self {
         Self::new(key, format!("{given} is out of range ({allowed})"))
+    }
+}
+
+/// Refuses a backend that leads back to its own listener: each handshake would open another one.
+fn refuse_itself(bind: &Address, backends: &[Address]) -> Result<(), Invalid> {
+    match backends.iter().position(|backend| bind.is_reached_by(backend)) {
+        None => Ok(()),
+        Some(index) => {
+            let problem = format!(
+                "{} is this section's own listener (bind {bind}): name the address of the app",
+                backends[index]
+            );
+            Err(Invalid::element("backends", index, problem))
+        }
     }
 }
 

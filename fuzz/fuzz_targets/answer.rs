@@ -9,8 +9,11 @@ const REQUEST: &[u8] =
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 fuzz_target!(|bytes: &[u8]| {
-    let Some(end) = internals::scan(bytes) else { return };
-    if let Some(head) = internals::answer(REQUEST, &bytes[..end]) {
-        assert_eq!(internals::scan(&head), Some(head.len()));
+    let Some(answer) = internals::scan_lf(bytes) else { return };
+    assert_eq!(internals::scan(&answer), Some(answer.len()));
+    for is_strict in [true, false] {
+        if let Some(head) = internals::answer(REQUEST, &answer, is_strict) {
+            assert_eq!(internals::scan(&head), Some(head.len()));
+        }
     }
 });

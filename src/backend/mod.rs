@@ -12,6 +12,7 @@ mod resolve;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use self::failures::SharedFailures;
 use self::resolve::{Name, Resolver};
@@ -28,7 +29,12 @@ pub(crate) struct Backend {
     failures: SharedFailures,
     /// Number of leases that are held.
     leases: AtomicUsize,
+    /// Time of the last warning that its answers deviate.
+    warned: Mutex<Option<Instant>>,
 }
+
+/// Least time between two warnings that a backend's answers deviate.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// A claim on a backend, counted from its creation to its drop.
 ///
@@ -49,6 +55,7 @@ impl Backend {
             next_dial: AtomicUsize::new(0),
             failures: SharedFailures::default(),
             leases: AtomicUsize::new(0),
+            warned: Mutex::default(),
         }
     }
 
@@ -56,6 +63,16 @@ impl Backend {
     /// it is configured.
     pub(crate) fn name(&self) -> &str {
         &self.address.authority
+    }
+
+    /// Returns whether the log may be told now that an answer of this backend deviates.
+    pub(crate) fn may_warn_of_deviation(&self, now: Instant) -> bool {
+        let mut warned = lock(&self.warned);
+        let may = warned.is_none_or(|last| now.saturating_duration_since(last) >= WARN_EVERY);
+        if may {
+            *warned = Some(now);
+        }
+        may
     }
 }
 
@@ -97,5 +114,16 @@ mod tests {
         assert_eq!(leases(), 1);
         drop(second);
         assert_eq!(leases(), 0);
+    }
+
+    #[test]
+    fn a_backend_is_warned_of_once_a_minute() {
+        let backend = Backend::new(Address::backend("192.0.2.1:80").unwrap());
+        let start = Instant::now();
+        let at = |seconds| backend.may_warn_of_deviation(start + Duration::from_secs(seconds));
+        assert_eq!(
+            [0, 0, 59, 60, 61, 119, 120].map(at),
+            [true, false, false, true, false, false, true]
+        );
     }
 }

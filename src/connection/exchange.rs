@@ -1,5 +1,6 @@
 //! Exchange with a backend: brings one handshake there, and gets the answer.
 
+use std::borrow::Cow;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, request_head};
 use crate::handshake::http::ResponseHead;
 use crate::handshake::response::Answer;
-use crate::handshake::upgrade::UpgradeRequest;
+use crate::handshake::scan::{HeadScan, with_crlf};
+use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
 use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
@@ -87,8 +89,12 @@ pub(super) async fn exchange(
             }
         };
         let head = head_for(lease.backend(), request, client);
-        match converse(&backend, &head, request, settings.response_timeout).await {
-            Ok((answer, rest)) => return Ok(Exchanged { lease, backend, answer, rest }),
+        let rules = settings.handshake_rules();
+        match converse(&backend, &head, (request, rules), settings.response_timeout).await {
+            Ok((answer, rest)) => {
+                tell_of_deviation(&answer, lease.backend(), reactor);
+                return Ok(Exchanged { lease, backend, answer, rest });
+            }
             Err(Fault::HungUp) => {
                 let response = &ErrorResponse::bad_answer(HUNG_UP);
                 Event::BackendFaulty { backend: lease.backend(), response }.emit();
@@ -101,6 +107,15 @@ pub(super) async fn exchange(
         }
     }
     Err(Failed { response: unanswered(gravest.as_ref(), has_hung_up), backend: None })
+}
+
+/// Warns of a choice of the backend that is passed on though it may not be made, once a minute.
+fn tell_of_deviation(answer: &Answer, backend: &Backend, reactor: &Reactor) {
+    if let Answer::Switched { deviation: Some(detail), .. } = answer
+        && backend.may_warn_of_deviation(reactor.now())
+    {
+        Event::HandshakeDeviation { backend, detail }.emit();
+    }
 }
 
 /// Returns the client's head as this backend gets it.
@@ -131,7 +146,7 @@ fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
 async fn converse(
     mut backend: &Socket,
     head: &[u8],
-    request: &UpgradeRequest<'_>,
+    (request, rules): (&UpgradeRequest<'_>, HandshakeRules),
     timeout: Duration,
 ) -> Result<(Answer, Vec<u8>), Fault> {
     match net::write_within(timeout, backend, head).await {
@@ -147,7 +162,8 @@ async fn converse(
     let mut left = RESPONSE_HEAD_MAX;
     let mut rest = Vec::new();
     for interim in 0..=INTERIM_MAX {
-        let read = head::read(&mut backend, rest, left, &mut deadline).await;
+        let scan = if rules.is_strict { HeadScan::default() } else { HeadScan::allowing_lf() };
+        let read = head::read(&mut backend, &mut rest, (left, scan), &mut deadline).await;
         let read = read.map_err(|error| match error {
             HeadError::Ended { begun: false } | HeadError::Broken { begun: false }
                 if interim == 0 =>
@@ -156,9 +172,18 @@ async fn converse(
             }
             error => Fault::Answer(no_head(error)),
         })?;
-        let response = ResponseHead::parse(read.bytes()).map_err(|_| bad_answer(NOT_HTTP))?;
+        let head = if read.has_bare_lf() {
+            Cow::from(with_crlf(read.bytes()))
+        } else {
+            Cow::from(read.bytes())
+        };
+        let response = ResponseHead::parse(&head).map_err(|_| bad_answer(NOT_HTTP))?;
+        // Only a 101 is taken so: what another answer's body is, its lines have to tell.
+        if read.has_bare_lf() && response.status != 101 {
+            return Err(bad_answer(NOT_HTTP));
+        }
         rest = read.rest().to_vec();
-        if let Some(answer) = Answer::judge(&response, request).map_err(bad_answer)? {
+        if let Some(answer) = Answer::judge(&response, request, rules).map_err(bad_answer)? {
             return Ok((answer, rest));
         }
         left = left.saturating_sub(read.bytes().len());

@@ -15,6 +15,8 @@ pub(super) struct Head {
     bytes: Vec<u8>,
     /// Offset of the head's end, its blank line included.
     end: usize,
+    /// A line of it ends in LF alone.
+    has_bare_lf: bool,
 }
 
 /// Reason for which there is no head. `begun` tells whether anything had come before.
@@ -38,6 +40,11 @@ impl Head {
         &self.bytes[..self.end]
     }
 
+    /// Returns whether one of its lines ends in LF alone.
+    pub(super) fn has_bare_lf(&self) -> bool {
+        self.has_bare_lf
+    }
+
     /// Returns the bytes that came after it in the same reads.
     pub(super) fn rest(&self) -> &[u8] {
         &self.bytes[self.end..]
@@ -51,20 +58,22 @@ impl Head {
 ///
 /// # Errors
 ///
-/// See [`HeadError`]; the socket is left as it is.
+/// See [`HeadError`]; the socket is left as it is, and `bytes` holds what has come.
 pub(super) async fn read(
     socket: &mut (impl AsyncRead + Unpin),
-    mut bytes: Vec<u8>,
-    max: usize,
+    bytes: &mut Vec<u8>,
+    (max, mut scan): (usize, HeadScan),
     deadline: impl Future,
 ) -> Result<Head, HeadError> {
     let mut begun = !bytes.is_empty();
     let whole_head = async {
-        let mut scan = HeadScan::default();
         loop {
             let searched = &bytes[..bytes.len().min(max)];
             match scan.advance(searched) {
-                Scan::End(end) => return Ok(Head { bytes, end }),
+                Scan::End(end) => {
+                    let has_bare_lf = scan.has_bare_lf();
+                    return Ok(Head { bytes: std::mem::take(bytes), end, has_bare_lf });
+                }
                 Scan::Fault(what) => return Err(HeadError::Malformed(what)),
                 Scan::More if searched.len() == max => {
                     return Err(HeadError::TooLong { first_line_ends: scan.has_start_line() });

@@ -24,6 +24,7 @@ use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::HostHeader;
 use crate::handshake::http::RequestHead;
 use crate::handshake::response::Answer;
+use crate::handshake::scan::HeadScan;
 use crate::handshake::upgrade::UpgradeRequest;
 use crate::net::close::linger;
 use crate::net::socket::Socket;
@@ -32,9 +33,6 @@ use crate::section::{Client, Permit, Section};
 use crate::shutdown::Guard;
 use crate::tunnel::{NewTunnel, PerSide};
 use crate::worker::{Handle, Load};
-
-/// Most bytes of a request head, its blank line included.
-const REQUEST_HEAD_MAX: usize = 8_192;
 
 /// Outcome of a handshake, before the client has heard of it.
 enum Outcome {
@@ -68,14 +66,18 @@ pub(crate) async fn serve(
     let Some(socket) = register(&handle, stream, &client) else { return };
     // Up to its answer, a client whose task is cut is told so.
     let unanswered = Unanswered::new(&socket, &client);
-    let head = read_head(&unanswered, &handle, &client.section).await;
+    let mut bytes = Vec::new();
+    let head = read_head(&unanswered, &handle, &client.section, &mut bytes).await;
     let Some(alive) = waiting.upgrade() else { return };
-    let outcome = ask(&socket, head, &client).await;
+    let outcome = match head {
+        Ok(head) => ask(&socket, &head, &client).await,
+        Err(error) => without_head(error, &bytes, &client.section),
+    };
     unanswered.settle();
 
     match outcome {
         Outcome::Answered { exchanged, early } => match exchanged.answer {
-            Answer::Switched { head, is_extended } => {
+            Answer::Switched { head, is_extended, .. } => {
                 let Exchanged { lease, backend, rest, .. } = exchanged;
                 let tunnel = NewTunnel {
                     sockets: PerSide { client: socket, backend },
@@ -131,25 +133,23 @@ async fn read_head(
     mut client: &Unanswered<'_>,
     handle: &Handle,
     section: &Section,
+    bytes: &mut Vec<u8>,
 ) -> Result<Head, HeadError> {
     let deadline = Timer::after(handle.reactor(), section.settings.read_timeout);
-    head::read(&mut client, Vec::new(), REQUEST_HEAD_MAX, deadline).await
+    let bound = (section.settings.max_head, HeadScan::default());
+    head::read(&mut client, bytes, bound, deadline).await
 }
 
 /// Brings a client's handshake to a backend, if its head may pass.
-async fn ask(socket: &Socket, head: Result<Head, HeadError>, client: &Client) -> Outcome {
-    let head = match head {
-        Ok(head) => head,
-        Err(error) => return without_head(error),
-    };
+async fn ask(socket: &Socket, head: &Head, client: &Client) -> Outcome {
     // Parse, then judge: no backend hears of a request that may not pass.
     let parsed = match RequestHead::parse(head.bytes()) {
         Ok(parsed) => parsed,
-        Err(error) => return refused(error.into()),
+        Err(error) => return refused(error.into(), head.bytes()),
     };
     let request = match judge(&parsed, &client.section) {
         Ok(request) => request,
-        Err(response) => return refused(response),
+        Err(response) => return refused(response, head.bytes()),
     };
 
     // While the backend is dialled and thinks, the client is not read: what it sends early waits in
@@ -196,7 +196,7 @@ fn judge<'a>(
     head: &'a RequestHead<'a>,
     section: &Section,
 ) -> Result<UpgradeRequest<'a>, ErrorResponse> {
-    let request = UpgradeRequest::judge(head)?;
+    let request = UpgradeRequest::judge(head, section.settings.handshake_rules())?;
     let origin = request.origin()?;
     match &section.settings.origins {
         Some(origins) if !origins.allows(origin) => Err(ErrorResponse::origin(match origin {
@@ -207,9 +207,10 @@ fn judge<'a>(
     }
 }
 
-/// Returns what becomes of a client whose head did not come.
-fn without_head(error: HeadError) -> Outcome {
-    refused(match error {
+/// Returns what becomes of a client whose head did not come, but for these bytes.
+fn without_head(error: HeadError, bytes: &[u8], section: &Section) -> Outcome {
+    let max = section.settings.max_head;
+    let response = match error {
         // Probes that only connect, which some end by a reset, and clients that opened a connection
         // in advance, are owed no response.
         HeadError::TimedOut { begun: false } => return Outcome::Silent("timeout"),
@@ -221,21 +222,18 @@ fn without_head(error: HeadError) -> Outcome {
             ErrorResponse::malformed("the request head is not complete")
         }
         HeadError::TimedOut { begun: true } => ErrorResponse::timeout(),
-        HeadError::TooLong { first_line_ends: false } => {
-            ErrorResponse::line_too_long(REQUEST_HEAD_MAX)
-        }
-        HeadError::TooLong { first_line_ends: true } => {
-            ErrorResponse::head_too_long(REQUEST_HEAD_MAX)
-        }
+        HeadError::TooLong { first_line_ends: false } => ErrorResponse::line_too_long(max),
+        HeadError::TooLong { first_line_ends: true } => ErrorResponse::head_too_long(max),
         HeadError::Malformed(what) => {
             ErrorResponse::malformed(format!("the request head has {what}"))
         }
-    })
+    };
+    refused(response, bytes)
 }
 
-/// Returns the outcome of a request that no backend has heard of.
-fn refused(response: ErrorResponse) -> Outcome {
-    Outcome::Failed(Failed { response, backend: None })
+/// Returns the outcome of a request that no backend has heard of, and that begins with these bytes.
+fn refused(response: ErrorResponse, request: &[u8]) -> Outcome {
+    Outcome::Failed(Failed { response: response.to(request), backend: None })
 }
 
 /// Sends a client a response of the proxy.

@@ -1,6 +1,6 @@
 //! The proxy's own answer to a client that gets no tunnel, and the word for the log.
 
-use super::http::ParseError;
+use super::http::{MAX_FIELDS, ParseError};
 
 /// Error response of the proxy itself, in place of a tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,11 +13,13 @@ pub(crate) struct ErrorResponse {
     pub(crate) detail: String,
     /// Header lines that only this status has, each with its CRLF.
     extra_lines: &'static str,
+    /// The request was a HEAD, whose answer has no body (RFC 9110, 9.3.2).
+    is_to_head: bool,
 }
 
 impl ErrorResponse {
     fn new(status: u16, reason: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, reason, detail: detail.into(), extra_lines: "" }
+        Self { status, reason, detail: detail.into(), extra_lines: "", is_to_head: false }
     }
 
     /// 400: the bytes are no HTTP/1.1 request head, or none that can be forwarded safely
@@ -32,6 +34,24 @@ impl ErrorResponse {
         Self::new(400, "not_websocket", detail)
     }
 
+    /// 400: a request without a part of the upgrade, as a proxy forwards it that is not told of
+    /// WebSockets (RFC 9110, 7.8).
+    pub(crate) fn no_upgrade(what: &str) -> Self {
+        Self::not_websocket(format!(
+            "{what}: this port takes WebSocket upgrades only; a proxy before it must pass them on, \
+             nginx with proxy_set_header Upgrade $http_upgrade and proxy_set_header Connection \
+             upgrade"
+        ))
+    }
+
+    /// 400: an older version of HTTP, which has no upgrades (RFC 9110, 7.8).
+    pub(crate) fn old_version() -> Self {
+        Self::malformed(
+            "a WebSocket needs HTTP/1.1, and this is HTTP/1.0: a proxy before this port must use \
+             it, nginx with proxy_http_version 1.1 and proxy_set_header for Upgrade and Connection",
+        )
+    }
+
     /// 405: an upgrade with another method than GET (RFC 6455, 4.1; RFC 9110, 15.5.6).
     pub(crate) fn method() -> Self {
         Self {
@@ -40,10 +60,11 @@ impl ErrorResponse {
         }
     }
 
-    /// 426: another version of the WebSocket protocol than 13 (RFC 6455, 4.4).
+    /// 426: another version of the WebSocket protocol than 13 (RFC 6455, 4.4; RFC 9110, 15.5.22).
     pub(crate) fn version() -> Self {
         Self {
-            extra_lines: "Sec-WebSocket-Version: 13\r\n",
+            extra_lines: "Connection: Upgrade\r\nUpgrade: websocket\r\n\
+                          Sec-WebSocket-Version: 13\r\n",
             ..Self::new(426, "version", "Sec-WebSocket-Version must be 13")
         }
     }
@@ -61,12 +82,25 @@ impl ErrorResponse {
     /// 414: the request line alone exceeds `max`, the limit for a whole head, in bytes
     /// (RFC 9112, 3).
     pub(crate) fn line_too_long(max: usize) -> Self {
-        Self::new(414, "too_large", format!("the request line is longer than {max} bytes"))
+        Self::too_large(414, format!("the request line is longer than {max} bytes"))
     }
 
     /// 431: the request head exceeds `max` bytes (RFC 6585, 5).
     pub(crate) fn head_too_long(max: usize) -> Self {
-        Self::new(431, "too_large", format!("the request head is longer than {max} bytes"))
+        Self::too_large(431, format!("the request head is longer than {max} bytes"))
+    }
+
+    fn too_large(status: u16, found: String) -> Self {
+        let mend = "send fewer or smaller cookies, or raise max_head_bytes in this section";
+        Self::new(status, "too_large", format!("{found}: {mend}"))
+    }
+
+    /// 508: the request has come through this program `hops` times (RFC 5842, 7.2).
+    pub(crate) fn looped(hops: usize) -> Self {
+        let found = format!("this request has come through ws-proxy {hops} times");
+        let mend =
+            "one of the backends leads back to a listener, so check backends in each section";
+        Self::new(508, "loop", format!("{found}: {mend}"))
     }
 
     /// 502: every backend refused the connection or is unknown (RFC 9110, 15.6.3).
@@ -117,37 +151,49 @@ impl ErrorResponse {
         Self::new(504, "response_timeout", "the backend did not answer in time")
     }
 
+    /// Makes this the response to a request that begins with `request`, as far as it has come.
+    #[must_use]
+    pub(crate) fn to(self, request: &[u8]) -> Self {
+        Self { is_to_head: request.trim_ascii_start().starts_with(b"HEAD "), ..self }
+    }
+
     /// Returns the whole response, the last one on its connection.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        format!(
+        let mut bytes = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: {}\r\n{}Connection: close\r\n\r\n{}\n",
+             Content-Length: {}\r\nConnection: close\r\n{}\r\n",
             self.status,
             reason_phrase(self.status),
             self.detail.len() + 1,
             self.extra_lines,
-            self.detail,
-        )
-        .into_bytes()
+        );
+        if !self.is_to_head {
+            bytes += &self.detail;
+            bytes.push('\n');
+        }
+        bytes.into_bytes()
     }
 }
 
 impl From<ParseError> for ErrorResponse {
     fn from(error: ParseError) -> Self {
         Self::malformed(match error {
+            ParseError::TooManyFields => {
+                let found = format!("the request head has more than {MAX_FIELDS} fields");
+                return Self::new(431, "too_large", found);
+            }
             ParseError::StartLine => "the request line is malformed",
             ParseError::Version => "the request line does not end in HTTP/1.1",
             ParseError::FieldName => "a header line has a bad name",
             ParseError::FieldValue => "a header line has a bad value",
             ParseError::LineEnd => "a line does not end in CRLF",
-            ParseError::TooManyFields => "too many header fields",
             ParseError::Length => "the request head does not end where it should",
             ParseError::Lines => "the header lines cannot be told apart",
         })
     }
 }
 
-/// Returns the reason phrase of a status above (RFC 9110, 15; RFC 6585, 5).
+/// Returns the reason phrase of a status above (RFC 9110, 15; RFC 6585, 5; RFC 5842, 7.2).
 fn reason_phrase(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
@@ -160,6 +206,7 @@ fn reason_phrase(status: u16) -> &'static str {
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
+        508 => "Loop Detected",
         _ => "",
     }
 }
@@ -180,6 +227,10 @@ mod tests {
             ErrorResponse::timeout(),
             ErrorResponse::line_too_long(8_192),
             ErrorResponse::head_too_long(8_192),
+            ParseError::TooManyFields.into(),
+            ErrorResponse::no_upgrade("x"),
+            ErrorResponse::old_version(),
+            ErrorResponse::looped(5),
             ErrorResponse::unreachable(),
             ErrorResponse::bad_answer("x"),
             ErrorResponse::full("x"),
@@ -204,6 +255,36 @@ mod tests {
             assert_eq!(value("retry-after"), (error.status == 503).then_some("1"));
             assert_eq!(value("content-length"), Some(&*(response.len() - end).to_string()));
             assert_eq!(&response[end..], format!("{}\n", error.detail).as_bytes());
+            assert!(!error.detail.contains(['\r', '\n', '"']), "{}", error.detail);
+            // The answer to a HEAD is the same without its body.
+            for request in ["HEAD / HTTP/1.0\r\n", "\r\nHEAD /"] {
+                assert_eq!(error.clone().to(request.as_bytes()).to_bytes(), response[..end]);
+            }
+            for request in ["GET / HTTP/1.1\r\n", "HEADER / HTTP/1.1\r\n", "HEA", ""] {
+                assert_eq!(error.clone().to(request.as_bytes()).to_bytes(), response);
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_is_told_what_to_upgrade_to() {
+        let response = String::from_utf8(ErrorResponse::version().to_bytes()).unwrap();
+        for line in ["Upgrade: websocket", "Connection: Upgrade", "Connection: close"] {
+            assert_eq!(response.matches(&format!("\r\n{line}\r\n")).count(), 1, "{response}");
+        }
+    }
+
+    #[test]
+    fn a_response_tells_what_to_change() {
+        let rows = table([
+            (ErrorResponse::old_version(), "proxy_http_version 1.1"),
+            (ErrorResponse::no_upgrade("x"), "proxy_set_header Upgrade"),
+            (ErrorResponse::head_too_long(8_192), "max_head_bytes"),
+            (ErrorResponse::line_too_long(8_192), "max_head_bytes"),
+            (ErrorResponse::looped(5), "backends"),
+        ]);
+        for (response, mend) in rows {
+            assert!(response.detail.contains(mend), "{}", response.detail);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Heads as they are forwarded: the client's to the backend, the backend's to the client.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::fields::{Field, Fields};
@@ -27,12 +28,15 @@ pub enum HostHeader {
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum Forwarded {
-    /// Appends the client's address to the chain received, sets the host to the client's, and keeps
-    /// a protocol received (else `http`). For a proxy that sits after a trusted one. The default.
+    /// Appends the client's address to the chain received, and keeps a host and a protocol received
+    /// (else sets the client's `Host` and `http`). For a proxy that sits after a trusted one, which
+    /// sets all three. The default.
     #[default]
     Append,
-    /// Drops the fields received, `Forwarded` (RFC 7239) included, and sets what this hop knows.
-    /// For a proxy that faces the open network.
+    /// Drops the fields received, and sets what this hop knows. For a proxy that faces the open
+    /// network. All `X-Forwarded` fields are dropped, `Forwarded` (RFC 7239) and the names by which
+    /// other proxies tell the client's address, such as `X-Real-IP`, in every spelling that CGI
+    /// takes for theirs.
     Replace,
     /// Forwards the fields received, and adds none.
     Off,
@@ -54,6 +58,21 @@ const HOP_BY_HOP: [&str; 10] = [
 
 /// Upgrade fields of both forwarded heads, written anew (RFC 9110, 7.8).
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+
+/// Name of this program in `Via` (RFC 9110, 7.6.3), by which a loop is found.
+const VIA: &str = "ws-proxy";
+
+/// Fields by which proxies tell a client's address, besides those that begin with [`X_FORWARDED`].
+const CLIENT_ADDRESS: [&str; 7] = [
+    "Forwarded",
+    "X-Real-IP",
+    "True-Client-IP",
+    "X-Client-IP",
+    "X-Cluster-Client-IP",
+    "CF-Connecting-IP",
+    "Fastly-Client-IP",
+];
+const X_FORWARDED: &str = "X-Forwarded-";
 
 /// Prefix of the handshake's own fields (RFC 6455, 11.3).
 const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
@@ -88,10 +107,21 @@ pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<
             push_line(&mut head, field);
         }
     }
-    push(&mut head, &[UPGRADE]);
+    push(&mut head, &["Via: 1.1 ", VIA, "\r\n", UPGRADE]);
     forwarded_fields(&mut head, request, policy, &options);
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// Returns how many times a request has come through this program, by the entries in its `Via`
+/// fields.
+pub(crate) fn hops(fields: &Fields<'_>) -> usize {
+    // An entry is a protocol, a name and, if need be, a comment.
+    let is_ours = |entry: &&[u8]| {
+        let mut words = entry.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.nth(1).is_some_and(|name| name.eq_ignore_ascii_case(VIA.as_bytes()))
+    };
+    fields.list("Via").filter(is_ours).count()
 }
 
 /// Returns the head of a verified 101 for the client: the backend's own, with the hop-by-hop fields
@@ -106,7 +136,18 @@ pub(crate) fn switching_head(response: &ResponseHead<'_>) -> Vec<u8> {
 pub(crate) fn declined_head(response: &ResponseHead<'_>) -> Vec<u8> {
     let options = ConnectionOptions::by(&response.fields);
     let is_chunked = response.fields.values("Transfer-Encoding").next().is_some();
-    response_head(response, "Connection: close\r\n", |field| {
+    // What to upgrade to is for the client, and has to be nominated (RFC 9110, 7.8 and 15.5.22).
+    let tells_upgrade =
+        response.status == 426 && response.fields.values("Upgrade").next().is_some();
+    let own = if tells_upgrade {
+        "Connection: close\r\nConnection: Upgrade\r\n"
+    } else {
+        "Connection: close\r\n"
+    };
+    response_head(response, own, |field| {
+        if tells_upgrade && field.is("Upgrade") {
+            return true;
+        }
         if field.is("Content-Length") {
             // RFC 9112, 6.3: Transfer-Encoding overrides a length, which must not go on then.
             return !is_chunked;
@@ -129,12 +170,16 @@ fn response_head(
     head
 }
 
-/// Field names that a head's `Connection` lists: they are for this hop only (RFC 9110, 7.6.1).
-struct ConnectionOptions<'a>(Vec<&'a [u8]>);
+/// Field names that a head's `Connection` lists: they are for this hop only (RFC 9110, 7.6.1). In
+/// lower case and sorted, since a head may have as many of them as fields that they are looked up
+/// for.
+struct ConnectionOptions<'a>(Vec<Cow<'a, [u8]>>);
 
 impl<'a> ConnectionOptions<'a> {
     fn by(fields: &Fields<'a>) -> Self {
-        Self(fields.list("Connection").collect())
+        let mut names: Vec<_> = fields.list("Connection").map(lower_case).collect();
+        names.sort_unstable();
+        Self(names)
     }
 
     /// Returns whether a field is forwarded. Listing a field of the handshake itself has no effect:
@@ -145,21 +190,40 @@ impl<'a> ConnectionOptions<'a> {
         }
         let start = field.name.get(..SEC_WEBSOCKET.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(SEC_WEBSOCKET))
-            || !self.0.iter().any(|name| name.eq_ignore_ascii_case(field.name.as_bytes()))
+            || self.0.binary_search(&lower_case(field.name.as_bytes())).is_err()
     }
 }
 
-/// Returns whether a field of this hop takes the place of the client's.
+fn lower_case(name: &[u8]) -> Cow<'_, [u8]> {
+    if name.iter().any(u8::is_ascii_uppercase) {
+        name.to_ascii_lowercase().into()
+    } else {
+        name.into()
+    }
+}
+
+/// Returns whether a field of this hop takes the place of the client's, or none may. CGI, WSGI and
+/// Rack take `_` for `-`, so that a name with the one would stand for that with the other.
 fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
-    let ours = ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"]
-        .iter()
-        .any(|name| field.is(name));
+    let is = |name: &str| is_same_variable(field.name, name);
     match forwarded {
-        Forwarded::Append => ours,
+        Forwarded::Append => {
+            ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"].iter().any(|name| is(name))
+        }
         // The standard's own field (RFC 7239) tells the same, and is trusted as little.
-        Forwarded::Replace => ours || field.is("Forwarded"),
+        Forwarded::Replace => {
+            let start = field.name.get(..X_FORWARDED.len());
+            start.is_some_and(|start| is_same_variable(start, X_FORWARDED))
+                || CLIENT_ADDRESS.iter().any(|name| is(name))
+        }
         Forwarded::Off => false,
     }
+}
+
+/// Returns whether two names are one variable of CGI (RFC 3875, 4.1.18).
+fn is_same_variable(one: &str, other: &str) -> bool {
+    let variable = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    one.bytes().map(variable).eq(other.bytes().map(variable))
 }
 
 fn forwarded_fields(
@@ -184,10 +248,11 @@ fn forwarded_fields(
         push(head, &[", "]);
     }
     push(head, &[&policy.client.to_canonical().to_string(), "\r\n"]);
-    push(head, &["X-Forwarded-Host: ", request.authority, "\r\n"]);
-    match kept("X-Forwarded-Proto").next() {
-        Some(field) => push_line(head, field),
-        None => push(head, &["X-Forwarded-Proto: http\r\n"]),
+    for (name, own) in [("X-Forwarded-Host", request.authority), ("X-Forwarded-Proto", "http")] {
+        match kept(name).find(|field| !field.value.is_empty()) {
+            Some(field) => push_line(head, field),
+            None => push(head, &[name, ": ", own, "\r\n"]),
+        }
     }
 }
 
@@ -210,14 +275,16 @@ mod tests {
     use crate::handshake::http::RequestHead;
     use crate::handshake::response::Answer;
     use crate::handshake::scan::{HeadScan, Scan};
+    use crate::handshake::upgrade::HandshakeRules;
 
+    const OWN: &str = "Via: 1.1 ws-proxy\r\n";
     const KEY: &str =
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
     fn forwarded(lines: &str, host: HostHeader, forwarded: Forwarded) -> String {
         let head = format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}\r\n");
         let request = RequestHead::parse(head.as_bytes()).unwrap();
-        let request = UpgradeRequest::judge(&request).unwrap();
+        let request = UpgradeRequest::judge(&request, HandshakeRules::default()).unwrap();
         let client = "::ffff:192.0.2.7".parse().unwrap();
         let policy = ForwardPolicy { client, backend: "chat-backend:9000", host, forwarded };
         String::from_utf8(request_head(&request, &policy)).unwrap()
@@ -231,7 +298,8 @@ mod tests {
             forwarded(lines, HostHeader::Backend, Forwarded::Append),
             format!(
                 "GET /chat?a HTTP/1.1\r\nX-One:1\r\nhOsT: chat-backend:9000\r\nX-two:  2 \r\n\
-                 {KEY}{UPGRADE}X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: example.com\r\n\
+                 {KEY}{OWN}{UPGRADE}X-Forwarded-For: 192.0.2.7\r\n\
+                 X-Forwarded-Host: example.com\r\n\
                  X-Forwarded-Proto: http\r\n\r\n"
             )
         );
@@ -245,7 +313,7 @@ mod tests {
             Proxy-Connection: x\r\nContent-Length: 0\r\nX-Else: 2\r\n";
         assert_eq!(
             forwarded(lines, HostHeader::Preserve, Forwarded::Off),
-            format!("GET /chat?a HTTP/1.1\r\nHost: a\r\nX-Else: 2\r\n{KEY}{UPGRADE}\r\n")
+            format!("GET /chat?a HTTP/1.1\r\nHost: a\r\nX-Else: 2\r\n{KEY}{OWN}{UPGRADE}\r\n")
         );
     }
 
@@ -263,7 +331,7 @@ mod tests {
         assert!(standard);
         assert_eq!(
             own,
-            "X-Forwarded-For: 10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7\r\nX-Forwarded-Host: a\r\n\
+            "X-Forwarded-For: 10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7\r\nX-Forwarded-Host: forged\r\n\
              X-Forwarded-Proto: https\r\n\r\n"
         );
         let (standard, own) = with(Forwarded::Replace);
@@ -273,7 +341,84 @@ mod tests {
             "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Host: a\r\nX-Forwarded-Proto: http\r\n\r\n"
         );
         let head = forwarded(&format!("{lines}{UPGRADE}"), HostHeader::Preserve, Forwarded::Off);
-        assert_eq!(head, format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}{UPGRADE}\r\n"));
+        assert_eq!(head, format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}{OWN}{UPGRADE}\r\n"));
+    }
+
+    #[test]
+    fn what_else_tells_a_client_s_address_is_replaced_in_every_spelling() {
+        let untrusted = [
+            "X-Real-IP",
+            "True-Client-IP",
+            "X-Client-IP",
+            "X-Cluster-Client-IP",
+            "CF-Connecting-IP",
+            "Fastly-Client-IP",
+            "X-Forwarded-Port",
+            "X-Forwarded-Ssl",
+            "X-Forwarded-Scheme",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Server",
+            "X-Forwarded-For",
+            "X-Forwarded-Host",
+            "X-Forwarded-Proto",
+            "Forwarded",
+        ];
+        for name in untrusted {
+            for name in [name.to_owned(), name.to_lowercase(), name.replace('-', "_")] {
+                let lines = format!("Host: a\r\n{UPGRADE}{name}: forged\r\nX-Forward: kept\r\n");
+                let head = forwarded(&lines, HostHeader::Backend, Forwarded::Replace);
+                assert!(!head.contains("forged"), "{head}");
+                assert!(head.contains("X-Forward: kept\r\n"), "{head}");
+                let head = forwarded(&lines, HostHeader::Backend, Forwarded::Off);
+                assert!(head.contains(&format!("{name}: forged\r\n")), "{head}");
+            }
+        }
+        // Where the chain is trusted, no other spelling stands beside it.
+        for name in ["X_Forwarded_For", "x-forwarded_host", "X_FORWARDED-PROTO"] {
+            let lines = format!("Host: a\r\n{UPGRADE}{name}: forged\r\nX_Real_IP: kept\r\n");
+            let head = forwarded(&lines, HostHeader::Backend, Forwarded::Append);
+            assert!(!head.contains("forged") && head.contains("X_Real_IP: kept"), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_host_and_a_protocol_that_came_are_kept_unless_empty() {
+        let own = |lines: &str| {
+            let lines = format!("Host: a\r\n{UPGRADE}{lines}");
+            let head = forwarded(&lines, HostHeader::Backend, Forwarded::Append);
+            head.split_once("192.0.2.7\r\n").unwrap().1.to_owned()
+        };
+        let came = "X-Forwarded-Host: app.example:8443\r\nX-Forwarded-Proto: https\r\n";
+        assert_eq!(own(came), format!("{came}\r\n"));
+        let none = "X-Forwarded-Host: a\r\nX-Forwarded-Proto: http\r\n\r\n";
+        assert_eq!(own(""), none);
+        assert_eq!(own("X-Forwarded-Host:\r\nX-Forwarded-Proto: \r\n"), none);
+        let nominated = "Connection: x-forwarded-host\r\nX-Forwarded-Host: forged\r\n";
+        assert_eq!(own(nominated), none);
+    }
+
+    #[test]
+    fn the_way_of_a_request_is_kept_and_grows() {
+        let via = "Via: 1.0 fred, 1.1 ws-proxy\r\nVIA: 1.1 other (x)\r\n";
+        let head =
+            forwarded(&format!("Host: a\r\n{via}{UPGRADE}"), HostHeader::Backend, Forwarded::Off);
+        assert!(head.contains(via), "{head}");
+        let request = RequestHead::parse(head.as_bytes()).unwrap();
+        assert_eq!(hops(&request.fields), 2);
+        let times: Vec<_> = request.fields.list("Via").collect();
+        assert_eq!(times.last(), Some(&&b"1.1 ws-proxy"[..]));
+    }
+
+    #[test]
+    fn many_connection_options_are_looked_up_without_comparing_all() {
+        let names: String = (0..2_000).map(|number| format!("x{number:04}, ")).collect();
+        let fields: String = (1_900..2_100).map(|number| format!("X{number:04}: y\r\n")).collect();
+        let lines = format!("Host: a\r\n{UPGRADE}Connection: {names}\r\n{fields}");
+        let head = forwarded(&lines, HostHeader::Backend, Forwarded::Off);
+        assert_eq!(head.matches(": y\r\n").count(), 100);
+        let request = format!("GET / HTTP/1.1\r\n{lines}{KEY}\r\n");
+        let request = RequestHead::parse(request.as_bytes()).unwrap();
+        assert!(ConnectionOptions::by(&request.fields).0.is_sorted());
     }
 
     #[test]
@@ -288,9 +433,9 @@ mod tests {
     fn answered(head: &str) -> String {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{UPGRADE}{KEY}\r\n");
         let request = RequestHead::parse(request.as_bytes()).unwrap();
-        let request = UpgradeRequest::judge(&request).unwrap();
+        let request = UpgradeRequest::judge(&request, HandshakeRules::default()).unwrap();
         let response = ResponseHead::parse(head.as_bytes()).unwrap();
-        let answer = Answer::judge(&response, &request).unwrap();
+        let answer = Answer::judge(&response, &request, HandshakeRules::default()).unwrap();
         let (Answer::Switched { head, .. } | Answer::Declined { head, .. }) = answer.unwrap();
         String::from_utf8(head).unwrap()
     }
@@ -321,6 +466,26 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_backend_s_426_tells_what_to_upgrade_to() {
+        let head = answered(
+            "HTTP/1.1 426 No\r\nContent-Length: 0\r\nUpgrade: websocket, x/2\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Version: 13, 8\r\n\r\n",
+        );
+        assert_eq!(
+            head,
+            "HTTP/1.1 426 No\r\nContent-Length: 0\r\nUpgrade: websocket, x/2\r\n\
+             Sec-WebSocket-Version: 13, 8\r\nConnection: close\r\nConnection: Upgrade\r\n\r\n"
+        );
+        // Where there is nothing to tell, and in another status, it is for the backend's hop.
+        for status in [426, 400] {
+            let upgrade = if status == 400 { "Upgrade: websocket\r\n" } else { "" };
+            let head =
+                answered(&format!("HTTP/1.1 {status} No\r\n{upgrade}Content-Length: 0\r\n\r\n"));
+            assert!(!head.contains("pgrade"), "{head}");
+        }
+    }
+
     proptest! {
         #[test]
         fn forwarded_heads_parse_again(
@@ -339,14 +504,15 @@ mod tests {
             let head = format!("GET / HTTP/1.1\r\n{lines}{UPGRADE}{KEY}\r\n");
             // Random names may well be ones that a handshake must not have.
             let parsed = RequestHead::parse(head.as_bytes()).unwrap();
-            let Ok(request) = UpgradeRequest::judge(&parsed) else { return Ok(()) };
+            let rules = HandshakeRules::default();
+            let Ok(request) = UpgradeRequest::judge(&parsed, rules) else { return Ok(()) };
             let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
             let (client, forwarded) = ([192, 0, 2, 7].into(), Forwarded::Append);
             let policy = ForwardPolicy { client, backend: "b:1", host, forwarded };
             let out = request_head(&request, &policy);
             prop_assert_eq!(HeadScan::default().advance(&out), Scan::End(out.len()));
             let parsed = RequestHead::parse(&out).unwrap();
-            let again = UpgradeRequest::judge(&parsed);
+            let again = UpgradeRequest::judge(&parsed, rules);
             prop_assert!(again.is_ok(), "{:?} in {}", again, out.escape_ascii());
             let again = again.unwrap();
             prop_assert_eq!(again.key, request.key);

@@ -5,9 +5,9 @@
 
 use super::fields::Fields;
 
-/// Most fields that are parsed in one head. A request head of 8,192 bytes cannot hold more, and a
-/// response head of 64 KiB with more is an error.
-const MAX_FIELDS: usize = 2_048;
+/// Most fields that are parsed in one head. A request head of 8,192 bytes cannot hold more; a longer
+/// one with more, or a response head of 64 KiB, is an error.
+pub(super) const MAX_FIELDS: usize = 2_048;
 
 /// Minor version of HTTP/1 that a start line names (RFC 9112, 2.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,6 +17,8 @@ enum Rule {
     Exact(Origin),
     /// Any host below this domain, at any depth, but not the domain itself.
     Below(Origin),
+    /// Any host of this scheme, whose origins are not of the web.
+    Scheme(String),
     /// The origin `null` of sandboxed frames and files.
     Null,
 }
@@ -30,8 +32,8 @@ struct Origin {
 }
 
 impl OriginList {
-    /// Reads the entries: `scheme://host[:port]`, `scheme://*.domain[:port]`, `null`, and `none`
-    /// for a handshake that has no origin.
+    /// Reads the entries: `scheme://host[:port]`, `scheme://*.domain[:port]`, `scheme://*` for any
+    /// scheme but those of the web, `file://`, `null`, and `none` for a handshake that has no origin.
     ///
     /// # Errors
     ///
@@ -42,11 +44,7 @@ impl OriginList {
             match entry {
                 "none" => list.missing_passes = true,
                 "null" => list.rules.push(Rule::Null),
-                _ => list.rules.push(Rule::parse(entry).ok_or_else(|| {
-                    let mend = "write \"https://app.example.com\", \"https://*.example.com\", \
-                         \"null\" or \"none\"";
-                    (index, format!("{entry:?} is no origin: {mend}"))
-                })?),
+                _ => list.rules.push(Rule::parse(entry).map_err(|problem| (index, problem))?),
             }
         }
         Ok(list)
@@ -66,13 +64,30 @@ impl OriginList {
 }
 
 impl Rule {
-    fn parse(entry: &str) -> Option<Self> {
-        match entry.split_once("://*.") {
-            Some((scheme, domain)) => {
-                Origin::parse(&format!("{scheme}://{domain}")).map(Self::Below)
+    fn parse(entry: &str) -> Result<Self, String> {
+        let rule = match entry.split_once("://*") {
+            Some((scheme, "")) if is_scheme(scheme) => {
+                let scheme = scheme.to_ascii_lowercase();
+                if default_port(&scheme).is_some() {
+                    return Err(format!(
+                        "{entry:?} would admit every site: name a domain, as in \
+                         \"https://*.example.com\", or leave the key out to allow every client"
+                    ));
+                }
+                Some(Self::Scheme(scheme))
             }
+            Some((scheme, domain)) => domain
+                .strip_prefix('.')
+                .and_then(|domain| Origin::parse(&format!("{scheme}://{domain}")))
+                .map(Self::Below),
             None => Origin::parse(entry).map(Self::Exact),
-        }
+        };
+        rule.ok_or_else(|| {
+            format!(
+                "{entry:?} is no origin: write \"https://app.example.com\", \
+                 \"https://*.example.com\", \"moz-extension://*\", \"file://\", \"null\" or \"none\""
+            )
+        })
     }
 
     fn matches(&self, origin: &Origin) -> bool {
@@ -87,6 +102,7 @@ impl Rule {
                         .and_then(|front| front.strip_suffix('.'))
                         .is_some_and(|label| !label.is_empty())
             }
+            Self::Scheme(scheme) => *scheme == origin.scheme,
             Self::Null => false,
         }
     }
@@ -96,9 +112,8 @@ impl Origin {
     /// Parses a serialized origin (RFC 6454, 6.2), which has no path, not even `/`.
     fn parse(text: &str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
+        let scheme_is_good = is_scheme(scheme);
         let scheme = scheme.to_ascii_lowercase();
-        let scheme_is_good = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
         // The colon of a port follows the brackets of an IPv6 address.
         let port_at = authority.rfind(']').unwrap_or(0);
         let (host, port) = match authority[port_at..].find(':') {
@@ -109,17 +124,30 @@ impl Origin {
             None => (authority, None),
         };
         let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte);
-        let host_is_good = !host.is_empty() && host.bytes().all(good);
-        let default = match &*scheme {
-            "http" | "ws" => Some(80),
-            "https" | "wss" => Some(443),
-            _ => None,
-        };
+        // Files have no host: Electron and Cordova send `file://`.
+        let is_named = !host.is_empty() || scheme == "file" && port.is_none();
+        let host_is_good = is_named && host.bytes().all(good);
+        let default = default_port(&scheme);
         (scheme_is_good && host_is_good).then(|| Self {
             scheme,
             host: host.to_ascii_lowercase(),
             port: port.or(default),
         })
+    }
+}
+
+/// Returns whether `text` is a scheme (RFC 3986, 3.1).
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
+/// Returns the default port of a scheme of the web, in lower case; `None` for any other scheme.
+fn default_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" | "ws" => Some(80),
+        "https" | "wss" => Some(443),
+        _ => None,
     }
 }
 
@@ -180,6 +208,38 @@ mod tests {
     }
 
     #[test]
+    fn origins_that_are_no_sites_are_listed_by_their_scheme() {
+        let list = ["file://", "moz-extension://*", "App+1://*"];
+        let list = OriginList::parse(&list).unwrap();
+        let passes = |origin: &str| list.allows(Some(origin.as_bytes()));
+        for origin in table([
+            "file://",
+            "FILE://",
+            "moz-extension://9b1b9a7c-2f07-4a8c-9d2e-0d7a5f0e1c11",
+            "Moz-Extension://x",
+            "app+1://a:5",
+        ]) {
+            assert!(passes(origin), "{origin}");
+        }
+        for origin in table([
+            "file:///",
+            "file://a",
+            "file://:80",
+            "moz-extension://",
+            "moz-extension://x/y",
+            "chrome-extension://x",
+            "https://moz-extension",
+            "null",
+        ]) {
+            assert!(!passes(origin), "{origin}");
+        }
+        for entry in table(["http://*", "https://*", "ws://*", "WSS://*"]) {
+            let (_, message) = OriginList::parse(&[entry]).unwrap_err();
+            assert!(message.contains("every site"), "{message}");
+        }
+    }
+
+    #[test]
     fn entries_that_are_no_origins_are_named() {
         let entries = table([
             "*",
@@ -191,6 +251,9 @@ mod tests {
             "https://x:y",
             "https://x:65536",
             "https://*.",
+            "https://*x",
+            "://*",
+            "moz-extension://*:80",
         ]);
         for entry in entries {
             let (index, message) = OriginList::parse(&["none", entry]).unwrap_err();

@@ -3,10 +3,9 @@
 use data_encoding::BASE64;
 
 use super::body::Framing;
-use super::fields::Fields;
 use super::forward::{declined_head, switching_head};
 use super::http::{ResponseHead, Version};
-use super::upgrade::UpgradeRequest;
+use super::upgrade::{HandshakeRules, UpgradeRequest};
 use crate::digits;
 
 /// GUID that the accept value is computed with (RFC 6455, 1.3).
@@ -21,6 +20,8 @@ pub(crate) enum Answer {
         head: Vec<u8>,
         /// Whether the backend chose an extension.
         is_extended: bool,
+        /// What the backend may not choose, in words for the log, if it is passed on nevertheless.
+        deviation: Option<&'static str>,
     },
     /// Any other final status.
     Declined {
@@ -43,13 +44,19 @@ impl Answer {
     pub(crate) fn judge(
         response: &ResponseHead<'_>,
         request: &UpgradeRequest<'_>,
+        rules: HandshakeRules,
     ) -> Result<Option<Self>, &'static str> {
         match response.status {
             101 => {
                 verify_switch(response, request)?;
+                let deviation = deviation(response, request);
+                if let Some(deviation) = deviation.filter(|_| rules.is_strict) {
+                    return Err(deviation);
+                }
                 let mut extensions = response.fields.list("Sec-WebSocket-Extensions");
                 let is_extended = extensions.next().is_some();
-                Ok(Some(Self::Switched { head: switching_head(response), is_extended }))
+                let head = switching_head(response);
+                Ok(Some(Self::Switched { head, is_extended, deviation }))
             }
             100..=199 => Ok(None),
             status @ 200..=599 => {
@@ -62,7 +69,7 @@ impl Answer {
 }
 
 /// Verifies that a 101 belongs to this handshake; no byte may pass unseen before (RFC 6455, 4.1,
-/// items 2 to 6 of the checks of the server's response).
+/// items 2 to 4 of the checks of the server's response).
 fn verify_switch(
     response: &ResponseHead<'_>,
     request: &UpgradeRequest<'_>,
@@ -81,16 +88,28 @@ fn verify_switch(
     if fields.single("Sec-WebSocket-Accept") != Ok(accept_value(request.key).as_bytes()) {
         return Err("the backend's Sec-WebSocket-Accept does not belong to the client's key");
     }
-    match fields.single("Sec-WebSocket-Protocol") {
-        Err(0) => {}
-        Ok(chosen) if offers(request.fields, "Sec-WebSocket-Protocol", chosen) => {}
-        _ => return Err("the backend chose a subprotocol that the client did not offer"),
-    }
-    let mut extensions = fields.list("Sec-WebSocket-Extensions");
-    if !extensions.all(|chosen| offers(request.fields, "Sec-WebSocket-Extensions", chosen)) {
-        return Err("the backend chose an extension that the client did not offer");
-    }
     Ok(())
+}
+
+/// Returns what the backend may not choose in a verified 101, if it does (RFC 6455, 4.1, items 5 and
+/// 6). The client has to judge the choice as well, and some rely on one that they did not offer.
+fn deviation(response: &ResponseHead<'_>, request: &UpgradeRequest<'_>) -> Option<&'static str> {
+    let chosen = response.fields.single("Sec-WebSocket-Protocol");
+    let mut offered = request.fields.list("Sec-WebSocket-Protocol");
+    match chosen {
+        Err(0) => {}
+        Err(_) => return Some("the backend chose a subprotocol on more than one line"),
+        Ok(b"") => return Some("the backend chose a subprotocol without a name"),
+        // A subprotocol is a token, without parameters (RFC 6455, 11.3.4).
+        Ok(chosen) if offered.any(|offered| offered == chosen) => {}
+        Ok(_) => return Some("the backend chose a subprotocol that the client did not offer"),
+    }
+    // Each name is looked up, so that neither list can be made costly by the other.
+    let mut offered: Vec<_> = request.fields.list("Sec-WebSocket-Extensions").map(name).collect();
+    offered.sort_unstable();
+    let mut chosen = response.fields.list("Sec-WebSocket-Extensions").map(name);
+    let is_offered = chosen.all(|chosen| offered.binary_search(&chosen).is_ok());
+    (!is_offered).then_some("the backend chose an extension that the client did not offer")
 }
 
 /// Returns `base64(SHA-1(key + GUID))` (RFC 6455, 4.2.2, item 5.4).
@@ -100,14 +119,9 @@ fn accept_value(key: &str) -> String {
     BASE64.encode(&sha1.digest().bytes())
 }
 
-/// Returns whether a list of the request has the token of `chosen`, in the same letter case.
-/// Parameters are left to the two peers.
-fn offers(request: &Fields<'_>, name: &str, chosen: &[u8]) -> bool {
-    request.list(name).any(|offered| token(offered) == token(chosen))
-}
-
-/// Returns a list element without its parameters (RFC 6455, 9.1).
-fn token(element: &[u8]) -> &[u8] {
+/// Returns the name of an extension without its parameters, which are left to the two peers
+/// (RFC 6455, 9.1).
+fn name(element: &[u8]) -> &[u8] {
     element.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
@@ -142,13 +156,17 @@ mod tests {
 
     /// Judges a head as the answer to an upgrade that offers subprotocols and extensions.
     fn judge(head: &str) -> Result<Option<Answer>, &'static str> {
+        judge_by(head, HandshakeRules { is_strict: true, ..HandshakeRules::default() })
+    }
+
+    fn judge_by(head: &str, rules: HandshakeRules) -> Result<Option<Answer>, &'static str> {
         let request = upgrade(
             "Sec-WebSocket-Protocol: chat, superchat\r\n\
              Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits, x-other\r\n",
         );
         let request = RequestHead::parse(request.as_bytes()).unwrap();
-        let request = UpgradeRequest::judge(&request).unwrap();
-        Answer::judge(&ResponseHead::parse(head.as_bytes()).unwrap(), &request)
+        let request = UpgradeRequest::judge(&request, rules).unwrap();
+        Answer::judge(&ResponseHead::parse(head.as_bytes()).unwrap(), &request, rules)
     }
 
     #[test]
@@ -172,10 +190,10 @@ mod tests {
             (switching(&format!("{EXTENSIONS} x-other, permessage-deflate\r\n")), true),
         ]);
         for (head, expected) in rows {
-            let Ok(Some(Answer::Switched { is_extended, .. })) = judge(&head) else {
+            let Ok(Some(Answer::Switched { is_extended, deviation, .. })) = judge(&head) else {
                 panic!("{head:?} is {:?}", judge(&head));
             };
-            assert_eq!(is_extended, expected, "{head:?}");
+            assert_eq!((is_extended, deviation), (expected, None), "{head:?}");
         }
     }
 
@@ -195,6 +213,8 @@ mod tests {
             ("a subprotocol", switching("Sec-WebSocket-Protocol: Chat\r\n")),
             ("a subprotocol", switching("Sec-WebSocket-Protocol:\r\n")),
             ("a subprotocol", switching("Sec-WebSocket-Protocol: chat, superchat\r\n")),
+            ("a subprotocol", switching("Sec-WebSocket-Protocol: chat;x\r\n")),
+            ("a subprotocol", switching("Sec-WebSocket-Protocol: chat; x=1\r\n")),
             (
                 "a subprotocol",
                 switching("Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Protocol: chat\r\n"),
@@ -205,6 +225,14 @@ mod tests {
         for (words, head) in rows {
             let error = judge(&head).unwrap_err();
             assert!(error.contains(words), "{head:?}: {error}");
+            // A choice is the client's to judge; anything else never passes.
+            let is_choice = words.starts_with("a subprotocol") || words.starts_with("an extension");
+            match judge_by(&head, HandshakeRules::default()) {
+                Ok(Some(Answer::Switched { deviation, .. })) if is_choice => {
+                    assert_eq!(deviation, Some(error), "{head:?}");
+                }
+                other => assert_eq!(other, Err(error), "{head:?}"),
+            }
         }
     }
 

@@ -20,15 +20,16 @@ pub(crate) struct Target<'a> {
 impl<'a> Target<'a> {
     /// Parses a target in origin-form or absolute-form (RFC 9112, 3.2.1 and 3.2.2).
     ///
-    /// Accepts more characters than RFC 3986, since browsers send some of them unencoded. Refuses
-    /// those that move the end of the target (white space, a fragment, control bytes) or that two
-    /// servers may decode differently (bytes beyond ASCII).
+    /// Accepts more characters than RFC 3986, since browsers send some of them unencoded, and
+    /// characters beyond ASCII unless `is_strict`. Refuses those that move the end of the target:
+    /// white space, a fragment, control bytes.
     ///
     /// # Errors
     ///
     /// The reason, in words for the client.
-    pub(crate) fn parse(target: &'a str) -> Result<Self, &'static str> {
-        if target.bytes().any(|byte| !byte.is_ascii_graphic()) {
+    pub(crate) fn parse(target: &'a str, is_strict: bool) -> Result<Self, &'static str> {
+        let passes = |byte: u8| byte.is_ascii_graphic() || !is_strict && !byte.is_ascii();
+        if !target.bytes().all(passes) {
             return Err("the request target has a byte that must be percent-encoded");
         }
         if target.contains('#') {
@@ -73,6 +74,25 @@ pub(crate) fn is_authority(text: &str) -> bool {
     is_host && is_port_suffix(port)
 }
 
+/// Returns whether `text` is an IPv6 address that is no authority, since its brackets are missing or
+/// it has a zone (RFC 6874), with or without a port.
+pub(crate) fn is_loose_ipv6(text: &str) -> bool {
+    let (address, port) = match text.strip_prefix('[') {
+        Some(bracketed) => match bracketed.split_once(']') {
+            Some(parts) => parts,
+            None => return false,
+        },
+        None => (text, ""),
+    };
+    let (address, zone) = match address.split_once('%') {
+        Some((address, zone)) => (address, Some(zone)),
+        None => (address, None),
+    };
+    let zone_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+    let zone_is_good = zone.is_none_or(|zone| !zone.is_empty() && zone.bytes().all(zone_byte));
+    address.parse::<Ipv6Addr>().is_ok() && zone_is_good && is_port_suffix(port)
+}
+
 /// Returns whether a registered name may have this byte (RFC 3986, 3.2.2). The digits after a
 /// percent sign are left to the backend.
 fn is_host_byte(byte: u8) -> bool {
@@ -107,7 +127,7 @@ mod tests {
             ("http://[::1]:8", "/", Some("[::1]:8")),
         ]);
         for (target, path, authority) in rows {
-            let parsed = Target::parse(target).unwrap();
+            let parsed = Target::parse(target, true).unwrap();
             assert_eq!((&*parsed.path, parsed.authority), (path, authority), "{target}");
         }
     }
@@ -122,7 +142,6 @@ mod tests {
             ("ftp://example.com/", "neither"),
             ("http:/example.com/", "neither"),
             ("/chat#x", "fragment"),
-            ("/gr\u{fc}n", "percent-encoded"),
             ("/\x7f", "percent-encoded"),
             ("/a b", "percent-encoded"),
             ("http:///", "authority"),
@@ -130,8 +149,40 @@ mod tests {
             ("http://example.com\\@evil.example/", "authority"),
         ]);
         for (target, word) in rows {
-            let error = Target::parse(target).unwrap_err();
-            assert!(error.contains(word), "{target:?}: {error}");
+            for is_strict in [true, false] {
+                let error = Target::parse(target, is_strict).unwrap_err();
+                assert!(error.contains(word), "{target:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn characters_beyond_ascii_pass_unless_strict() {
+        for target in table(["/gr\u{fc}n", "/?q=\u{65e5}\u{672c}", "http://o/\u{e9}"]) {
+            assert!(Target::parse(target, false).is_ok(), "{target}");
+            let error = Target::parse(target, true).unwrap_err();
+            assert!(error.contains("percent-encoded"), "{target:?}: {error}");
+        }
+        // A name is none of them.
+        assert!(Target::parse("http://gr\u{fc}n.example/", false).is_err());
+    }
+
+    #[test]
+    fn loose_ipv6_addresses_are_known_by_their_bytes() {
+        let loose = table([
+            "::1",
+            "fe80::1",
+            "2001:db8::1:8080",
+            "[fe80::1%eth0]",
+            "[fe80::1%25eth0]:80",
+            "fe80::1%25en0",
+        ]);
+        for text in loose {
+            assert!(is_loose_ipv6(text) && !is_authority(text), "{text}");
+        }
+        for text in table(["", "[::1", "a:b", "fe80::1%", "fe80::1%a/b", "[::1]x", "::1\r", "g::1"])
+        {
+            assert!(!is_loose_ipv6(text), "{text}");
         }
     }
 

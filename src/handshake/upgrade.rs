@@ -4,8 +4,21 @@ use std::borrow::Cow;
 
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
+use super::forward::{HostHeader, hops};
 use super::http::{RequestHead, Version};
-use super::target::{Target, is_authority};
+use super::target::{Target, is_authority, is_loose_ipv6};
+
+/// Most times that a request may have come through ws-proxy already.
+const MAX_HOPS: usize = 5;
+
+/// Rules of a section for both heads of a handshake.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HandshakeRules {
+    /// Nothing is passed that RFC 6455 and RFC 9112 forbid, though programs in use depend on it.
+    pub(crate) is_strict: bool,
+    /// Host of the forwarded request. One that is rewritten need not be well formed.
+    pub(crate) host: HostHeader,
+}
 
 /// A request that is a WebSocket upgrade, and has no body.
 #[derive(Clone, Debug)]
@@ -28,27 +41,28 @@ impl<'a> UpgradeRequest<'a> {
     /// # Errors
     ///
     /// The response for the client. No backend is to hear of the request then.
-    pub(crate) fn judge(head: &'a RequestHead<'a>) -> Result<Self, ErrorResponse> {
+    pub(crate) fn judge(
+        head: &'a RequestHead<'a>,
+        rules: HandshakeRules,
+    ) -> Result<Self, ErrorResponse> {
         if head.version != Version::Http11 {
-            return Err(ErrorResponse::malformed("a WebSocket needs HTTP/1.1"));
+            return Err(ErrorResponse::old_version());
         }
-        let target = Target::parse(head.target).map_err(ErrorResponse::malformed)?;
+        let target =
+            Target::parse(head.target, rules.is_strict).map_err(ErrorResponse::malformed)?;
         let fields = &head.fields;
         let host = single_text(fields, "Host", ErrorResponse::malformed)?;
-        if !is_authority(host) {
+        let is_replaced = !rules.is_strict && rules.host == HostHeader::Backend;
+        if !is_authority(host) && !(is_replaced && is_loose_ipv6(host)) {
             return Err(ErrorResponse::malformed("the Host field is not a host and port"));
         }
         check_no_body(fields)?;
 
         if !fields.lists("Connection", "upgrade") {
-            return Err(ErrorResponse::not_websocket(
-                "this port takes WebSocket upgrades only: Connection does not list upgrade",
-            ));
+            return Err(ErrorResponse::no_upgrade("Connection does not list upgrade"));
         }
         if !fields.lists("Upgrade", "websocket") {
-            return Err(ErrorResponse::not_websocket(
-                "this port takes WebSocket upgrades only: Upgrade does not list websocket",
-            ));
+            return Err(ErrorResponse::no_upgrade("Upgrade does not list websocket"));
         }
         if head.method != "GET" {
             return Err(ErrorResponse::method());
@@ -59,10 +73,16 @@ impl<'a> UpgradeRequest<'a> {
             return Err(ErrorResponse::version());
         }
         let key = single_text(fields, "Sec-WebSocket-Key", ErrorResponse::not_websocket)?;
-        if !is_key(key) {
+        if rules.is_strict && !is_key(key) {
             return Err(ErrorResponse::not_websocket(
                 "Sec-WebSocket-Key is not 16 bytes in base64",
             ));
+        }
+        if !is_token(key) {
+            return Err(ErrorResponse::not_websocket("Sec-WebSocket-Key is not one token"));
+        }
+        if hops(fields) >= MAX_HOPS {
+            return Err(ErrorResponse::looped(MAX_HOPS));
         }
         let authority = target.authority.unwrap_or(host);
         Ok(Self { target: target.path, authority, key, fields })
@@ -113,6 +133,13 @@ fn check_no_body(fields: &Fields<'_>) -> Result<(), ErrorResponse> {
     Ok(())
 }
 
+/// Returns whether `key` is a token of visible ASCII, one and not a list. Chargers, controllers and
+/// some libraries send keys of other lengths and alphabets, and the accept value, which alone has to
+/// prove that the backend has read the key, is computed from any text.
+fn is_token(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+}
+
 /// Returns whether `key` is 16 bytes in base64 (RFC 6455, 4.2.1, item 5).
 ///
 /// The last digit has four bits more than the 16 bytes fill. They may be set, since RFC 4648, 3.5
@@ -131,9 +158,15 @@ mod tests {
 
     /// Status and detail of the answer to a head; 101 and the authority for an upgrade.
     fn judge(head: &str) -> (u16, String) {
+        judge_by(head, HandshakeRules::default())
+    }
+
+    const STRICT: HandshakeRules = HandshakeRules { is_strict: true, host: HostHeader::Backend };
+
+    fn judge_by(head: &str, rules: HandshakeRules) -> (u16, String) {
         let judged =
             RequestHead::parse(head.as_bytes()).map_err(ErrorResponse::from).and_then(|head| {
-                UpgradeRequest::judge(&head).map(|request| request.authority.to_owned())
+                UpgradeRequest::judge(&head, rules).map(|request| request.authority.to_owned())
             });
         judged.map_or_else(|error| (error.status, error.detail), |authority| (101, authority))
     }
@@ -162,6 +195,7 @@ mod tests {
         ]);
         for (part, replacement) in rows {
             let head = upgrade_but(part, replacement);
+            assert_eq!(judge_by(&head, STRICT).0, 101, "{head:?}");
             assert_eq!(status(&head), 101, "{head:?}");
         }
     }
@@ -223,11 +257,14 @@ mod tests {
 
     #[test]
     fn the_first_check_that_fails_names_the_answer() {
+        let old_version = ErrorResponse::old_version().detail;
+        let no_connection = ErrorResponse::no_upgrade("Connection does not list upgrade").detail;
+        let no_upgrade = ErrorResponse::no_upgrade("Upgrade does not list websocket").detail;
         // Each row mends what the row before it was answered for.
         let rows = table([
             ("", "", 400, "the request line does not end in HTTP/1.1"),
             ("HTTP/2.0", "HTTP/1.0", 400, "a header line has a bad name"),
-            ("no colon\r\n", "", 400, "a WebSocket needs HTTP/1.1"),
+            ("no colon\r\n", "", 400, &old_version),
             ("HTTP/1.0", "HTTP/1.1", 400, "the request target has a fragment"),
             ("/#", "/", 400, "the Host field is missing"),
             ("Hos:", "Host:", 400, "the Host field is not a host and port"),
@@ -238,18 +275,8 @@ mod tests {
                 400,
                 "a WebSocket upgrade has no body: Content-Length must be 0",
             ),
-            (
-                "Length: 1",
-                "Length: 0",
-                400,
-                "this port takes WebSocket upgrades only: Connection does not list upgrade",
-            ),
-            (
-                "close",
-                "upgrade",
-                400,
-                "this port takes WebSocket upgrades only: Upgrade does not list websocket",
-            ),
+            ("Length: 1", "Length: 0", 400, &no_connection),
+            ("close", "upgrade", 400, &no_upgrade),
             ("h2c", "websocket", 405, "a WebSocket is opened with GET"),
             ("POST", "GET", 400, "the Sec-WebSocket-Version field is missing"),
             ("Versio:", "Version:", 426, "Sec-WebSocket-Version must be 13"),
@@ -263,7 +290,7 @@ mod tests {
             .to_owned();
         for (fault, mend, status, detail) in rows {
             head = if fault.is_empty() { head } else { head.replacen(fault, mend, 1) };
-            assert_eq!(judge(&head), (status, detail.to_owned()), "{head:?}");
+            assert_eq!(judge_by(&head, STRICT), (status, detail.to_owned()), "{head:?}");
         }
     }
 
@@ -288,6 +315,52 @@ mod tests {
     }
 
     #[test]
+    fn what_programs_in_use_send_passes_unless_strict() {
+        let rows = table([
+            // Chargers, controllers and libraries with keys of other lengths.
+            (KEY, "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="),
+            (KEY, "MTIzNDU2Nzg5MDEyMzQ1"),
+            (KEY, "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0"),
+            (KEY, "MTIzNDU2Nzg="),
+            (KEY, "x"),
+            (KEY, "not-base64-at-all!"),
+            ("example.com", "::1"),
+            ("example.com", "[fe80::1%25eth0]:80"),
+            ("/chat", "/gr\u{fc}n"),
+        ]);
+        for (part, replacement) in rows {
+            let head = upgrade_but(part, replacement);
+            assert_eq!(status(&head), 101, "{head:?}");
+            assert_eq!(judge_by(&head, STRICT).0, 400, "{head:?}");
+        }
+        // The client's Host goes on as it is, so it must be well formed.
+        let preserve = HandshakeRules { host: HostHeader::Preserve, ..HandshakeRules::default() };
+        assert_eq!(judge_by(&upgrade_but("example.com", "::1"), preserve).0, 400);
+        let never = table([
+            (KEY, ""),
+            (KEY, "a b"),
+            (KEY, "a,b"),
+            (KEY, "gr\u{fc}n"),
+            ("example.com", "::1, ::2"),
+            ("/chat", "/gr\u{fc}n x"),
+        ]);
+        for (part, replacement) in never {
+            let head = upgrade_but(part, replacement);
+            assert_eq!(status(&head), 400, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_has_come_through_here_too_often_is_a_loop() {
+        let via = |count| "Via: 1.0 fred, 1.1 ws-proxy\r\nvia: 1.1 WS-Proxy (x)\r\n".repeat(count);
+        assert_eq!(status(&upgrade(&via(2))), 101);
+        let (status, detail) = judge(&upgrade(&via(3)));
+        assert_eq!(status, 508);
+        assert!(detail.contains("backends"), "{detail}");
+        assert_eq!(judge(&upgrade(&"Via: 1.1 ws-proxy2, 1.1 other\r\n".repeat(20))).0, 101);
+    }
+
+    #[test]
     fn an_origin_stands_there_once_or_not_at_all() {
         let rows = table([
             ("", Ok(None)),
@@ -298,7 +371,7 @@ mod tests {
         for (lines, expected) in rows {
             let head = upgrade(lines);
             let head = RequestHead::parse(head.as_bytes()).unwrap();
-            let origin = UpgradeRequest::judge(&head).unwrap().origin();
+            let origin = UpgradeRequest::judge(&head, STRICT).unwrap().origin();
             assert_eq!(origin.map_err(|error| error.status), expected, "{lines:?}");
         }
     }
@@ -311,7 +384,7 @@ mod tests {
             bytes[at] = byte;
             for bytes in [&bytes, &bytes[..cut]] {
                 if let Ok(head) = RequestHead::parse(bytes) {
-                    let _ = UpgradeRequest::judge(&head);
+                    let _ = UpgradeRequest::judge(&head, HandshakeRules::default());
                 }
             }
         }

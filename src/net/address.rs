@@ -71,6 +71,23 @@ impl Address {
         self.port == other.port && self.port != 0 && (is_same || is_any(self) || is_any(other))
     }
 
+    /// Returns whether dialling `other` leads to a listener on this address, as far as the texts
+    /// tell.
+    pub(crate) fn is_reached_by(&self, other: &Self) -> bool {
+        let is = |address: &Self, is: fn(&IpAddr) -> bool| address.ip().as_ref().is_some_and(is);
+        let is_loopback =
+            is(other, IpAddr::is_loopback) || other.host.eq_ignore_ascii_case("localhost");
+        let is_same = match (self.ip(), other.ip()) {
+            (Some(one), Some(two)) => one == two,
+            (None, None) => self.host.eq_ignore_ascii_case(&other.host),
+            _ => false,
+        };
+        // To dial an unspecified address is to dial the loopback one.
+        let is_any = is(self, IpAddr::is_unspecified) && is_loopback
+            || is(other, IpAddr::is_unspecified) && is(self, IpAddr::is_loopback);
+        self.port == other.port && self.port != 0 && (is_same || is_any)
+    }
+
     fn parse(text: &str, default_port: Option<u16>) -> Result<Self, String> {
         let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
             let (host, rest) = bracketed.split_once(']').ok_or("the bracket is not closed")?;
@@ -211,6 +228,39 @@ mod tests {
         fn random_text_never_panics(text in ".{0,40}") {
             let _ = Address::backend(&text);
             let _ = Address::bind(&text);
+        }
+    }
+
+    #[test]
+    fn a_listener_is_reached_by_its_own_address() {
+        let reaches = |bind: &str, backend: &str| {
+            Address::bind(bind).unwrap().is_reached_by(&Address::backend(backend).unwrap())
+        };
+        let itself = [
+            ("127.0.0.1:80", "127.0.0.1"),
+            ("0.0.0.0:9000", "127.0.0.1:9000"),
+            ("0.0.0.0:9000", "127.0.0.2:9000"),
+            ("0.0.0.0:9000", "LocalHost:9000"),
+            ("[::]:9000", "[::1]:9000"),
+            ("[::]:9000", "127.0.0.1:9000"),
+            ("[::]:9000", "ws://localhost:9000"),
+            ("127.0.0.1:9000", "0.0.0.0:9000"),
+            ("0.0.0.0:9000", "0.0.0.0:9000"),
+            ("Chat:9000", "chat:9000"),
+        ];
+        for (bind, backend) in itself {
+            assert!(reaches(bind, backend), "{bind} by {backend}");
+        }
+        let others = [
+            ("127.0.0.1:9000", "127.0.0.1:9001"),
+            ("127.0.0.2:9000", "127.0.0.1:9000"),
+            ("0.0.0.0:9000", "192.0.2.1:9000"),
+            ("0.0.0.0:9000", "chat:9000"),
+            ("127.0.0.1:9000", "localhost:9000"),
+            ("192.0.2.1:9000", "0.0.0.0:9000"),
+        ];
+        for (bind, backend) in others {
+            assert!(!reaches(bind, backend), "{bind} by {backend}");
         }
     }
 }

@@ -261,7 +261,8 @@ fn assert_forwarded(proxy: WsProxy, backend: &Backend, host: &str, middle: [&[u8
             forged,
             b"X-Empty:\r\n",
             standard,
-            b"Sec-WebSocket-Version: 13\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+            b"Sec-WebSocket-Version: 13\r\nVia: 1.1 ws-proxy\r\n",
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
             end,
             b"\r\n",
         ]
@@ -283,7 +284,7 @@ fn the_head_goes_on_in_its_bytes_with_this_hop_appended() {
         &backend.address.to_string(),
         [b"", b"", b"", b"", b"Forwarded: for=192.0.2.1\r\n"],
         b"X-Forwarded-For: 192.0.2.1, 192.0.2.2, 192.0.2.3, 127.0.0.1\r\n\
-          X-Forwarded-Host: example.com:81\r\nX-Forwarded-Proto: https\r\n",
+          X-Forwarded-Host: forged.example\r\nX-Forwarded-Proto: https\r\n",
     );
 }
 
@@ -327,7 +328,7 @@ fn a_client_without_a_chain_begins_one() {
         head,
         format!(
             "GET /chat HTTP/1.1\r\nHost: {}\r\nSec-WebSocket-Key: {KEY}\r\n\
-             Sec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Version: 13\r\nVia: 1.1 ws-proxy\r\n\
              Connection: Upgrade\r\nUpgrade: websocket\r\nX-Forwarded-For: 127.0.0.1\r\n\
              X-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n",
             backend.address

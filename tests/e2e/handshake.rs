@@ -6,10 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
+use tungstenite::handshake::derive_accept_key;
+use ws_proxy::HostHeader;
 
 use crate::support::{
-    Backend, KEY, Peer, Proxy, has_been_read, is_dialled, noise, switching, table, upgrade,
-    upgrade_but, wait_until,
+    ACCEPT, Backend, KEY, Peer, Program, Proxy, has_been_read, is_dialled, noise, section,
+    switching, table, upgrade, upgrade_but, wait_until,
 };
 
 /// Most bytes of a head, its blank line included.
@@ -297,11 +299,9 @@ fn everything_else_is_refused_before_a_backend_hears_of_it() {
         // The key.
         (400, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", ""),
         (400, KEY, ""),
-        (400, KEY, "dG9vIHNob3J0"),
-        (400, KEY, "dGhlIHNhbXBsZSBub25jZSE="),
-        (400, KEY, "dGhlIHNhbXBsZSBub25jZSEh"),
-        (400, KEY, "dGhlIHNhbXBsZSBub25jZQ"),
-        (400, KEY, "dGhlIHNhbXBsZSBub25j*Q=="),
+        (400, KEY, "two tokens"),
+        (400, KEY, "two,tokens"),
+        (400, KEY, "gr\u{fc}n"),
         (400, KEY_NAME, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-key: "),
         // The version.
         (400, "Sec-WebSocket-Version: 13\r\n", ""),
@@ -311,7 +311,6 @@ fn everything_else_is_refused_before_a_backend_hears_of_it() {
         (400, "Version: 13", "Version: 13\r\nSec-WebSocket-Version: 13"),
         // The method.
         (405, "GET", "POST"),
-        (405, "GET", "HEAD"),
         (405, "GET", "get"),
         (400, "GET", "G(T"),
         (400, "GET ", ""),
@@ -330,7 +329,7 @@ fn everything_else_is_refused_before_a_backend_hears_of_it() {
         (400, "/chat", "*"),
         (400, "/chat", "/chat#part"),
         (400, "/chat", "/ch at"),
-        (400, "/chat", "/gr\u{fc}n"),
+        (400, "/chat", "/gr\u{fc} n"),
         (400, "/chat", "example.com:80"),
         (400, "/chat", "file:///chat"),
         (400, "/chat", "http:///chat"),
@@ -358,6 +357,128 @@ fn everything_else_is_refused_before_a_backend_hears_of_it() {
 }
 
 #[test]
+fn what_programs_in_use_send_is_refused_only_where_handshakes_are_strict() {
+    let backend = Backend::start();
+    let lenient = Proxy::before(&backend);
+    let strict = Proxy::start(Proxy::to(&[&backend]).strict_handshake(true));
+    let preserving = Proxy::start(Proxy::to(&[&backend]).host(HostHeader::Preserve));
+    let rows = table([
+        (KEY, "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="),
+        (KEY, "MTIzNDU2Nzg5MDEyMzQ1"),
+        (KEY, "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0"),
+        (KEY, "dGhlIHNhbXBsZSBub25j*Q=="),
+        ("example.com", "::1"),
+        ("example.com", "[fe80::1%25eth0]:80"),
+        ("/chat", "/gr\u{fc}n?\u{65e5}"),
+    ]);
+    for (part, by) in rows {
+        println!("{by:?} for {part:?}");
+        let head = upgrade_but(part, by);
+        let (status, answer) = Peer::sending(strict.address, &head).read_refusal();
+        assert_eq!(status, 400, "{answer}");
+        // The bytes go on as they came; the accept belongs to whatever key it is.
+        let (mut client, mut server) = (Peer::sending(lenient.address, &head), backend.accept());
+        let got = server.read_head();
+        let is_host = part == "example.com";
+        let expected = if is_host { format!("X-Forwarded-Host: {by}\r\n") } else { by.to_owned() };
+        assert!(got.contains(&expected), "{got}");
+        let key = if part == KEY { by } else { KEY };
+        server.send(switching("").replace(ACCEPT, &derive_accept_key(key.as_bytes())));
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+        if is_host {
+            let (status, answer) = Peer::sending(preserving.address, &head).read_refusal();
+            assert_eq!(status, 400, "{answer}");
+        }
+    }
+    // Whatever the key, the accept has to belong to it.
+    let head = upgrade_but(KEY, "MTIzNDU2Nzg5MDEyMzQ1");
+    let (mut client, mut server) = Peer::handshake(lenient.address, &backend, &head);
+    server.send(switching(""));
+    assert_eq!(client.read_refusal().0, 502);
+}
+
+#[test]
+fn the_answer_to_a_head_has_no_body() {
+    let longest = format!("HEAD /{} HTTP/1.1\r\n", "a".repeat(9_000));
+    let rows = table([
+        ("405", upgrade_but("GET", "HEAD")),
+        ("400", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        ("400", "HEAD / HTTP/1.0\r\n\r\n".to_owned()),
+        ("400", "HEAD / HTTP/1.1\r\nno colon\r\n\r\n".to_owned()),
+        ("400", "HEAD / HTTP/1.1\n".to_owned()),
+        ("414", longest),
+    ]);
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    for (status, request) in rows {
+        let answer = Peer::sending(proxy.address, &request).read_text_to_end();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{request:?}: {answer}");
+        assert_eq!(answer.matches("\r\n\r\n").count(), 1, "{answer}");
+        assert!(answer.contains("\r\nContent-Length: "), "{answer}");
+    }
+}
+
+#[test]
+fn a_head_may_be_as_long_as_the_section_allows() {
+    let backend = Backend::start();
+    for max in table([256, 65_536, 1_048_576]) {
+        let proxy = Proxy::start(Proxy::to(&[&backend]).max_head_bytes(max as u64));
+        let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade_of(max));
+        server.send(switching(""));
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+        let (status, answer) = Peer::sending(proxy.address, upgrade_of(max + 1)).read_refusal();
+        assert_eq!(status, 431);
+        assert!(answer.contains(&format!("{max} bytes")), "{answer}");
+        assert!(answer.contains("max_head_bytes"), "{answer}");
+    }
+    let fields: String = (0..3_000).map(|number| format!("X-{number}: y\r\n")).collect();
+    let proxy = Proxy::start(Proxy::to(&[&backend]).max_head_bytes(1 << 20));
+    let (status, answer) = Peer::sending(proxy.address, upgrade(&fields)).read_refusal();
+    assert_eq!(status, 431);
+    assert!(answer.contains("2048 fields"), "{answer}");
+}
+
+#[test]
+fn a_listener_that_is_its_own_backend_answers_508_and_keeps_its_descriptors() {
+    // By its name, which the configuration does not show to be its own.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let config =
+        format!("[[ws_proxy]]\nbind = \"127.0.0.1:{port}\"\nbackends = [\"localhost:{port}\"]\n");
+    let mut program = Program::with_config(&config);
+    let address = program.address();
+    let idle = program.connections();
+    let (status, answer) = Peer::sending(address, upgrade("")).read_refusal();
+    assert_eq!(status, 508);
+    assert!(answer.contains("backends"), "{answer}");
+    let line = program.wait_for(" reason=loop ");
+    assert!(line.contains(" status=508 "), "{line}");
+    program.wait_for_connections(idle);
+}
+
+#[test]
+fn refusals_tell_what_to_change() {
+    let rows = table([
+        ("GET / HTTP/1.0\r\nHost: a\r\n\r\n", "proxy_http_version 1.1"),
+        ("GET / HTTP/1.1\nHost: a\n\n", "CRLF"),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "proxy_set_header Upgrade"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n", "proxy_set_header"),
+    ]);
+    let backend = Backend::start();
+    let mut program = Program::with_config(&section(backend.address));
+    let address = program.address();
+    for (request, mend) in rows {
+        let (status, answer) = Peer::sending(address, request).read_refusal();
+        assert_eq!(status, 400);
+        assert!(answer.contains(mend), "{answer}");
+        let line = program.wait_for("event=refused");
+        assert!(line.contains(mend), "{line}");
+    }
+}
+
+#[test]
 fn what_is_not_even_http_is_refused() {
     let rows: [&[u8]; 4] = table([
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -381,10 +502,12 @@ fn half_a_head_and_then_the_clients_end_gets_400() {
 }
 
 #[test]
-fn the_426_names_version_13() {
+fn the_426_names_version_13_and_what_to_upgrade_to() {
     let (status, answer) = refusal(upgrade_but("Version: 13", "Version: 8"));
     assert_eq!(status, 426);
-    assert!(answer.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{answer}");
+    for line in ["Sec-WebSocket-Version: 13", "Upgrade: websocket", "Connection: Upgrade"] {
+        assert!(answer.contains(&format!("\r\n{line}\r\n")), "{answer}");
+    }
 }
 
 #[test]

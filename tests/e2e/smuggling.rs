@@ -2,7 +2,12 @@
 
 use ws_proxy::{Forwarded, HostHeader};
 
-use crate::support::{ACCEPT, Backend, Peer, Proxy, switching, table, upgrade, upgrade_but};
+use rustix::process::Signal;
+
+use crate::support::{
+    ACCEPT, Backend, Peer, Program, Proxy, assert_alive, section, switching, table, upgrade,
+    upgrade_but,
+};
 
 /// Bytes that an attacker would like the backend to take for a request of its own.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: example.com\r\n\r\n";
@@ -236,8 +241,13 @@ fn switching_but(part: &str, by: &str) -> String {
 /// Everything that the client gets of such a response, and that the backend gets after the head,
 /// for a client that sends a second request right after its head.
 fn answered(answer: &str) -> (String, Vec<u8>) {
+    answered_by(false, answer)
+}
+
+/// The same, where handshakes are strict or not.
+fn answered_by(is_strict: bool, answer: &str) -> (String, Vec<u8>) {
     let backend = Backend::start();
-    let proxy = Proxy::before(&backend);
+    let proxy = Proxy::start(Proxy::to(&[&backend]).strict_handshake(is_strict));
     let offer =
         "Sec-WebSocket-Protocol: chat, v2\r\nSec-WebSocket-Extensions: permessage-deflate; x=1\r\n";
     let (mut client, mut server) =
@@ -266,6 +276,27 @@ fn a_101_that_is_not_the_answer_gets_502_and_no_early_byte_out() {
         ("an accept in other letters", switching_but(ACCEPT, &swapped)),
         ("two accepts", switching(&accept)),
         ("HTTP/1.0", switching_but("HTTP/1.1", "HTTP/1.0")),
+        ("obs-fold", switching("X-A: 1\r\n 2\r\n")),
+        ("a blank before the colon", switching("X-A : 1\r\n")),
+        ("a NUL", switching("X-A: \0\r\n")),
+        (
+            "a 100 and then a faulty one",
+            format!("HTTP/1.1 100 Continue\r\n\r\n{}", switching_but(ACCEPT, "x")),
+        ),
+    ]);
+    for (what, answer) in rows {
+        println!("{what}");
+        for is_strict in [false, true] {
+            let (to_client, to_backend) = answered_by(is_strict, &answer);
+            assert!(to_client.starts_with("HTTP/1.1 502 "), "{what}: {to_client}");
+            assert_eq!(to_backend.escape_ascii().to_string(), "", "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_101_of_a_backend_in_use_is_a_502_only_where_handshakes_are_strict() {
+    let rows = table([
         ("another subprotocol", switching("Sec-WebSocket-Protocol: v3\r\n")),
         ("a subprotocol in other letters", switching("Sec-WebSocket-Protocol: CHAT\r\n")),
         ("two subprotocols", switching("Sec-WebSocket-Protocol: chat, v2\r\n")),
@@ -277,20 +308,68 @@ fn a_101_that_is_not_the_answer_gets_502_and_no_early_byte_out() {
         ("another extension", switching("Sec-WebSocket-Extensions: x-webkit-deflate-frame\r\n")),
         ("one extension more", switching("Sec-WebSocket-Extensions: permessage-deflate, mux\r\n")),
         ("bare LFs", switching("").replace("\r\n", "\n")),
-        ("obs-fold", switching("X-A: 1\r\n 2\r\n")),
-        ("a blank before the colon", switching("X-A : 1\r\n")),
-        ("a NUL", switching("X-A: \0\r\n")),
-        (
-            "a 100 and then a faulty one",
-            format!("HTTP/1.1 100 Continue\r\n\r\n{}", switching_but(ACCEPT, "x")),
-        ),
+        ("a subprotocol with a parameter", switching("Sec-WebSocket-Protocol: chat;x\r\n")),
     ]);
+    let offer =
+        "Sec-WebSocket-Protocol: chat, v2\r\nSec-WebSocket-Extensions: permessage-deflate; x=1\r\n";
     for (what, answer) in rows {
         println!("{what}");
+        let (to_client, to_backend) = answered_by(true, &answer);
+        assert!(to_client.starts_with("HTTP/1.1 502 "), "{what}: {to_client}");
+        assert_eq!(to_backend.escape_ascii().to_string(), "", "{what}");
+
+        let backend = Backend::start();
+        let mut program = Program::with_config(&section(backend.address));
+        let address = program.address();
+        for round in 0..2 {
+            let (mut client, mut server) = Peer::handshake(address, &backend, upgrade(offer));
+            server.send(&answer);
+            let head = client.read_head();
+            // The client judges the choice, as it came.
+            let lines = answer.replace("\r\n", "\n");
+            for line in lines.lines().filter(|line| line.starts_with("Sec-WebSocket-")) {
+                assert!(head.contains(&format!("\r\n{line}\r\n")), "{what}: {head}");
+            }
+            assert_alive(&mut client, &mut server);
+            // One warning a minute.
+            if round == 0 && what != "bare LFs" {
+                let warning = program.wait_for("event=handshake_deviation");
+                assert!(warning.contains(" level=warn ") && warning.contains(" detail="));
+            }
+        }
+        program.signal(Signal::TERM);
+        program.wait();
+        let log = program.rest_of_log();
+        let warnings = log.iter().filter(|line| line.contains("event=handshake_deviation"));
+        assert_eq!(warnings.count(), usize::from(what != "bare LFs"), "{what}");
+    }
+}
+
+#[test]
+fn lf_alone_ends_lines_in_a_101_and_nowhere_else() {
+    let lf = |head: &str| head.replace("\r\n", "\n");
+    let rows = table([
+        ("another status", lf("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")),
+        ("an interim answer", lf("HTTP/1.1 100 Continue\r\n\r\n") + &switching("")),
+        ("a bare CR", switching("").replace("\r\nUpgrade", "\rUpgrade")),
+        ("a folded line", lf(&switching("X-A: 1\r\n 2\r\n"))),
+        ("an empty line first", lf(&format!("\r\n{}", switching("")))),
+    ]);
+    for (what, answer) in rows {
         let (to_client, to_backend) = answered(&answer);
         assert!(to_client.starts_with("HTTP/1.1 502 "), "{what}: {to_client}");
         assert_eq!(to_backend.escape_ascii().to_string(), "", "{what}");
     }
+    // The client's lines are as they should be, and what follows the blank line is a frame.
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let (mut client, mut server) = Peer::handshake(proxy.address, &backend, upgrade(""));
+    server
+        .send(lf(&switching("X-Mixed: 1\r\n")).replace("X-Mixed: 1\n", "X-Mixed: 1\r\n") + "frame");
+    let head = client.read_head();
+    assert_eq!(head.matches('\n').count(), head.matches("\r\n").count());
+    assert!(head.contains("\r\nX-Mixed: 1\r\n"), "{head}");
+    client.expect("frame");
 }
 
 #[test]
@@ -318,7 +397,10 @@ fn another_status_is_no_tunnel_whatever_its_fields_say() {
             answered(&format!("HTTP/1.1 {status} Some\r\n{fields}ok and more"));
         assert!(to_client.starts_with(&format!("HTTP/1.1 {status} Some\r\n")), "{to_client}");
         assert!(to_client.contains("\r\nConnection: close\r\n"), "{to_client}");
-        assert_eq!(count(&to_client, "Connection"), 1, "{to_client}");
+        // Only a 426 tells what to upgrade to.
+        let tells = usize::from(status == 426);
+        assert_eq!(count(&to_client, "Connection"), 1 + tells, "{to_client}");
+        assert_eq!(count(&to_client, "Upgrade"), tells, "{to_client}");
         assert!(!to_client.contains("and more"), "{to_client}");
         assert_eq!(to_backend.escape_ascii().to_string(), "", "{status}");
     }

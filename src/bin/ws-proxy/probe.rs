@@ -4,6 +4,8 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
+
 use crate::Failure;
 use crate::cli::Probe;
 
@@ -49,6 +51,7 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
         left => Ok(left),
     };
     let mut connection = TcpStream::connect_timeout(&address, left()?)?;
+    refuse_itself(&connection)?;
     let mut answer = [0; 512];
     let end = connection.shutdown(Shutdown::Write).and_then(|()| {
         // A proxy that is full sends a 503 before it ends.
@@ -67,5 +70,42 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
             Ok(())
         }
         end => end,
+    }
+}
+
+/// Refuses a connection that has met itself, as one to a port of the ephemeral range where nobody
+/// listens may do (RFC 9293, 3.5): it would answer itself. A reset keeps the port free.
+fn refuse_itself(connection: &TcpStream) -> io::Result<()> {
+    if connection.local_addr()? != connection.peer_addr()? {
+        return Ok(());
+    }
+    sockopt::set_socket_linger(connection, Some(Duration::ZERO))?;
+    Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the probe met itself"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_probe_that_meets_itself_is_no_answer() {
+        // A socket that is bound to a port and dials it meets itself every time.
+        let itself = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&itself, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let itself = TcpStream::from(itself);
+        let address = itself.local_addr().unwrap();
+        connect(&itself, &address).unwrap();
+        let error = refuse_itself(&itself).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        drop(itself);
+        // No TIME-WAIT holds the port.
+        let listener = TcpListener::bind(address).unwrap();
+        assert!(
+            refuse_itself(&TcpStream::connect(listener.local_addr().unwrap()).unwrap()).is_ok()
+        );
     }
 }
