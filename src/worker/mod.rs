@@ -18,6 +18,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+
 use self::event_loop::EventLoop;
 pub(crate) use self::queue::Load;
 use self::queue::{Command, Queue, Start, Task};
@@ -109,6 +111,9 @@ fn start_thread(shared: Arc<Shared>, index: usize, reactor: Reactor) -> io::Resu
         let queue = Arc::clone(&shared.queues[index]);
         // Dropped last: nothing is given to a worker that has ended, be it by a panic.
         let _close = CloseOnDrop(Arc::clone(&queue));
+        if let Err(error) = block_sigpipe() {
+            return drop(started.send(Err(error)));
+        }
         let local = Local {
             reactor: Rc::new(reactor),
             shared,
@@ -128,6 +133,16 @@ fn start_thread(shared: Arc<Shared>, index: usize, reactor: Reactor) -> io::Resu
     let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
     result.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread has panicked")))?;
     Ok(thread)
+}
+
+/// Has a write to a broken connection be an error on this thread, and nothing else.
+///
+/// The standard library's writes raise no signal, but splice(2) does, for its own thread only
+/// (signal(7)). Rust programs ignore SIGPIPE. A program in another language that embeds this one
+/// may not, and would be ended by it; blocked here, the signal stays pending for ever, and the
+/// program's own handling of it stays as it is.
+fn block_sigpipe() -> io::Result<()> {
+    Ok(SigSet::from(Signal::SIGPIPE).thread_block()?)
 }
 
 impl WorkGroup {
@@ -335,6 +350,30 @@ mod tests {
         while loads() > 0 {
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn sigpipe_is_blocked_on_workers_and_not_elsewhere() {
+        /// Returns whether SIGPIPE is blocked on this thread (proc(5), SigBlk).
+        fn is_blocked() -> bool {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+            let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+            mask & 1 << (Signal::SIGPIPE as i32 - 1) != 0
+        }
+        let workers = Workers::start(2).unwrap();
+        let (done, blocked) = smol::channel::unbounded();
+        let group = workers.group();
+        for _ in 0..2 {
+            let done = done.clone();
+            group.start_task(move |handle| async move {
+                done.send((handle.local.index, is_blocked())).await.unwrap();
+            });
+        }
+        let mut seen = [blocked.recv_blocking().unwrap(), blocked.recv_blocking().unwrap()];
+        seen.sort_unstable();
+        assert_eq!(seen, [(0, true), (1, true)]);
+        assert!(!is_blocked());
     }
 
     #[test]
