@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::backend::pool::Pool;
@@ -72,9 +72,11 @@ impl Section {
 impl Client {
     /// Gives a connection from `peer`, accepted now, the next number.
     pub(crate) fn new(peer: SocketAddr, accepted: Instant, section: &Arc<Section>) -> Self {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        // Not every 32-bit machine has atomics of 64 bits; there, the numbers begin anew after 2^32
+        // connections.
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
         Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed) as u64,
             peer: net::canonical(peer),
             accepted,
             section: Arc::clone(section),
