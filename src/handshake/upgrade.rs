@@ -53,7 +53,8 @@ impl<'a> UpgradeRequest<'a> {
         let fields = &head.fields;
         let host = single_text(fields, "Host", ErrorResponse::malformed)?;
         let is_replaced = !rules.is_strict && rules.host == HostHeader::Backend;
-        if !is_authority(host) && !(is_replaced && is_loose_ipv6(host)) {
+        let is_good = is_authority(host) || is_replaced && is_loose_ipv6(host);
+        if !is_good {
             return Err(ErrorResponse::malformed("the Host field is not a host and port"));
         }
         check_no_body(fields)?;
