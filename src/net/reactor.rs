@@ -36,21 +36,19 @@ pub(crate) struct Reactor {
     now: Cell<Option<Instant>>,
 }
 
-/// A registered file descriptor.
+/// A registered file descriptor. Every idle tunnel has two: 16 bytes each.
 #[derive(Debug)]
 struct Source {
+    /// Tasks that its events wake; `None` if they are reported under the token. On the heap, since
+    /// an idle tunnel has none.
+    tasks: Option<Box<Waiters>>,
+    /// Token for [`Reactor::dispatch`].
+    token: u32,
     readiness: Readiness,
-    owner: Owner,
 }
 
-/// Receiver of a source's events.
-#[derive(Debug)]
-enum Owner {
-    /// Tasks, which are woken. On the heap, since an idle tunnel has none.
-    Tasks(Box<Waiters>),
-    /// Whoever gets this token from [`Reactor::dispatch`].
-    Token(usize),
-}
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Option<Source>>() == 16);
 
 /// Tasks that wait for a source, at most one for each kind of event.
 #[derive(Debug, Default)]
@@ -106,8 +104,8 @@ impl Reactor {
     ///
     /// Those of epoll.
     pub(super) fn register(&self, socket: impl AsFd, readiness: Readiness) -> io::Result<Key> {
-        let owner = Owner::Tasks(Box::default());
-        self.insert(socket, INTEREST, Source { readiness, owner })
+        let tasks = Some(Box::default());
+        self.insert(socket, INTEREST, Source { tasks, token: 0, readiness })
     }
 
     /// Registers a descriptor that lives as long as this event loop; `token` reports that it is
@@ -116,9 +114,9 @@ impl Reactor {
     /// # Errors
     ///
     /// Those of epoll.
-    pub(crate) fn register_readable(&self, source: impl AsFd, token: usize) -> io::Result<()> {
-        let owner = Owner::Token(token);
-        self.insert(source, Interest::READABLE, Source { readiness: Readiness::NONE, owner })?;
+    pub(crate) fn register_readable(&self, source: impl AsFd, token: u32) -> io::Result<()> {
+        let readiness = Readiness::NONE;
+        self.insert(source, Interest::READABLE, Source { tasks: None, token, readiness })?;
         Ok(())
     }
 
@@ -135,9 +133,9 @@ impl Reactor {
 
     /// Has the socket's events reported under this token from now on, and forgets the tasks that
     /// waited.
-    pub(super) fn set_token(&self, key: Key, token: usize) {
+    pub(super) fn set_token(&self, key: Key, token: u32) {
         if let Some(source) = self.sources.borrow_mut().get_mut(key.0 as usize) {
-            source.owner = Owner::Token(token);
+            (source.tasks, source.token) = (None, token);
         }
     }
 
@@ -153,7 +151,7 @@ impl Reactor {
 
     /// Has a task wait for a socket. A socket with a token has no tasks.
     pub(super) fn wait_for(&self, key: Key, set: impl FnOnce(&mut Waiters)) {
-        if let Owner::Tasks(waiters) = &mut self.sources.borrow_mut()[key.0 as usize].owner {
+        if let Some(waiters) = &mut self.sources.borrow_mut()[key.0 as usize].tasks {
             set(waiters);
         }
     }
@@ -186,7 +184,7 @@ impl Reactor {
     ///
     /// All events are recorded before the first task runs or tunnel moves: no key can be given out
     /// anew in between. Returns whether the wait was full, so that further events may be waiting.
-    pub(crate) fn dispatch(&self, mut on_token: impl FnMut(usize)) -> bool {
+    pub(crate) fn dispatch(&self, mut on_token: impl FnMut(u32)) -> bool {
         let mut count = 0;
         let mut sources = self.sources.borrow_mut();
         for event in &*self.events.borrow() {
@@ -194,9 +192,9 @@ impl Reactor {
             // The waker has no source.
             let Some(source) = sources.get_mut(event.token().0) else { continue };
             source.readiness.record(event);
-            match &mut source.owner {
-                Owner::Token(token) => on_token(*token),
-                Owner::Tasks(waiters) => waiters.wake(source.readiness),
+            match &mut source.tasks {
+                Some(waiters) => waiters.wake(source.readiness),
+                None => on_token(source.token),
             }
         }
         drop(sources);
@@ -248,7 +246,7 @@ impl Waiters {
         for (is_ready, waiting) in [
             (readiness.readable, &mut self.readable),
             (readiness.writable, &mut self.writable),
-            (readiness.ended, &mut self.ended),
+            (readiness.has_ended(), &mut self.ended),
             (readiness.failed, &mut self.failed),
         ] {
             if is_ready && let Some(waker) = waiting.take() {
@@ -289,7 +287,7 @@ mod tests {
         (Arc::clone(&count), count.into())
     }
 
-    fn turn(reactor: &Reactor, busy: bool) -> Vec<usize> {
+    fn turn(reactor: &Reactor, busy: bool) -> Vec<u32> {
         let mut tokens = Vec::new();
         reactor.wait(busy).unwrap();
         reactor.dispatch(|token| tokens.push(token));

@@ -14,33 +14,47 @@ pub(super) struct Readiness {
     pub(super) readable: bool,
     /// There may be room to write.
     pub(super) writable: bool,
-    /// More follows the data without a further event: the peer's end, or the bytes after urgent
-    /// data (RFC 9293, 3.8.5), at which a read stops short.
-    pub(super) ending: bool,
-    /// The peer has ended its sending, or the connection is over. It stays so.
-    pub(super) ended: bool,
+    pub(super) tail: Tail,
     /// The connection may be broken.
     pub(super) failed: bool,
+}
+
+/// What follows the data that a read finds, without a further event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tail {
+    /// Nothing.
+    None,
+    /// Bytes after urgent data (RFC 9293, 3.8.5), at which a read stops short, or an error.
+    More,
+    /// The peer's end: it has ended its sending, or the connection is over. It stays so.
+    End,
 }
 
 impl Readiness {
     /// An established socket before its first event: reading and writing are tried.
     pub(super) const UNKNOWN: Self =
-        Self { readable: true, writable: true, ending: false, ended: false, failed: false };
+        Self { readable: true, writable: true, tail: Tail::None, failed: false };
 
     /// A connecting socket before its first event: nothing is tried.
     pub(super) const NONE: Self =
-        Self { readable: false, writable: false, ending: false, ended: false, failed: false };
+        Self { readable: false, writable: false, tail: Tail::None, failed: false };
 
     /// Records an epoll event. The only place that does.
     pub(super) fn record(&mut self, event: &Event) {
-        // Reported with unread bytes before the end, too (EPOLLRDHUP).
-        self.ended |= event.is_read_closed();
-        let is_over = event.is_read_closed() || event.is_error();
-        self.ending |= is_over || event.is_priority();
-        self.readable |= is_over || event.is_readable();
+        if event.is_read_closed() {
+            // Reported with unread bytes before the end, too (EPOLLRDHUP).
+            self.tail = Tail::End;
+        } else if self.tail == Tail::None && (event.is_error() || event.is_priority()) {
+            self.tail = Tail::More;
+        }
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.failed |= event.is_error();
+    }
+
+    /// Returns whether the peer has ended its sending, or the connection is over.
+    pub(super) fn has_ended(&self) -> bool {
+        self.tail == Tail::End
     }
 
     /// Records the result of a read into a buffer of `room` bytes; `None` is a read that would
@@ -49,7 +63,7 @@ impl Readiness {
         self.readable = match count {
             // A stream that gives less than there is room for has no more (epoll(7)), which saves
             // the read that would only show it.
-            Some(count) if count < room => self.ending,
+            Some(count) if count < room => self.tail != Tail::None,
             Some(_) => true,
             None => false,
         };
@@ -78,18 +92,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_short_read_ends_reading_unless_the_end_follows() {
-        for (ending, count, room, readable) in [
-            (false, Some(5), 10, false),
-            (true, Some(5), 10, true),
-            (false, Some(10), 10, true),
-            (true, Some(0), 10, true),
-            (false, None, 10, false),
-            (true, None, 10, false),
+    fn a_short_read_ends_reading_unless_something_follows() {
+        for (tail, count, room, readable) in [
+            (Tail::None, Some(5), 10, false),
+            (Tail::More, Some(5), 10, true),
+            (Tail::End, Some(5), 10, true),
+            (Tail::None, Some(10), 10, true),
+            (Tail::End, Some(0), 10, true),
+            (Tail::None, None, 10, false),
+            (Tail::End, None, 10, false),
         ] {
-            let mut readiness = Readiness { ending, ..Readiness::UNKNOWN };
+            let mut readiness = Readiness { tail, ..Readiness::UNKNOWN };
             readiness.after_read(count, room);
-            assert_eq!(readiness.readable, readable, "{ending} {count:?} of {room}");
+            assert_eq!(readiness.readable, readable, "{tail:?} {count:?} of {room}");
         }
     }
 

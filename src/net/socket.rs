@@ -18,7 +18,7 @@ use rustix::pipe::{SpliceFlags, splice};
 
 use super::listen::{FLAGS, limit_buffers, open};
 use super::reactor::{Key, Reactor, Waiters};
-use super::readiness::{Readiness, retry};
+use super::readiness::{Readiness, Tail, retry};
 
 /// Has the kernel move pages rather than copy them, and never wait.
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
@@ -96,7 +96,7 @@ impl Socket {
 
     /// Has the socket's events reported under `token` by [`Reactor::dispatch`], instead of waking
     /// tasks.
-    pub(crate) fn set_token(&self, token: usize) {
+    pub(crate) fn set_token(&self, token: u32) {
         self.registered.reactor.set_token(self.registered.key, token);
     }
 
@@ -137,7 +137,7 @@ impl Socket {
         self.registered.with(|known| {
             let moved = retry(|| Ok(splice(&self.stream, None, &pipe, None, max, SPLICE)?))?;
             // At urgent data it stops short and finds nothing, though more has come: a read tells.
-            known.readable = moved.is_some() || known.ending;
+            known.readable = moved.is_some() || known.tail != Tail::None;
             Ok(moved)
         })
     }
@@ -199,7 +199,7 @@ impl Socket {
     /// Returns whether the peer is known to have ended its sending, or the connection to be over.
     /// What it sent before may still wait.
     pub(crate) fn has_ended(&self) -> bool {
-        self.registered.with(|known| known.ended)
+        self.registered.with(|known| known.has_ended())
     }
 
     /// Waits until the peer has ended its sending, or the connection is broken.
@@ -209,7 +209,7 @@ impl Socket {
     pub(crate) async fn ended(&self) {
         let ended = poll_fn(|context| {
             let known = |_: &mut Readiness| Ok(Some(()));
-            self.registered.poll(context, |known| known.ended, |tasks| &mut tasks.ended, known)
+            self.registered.poll(context, Readiness::has_ended, |tasks| &mut tasks.ended, known)
         });
         // The call above has no error.
         let _ = ended.await;

@@ -60,7 +60,7 @@ pub(super) struct Tunnel {
 impl Tunnel {
     /// Creates a tunnel. The events of both sockets come under `token`: either gives the tunnel a
     /// turn.
-    pub(super) fn new(new: NewTunnel, token: usize, clock: &Clock) -> Self {
+    pub(super) fn new(new: NewTunnel, token: u32, clock: &Clock) -> Self {
         let NewTunnel { sockets, mut head, early, is_extended, policy } = new;
         for side in Side::BOTH {
             sockets[side].set_token(token);
