@@ -246,6 +246,12 @@ impl WsProxy {
         self
     }
 
+    /// Has the log tell of each tunnel when it opens, too, and not only when it ends. Default: false.
+    pub fn tunnel_start(mut self, logs: bool) -> Self {
+        self.raw.tunnel_start = Some(logs);
+        self
+    }
+
     /// Sets the time in which clients are still accepted after a shutdown has begun, in
     /// milliseconds. Default: 0.
     pub fn drain_delay_ms(mut self, ms: u64) -> Self {

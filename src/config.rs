@@ -524,6 +524,7 @@ strict_handshake = true
 max_head_bytes = 16384
 backend_lost_code = 1014
 client_lost_code = 1001
+tunnel_start = true
 "#;
         for key in RawSection::KEYS.iter().chain(RawDrain::KEYS) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
@@ -542,6 +543,7 @@ client_lost_code = 1001
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
         assert_eq!((settings.max_connections, settings.socket_buffer), (Some(4), Some(4096)));
         assert_eq!((settings.strict_handshake, settings.max_head), (true, 16_384));
+        assert!(settings.tunnel_start);
         let policy = &settings.policy;
         assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
         assert_eq!(policy.pong_timeout, Duration::from_millis(6));

@@ -12,6 +12,7 @@ use log::{Level, Record};
 
 use crate::backend::{Backend, Lease};
 use crate::handshake::error_response::ErrorResponse;
+use crate::handshake::summary::Summary;
 use crate::section::{Client, Section};
 use crate::tunnel::TunnelEnd;
 
@@ -46,8 +47,8 @@ pub(crate) enum Event<'a> {
     Silent { client: &'a Client, ended_by: &'static str },
     /// A client closed its connection, or it broke, before it had an answer.
     ClientGone { client: &'a Client, stage: Stage },
-    /// A client got an error response of this proxy.
-    Refused { client: &'a Client, response: &'a ErrorResponse },
+    /// A client got an error response of this proxy. `path` is that of its request, if it sent one.
+    Refused { client: &'a Client, response: &'a ErrorResponse, path: Option<&'a str> },
     /// An error response could not be sent.
     AnswerFailed { error: &'a io::Error },
 
@@ -61,10 +62,23 @@ pub(crate) enum Event<'a> {
     HandshakeDeviation { backend: &'a Backend, detail: &'static str },
     /// A client got the backend's own answer, which was no 101. `fault` is the error that kept it
     /// from getting all of it.
-    Declined { client: &'a Client, lease: &'a Lease, status: u16, fault: Option<&'a io::Error> },
+    Declined {
+        client: &'a Client,
+        lease: &'a Lease,
+        status: u16,
+        fault: Option<&'a io::Error>,
+        path: Option<&'a str>,
+    },
     /// A backend refused a browser, and a setting may mend that.
     Hint { section: &'a Section, status: u16 },
 
+    /// A tunnel has opened, `handshake` after the accept.
+    TunnelStarted {
+        client: &'a Client,
+        lease: &'a Lease,
+        handshake: Duration,
+        summary: Option<&'a Summary>,
+    },
     /// A tunnel is over. Both times count from the accept: `handshake` to the verified 101,
     /// `lifetime` to the end.
     TunnelEnded {
@@ -73,6 +87,7 @@ pub(crate) enum Event<'a> {
         handshake: Duration,
         lifetime: Duration,
         end: &'a TunnelEnd,
+        summary: Option<&'a Summary>,
     },
     /// The frames of a tunnel that is over.
     TunnelFrames { client: &'a Client, end: &'a TunnelEnd },
@@ -87,6 +102,11 @@ pub(crate) enum Stage {
     Handshake,
     /// While the backend's refusal was being forwarded.
     Refusal,
+}
+
+/// Returns whether the log tells of tunnels: if not, nobody needs the summary of a request.
+pub(crate) fn tells_of_tunnels() -> bool {
+    log::log_enabled!(target: TARGET, Level::Info)
 }
 
 impl Event<'_> {
@@ -126,6 +146,7 @@ impl Event<'_> {
             Self::BackendFaulty { .. } => "backend_faulty",
             Self::HandshakeDeviation { .. } => "handshake_deviation",
             Self::Hint { .. } => "hint",
+            Self::TunnelStarted { .. } => "tunnel_start",
             Self::TunnelEnded { .. } => "tunnel_end",
             Self::TunnelFrames { .. } => "tunnel_frames",
         }
@@ -148,6 +169,7 @@ impl Event<'_> {
             | Self::ClientGone { .. }
             | Self::Refused { .. }
             | Self::Declined { .. }
+            | Self::TunnelStarted { .. }
             | Self::TunnelEnded { .. } => Level::Info,
             Self::Dropped { .. }
             | Self::Silent { .. }
@@ -179,6 +201,7 @@ impl Event<'_> {
             | Self::ClientGone { client, .. }
             | Self::Refused { client, .. }
             | Self::Declined { client, .. }
+            | Self::TunnelStarted { client, .. }
             | Self::TunnelEnded { client, .. }
             | Self::TunnelFrames { client, .. } => Some(client),
             _ => None,
@@ -216,10 +239,15 @@ impl Source for Event<'_> {
             Self::Dropped { .. } => put(visitor, [("reason", "full".into())]),
             Self::Silent { ended_by, .. } => put(visitor, [("ended_by", Value::from(*ended_by))]),
             Self::ClientGone { stage, .. } => put(visitor, [("stage", stage.name().into())]),
-            Self::Refused { response: ErrorResponse { status, reason, detail, .. }, .. } => {
+            Self::Refused {
+                response: ErrorResponse { status, reason, detail, .. }, path, ..
+            } => {
                 let (status, reason) = (Value::from(status), Value::from(*reason));
-                let detail = Value::from(&**detail);
-                put(visitor, [("status", status), ("reason", reason), ("detail", detail)])
+                let detail = ("detail", Value::from(&**detail));
+                put(
+                    visitor,
+                    [("status", status), ("reason", reason), detail, ("path", or_null(*path))],
+                )
             }
             Self::BackendUnreachable { backend, error }
             | Self::OutOfDescriptors { backend, error } => {
@@ -233,17 +261,26 @@ impl Source for Event<'_> {
             Self::HandshakeDeviation { backend, detail } => {
                 put(visitor, [("backend", backend.name().into()), ("detail", (*detail).into())])
             }
-            Self::Declined { lease, status, fault, .. } => {
+            Self::Declined { lease, status, fault, path, .. } => {
                 put(visitor, [("backend", lease.backend().name().into())])?;
                 let reason = ("reason", "backend_status".into());
                 put(visitor, [("status", status.into()), reason])?;
-                fault.as_ref().map_or(Ok(()), |fault| put(visitor, [("fault", text(fault))]))
+                if let Some(fault) = fault {
+                    put(visitor, [("fault", text(fault))])?;
+                }
+                put(visitor, [("path", or_null(*path))])
             }
             Self::Hint { status, .. } => {
                 put(visitor, [("status", status.into()), ("hint", HINT.into())])
             }
-            Self::TunnelEnded { lease, handshake, lifetime, end, .. } => {
-                put(visitor, tunnel_fields(lease, *handshake, *lifetime, end))
+            Self::TunnelStarted { lease, handshake, summary, .. } => {
+                let handshake = ("handshake_ms", handshake_ms(*handshake));
+                put(visitor, [("backend", lease.backend().name().into()), handshake])?;
+                put(visitor, request_fields(*summary))
+            }
+            Self::TunnelEnded { lease, handshake, lifetime, end, summary, .. } => {
+                put(visitor, tunnel_fields(lease, *handshake, *lifetime, end))?;
+                put(visitor, request_fields(*summary))
             }
             Self::TunnelFrames { end, .. } => put(visitor, frame_fields(end)),
         }
@@ -281,7 +318,7 @@ fn tunnel_fields<'v>(
     [
         ("backend", lease.backend().name().into()),
         ("status", 101.into()),
-        ("handshake_ms", (handshake.as_secs_f64() * 1_000.0).into()),
+        ("handshake_ms", handshake_ms(handshake)),
         ("lifetime_ms", milliseconds(lifetime)),
         ("bytes_to_backend", end.written_to.backend.into()),
         ("bytes_to_client", end.written_to.client.into()),
@@ -293,6 +330,11 @@ fn tunnel_fields<'v>(
         ("backend_messages", end.sent_by.backend.messages().into()),
         ("opaque", end.opaque.into()),
     ]
+}
+
+fn request_fields(summary: Option<&Summary>) -> [KeyValue<'_>; 4] {
+    let [path, host, chain, id] = summary.map_or([None; 4], Summary::values).map(or_null);
+    [("path", path), ("host", host), ("forwarded_for", chain), ("request_id", id)]
 }
 
 fn frame_fields(end: &TunnelEnd) -> [KeyValue<'_>; 12] {
@@ -311,6 +353,14 @@ fn frame_fields(end: &TunnelEnd) -> [KeyValue<'_>; 12] {
         ("backend_frames", backend.frames.into()),
         ("backend_payload", backend.payload.into()),
     ]
+}
+
+fn or_null(value: Option<&str>) -> Value<'_> {
+    value.map_or(Value::null(), Value::from)
+}
+
+fn handshake_ms(handshake: Duration) -> Value<'static> {
+    Value::from(handshake.as_secs_f64() * 1_000.0)
 }
 
 fn text<'v>(error: &'v &io::Error) -> Value<'v> {
@@ -366,7 +416,8 @@ mod tests {
         let section = &*client.section;
         let error = &io::Error::other("no luck");
         let lease = &section.pool.pick(Instant::now()).next().unwrap();
-        let declined = |fault| Event::Declined { client: &client, lease, status: 401, fault };
+        let path = Some("/chat");
+        let declined = |fault| Event::Declined { client: &client, lease, status: 401, fault, path };
         let response = &ErrorResponse::origin("not you");
         let events = [
             (
@@ -388,18 +439,19 @@ mod tests {
                 "section=chat id=7 client=192.0.2.1:9 stage=handshake",
             ),
             (
-                Event::Refused { client: &client, response },
-                "section=chat id=7 client=192.0.2.1:9 status=403 reason=origin detail=not you",
+                Event::Refused { client: &client, response, path },
+                "section=chat id=7 client=192.0.2.1:9 status=403 reason=origin detail=not you \
+                 path=/chat",
             ),
             (
                 declined(None),
                 "section=chat id=7 client=192.0.2.1:9 backend=a:1 status=401 \
-                 reason=backend_status",
+                 reason=backend_status path=/chat",
             ),
             (
                 declined(Some(error)),
                 "section=chat id=7 client=192.0.2.1:9 backend=a:1 status=401 \
-                 reason=backend_status fault=no luck",
+                 reason=backend_status fault=no luck path=/chat",
             ),
             (
                 Event::BackendUnreachable { backend: lease.backend(), error },

@@ -79,6 +79,7 @@ raw_table! {
         strict_frames: bool,
         backend_lost_code: i64,
         client_lost_code: i64,
+        tunnel_start: bool,
     }
 }
 
@@ -124,6 +125,8 @@ pub(crate) struct Settings {
     pub(crate) max_connections: Option<usize>,
     /// Size of each buffer of each socket, in bytes; `None` for the system's default.
     pub(crate) socket_buffer: Option<usize>,
+    /// Whether the log tells of each tunnel that opens.
+    pub(crate) tunnel_start: bool,
     /// Policy for the section's tunnels.
     pub(crate) policy: Arc<Policy>,
 }
@@ -194,6 +197,7 @@ impl RawSection {
             // More than can be counted is as good as no limit.
             max_connections: max_connections.and_then(|limit| usize::try_from(limit).ok()),
             socket_buffer: self.socket_buffer()?,
+            tunnel_start: self.tunnel_start.unwrap_or_default(),
             policy: Arc::new(self.policy(drain)?),
         })
     }

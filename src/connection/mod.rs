@@ -11,6 +11,7 @@ mod unanswered;
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_lite::future;
 
@@ -19,12 +20,13 @@ use self::head::{Head, HeadError};
 use self::response::{Declined, ForwardEnd, forward_response, send_error};
 use self::unanswered::Unanswered;
 use crate::backend::Lease;
-use crate::events::{Event, Stage};
+use crate::events::{self, Event, Stage};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::HostHeader;
 use crate::handshake::http::RequestHead;
 use crate::handshake::response::Answer;
 use crate::handshake::scan::HeadScan;
+use crate::handshake::summary::Summary;
 use crate::handshake::upgrade::UpgradeRequest;
 use crate::net::close::linger;
 use crate::net::socket::Socket;
@@ -70,10 +72,10 @@ pub(crate) async fn serve(
     let head = read_head(&unanswered, &handle, &client.section, &mut bytes).await;
     let Some(alive) = waiting.upgrade() else { return };
     let outcome = match head {
-        Ok(head) => ask(&socket, &head, &client).await,
+        Ok(head) => ask(&unanswered, &head).await,
         Err(error) => without_head(error, &bytes, &client.section),
     };
-    unanswered.settle();
+    let summary = unanswered.settle();
 
     match outcome {
         Outcome::Answered { exchanged, early } => match exchanged.answer {
@@ -89,15 +91,19 @@ pub(crate) async fn serve(
                     is_extended,
                     policy: Arc::clone(&client.section.settings.policy),
                 };
-                open_tunnel(&handle, tunnel, lease, client, (counted, alive));
+                open_tunnel(&handle, tunnel, (client, lease, summary), (counted, alive));
             }
             Answer::Declined { status, head, framing } => {
                 let Exchanged { lease, backend, rest, .. } = exchanged;
                 let declined = Declined { backend, head, rest, framing };
-                decline(socket, declined, &client, (&lease, status)).await;
+                let path = summary.as_ref().and_then(Summary::path);
+                decline(socket, declined, &client, (&lease, status, path)).await;
             }
         },
-        Outcome::Failed(failed) => fail(socket, failed, &client).await,
+        Outcome::Failed(failed) => {
+            let path = summary.as_ref().and_then(Summary::path);
+            fail(socket, failed, &client, path).await;
+        }
         Outcome::Gone(stage) => Event::ClientGone { client: &client, stage }.emit(),
         Outcome::Silent(ended_by) => Event::Silent { client: &client, ended_by }.emit(),
     }
@@ -112,7 +118,7 @@ pub(crate) async fn turn_away(
 ) {
     if let Some(socket) = register(&handle, stream, &client) {
         let full = ErrorResponse::full("too many connections, come again later");
-        refuse(socket, full, &client).await;
+        refuse(socket, full, &client, None).await;
     }
     drop(guards);
 }
@@ -141,12 +147,16 @@ async fn read_head(
 }
 
 /// Brings a client's handshake to a backend, if its head may pass.
-async fn ask(socket: &Socket, head: &Head, client: &Client) -> Outcome {
+async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
+    let &Unanswered { socket, client, .. } = unanswered;
     // Parse, then judge: no backend hears of a request that may not pass.
     let parsed = match RequestHead::parse(head.bytes()) {
         Ok(parsed) => parsed,
         Err(error) => return refused(error.into(), head.bytes()),
     };
+    if events::tells_of_tunnels() {
+        unanswered.set_summary(Summary::of(&parsed, client.section.settings.forwarded));
+    }
     let request = match judge(&parsed, &client.section) {
         Ok(request) => request,
         Err(response) => return refused(response, head.bytes()),
@@ -176,15 +186,22 @@ async fn ask(socket: &Socket, head: &Head, client: &Client) -> Outcome {
 fn open_tunnel(
     handle: &Handle,
     tunnel: NewTunnel,
-    lease: Lease,
-    client: Client,
+    (client, lease, summary): (Client, Lease, Option<Summary>),
     guards: ((Permit, Load), Guard),
 ) {
     // From the accept to the verified 101.
     let handshake = handle.reactor().now().saturating_duration_since(client.accepted);
+    if client.section.settings.tunnel_start {
+        let (client, lease, summary) = (&client, &lease, summary.as_ref());
+        Event::TunnelStarted { client, lease, handshake, summary }.emit();
+    }
+    // Less than an hour, and every idle tunnel holds it.
+    let handshake_us = u32::try_from(handshake.as_micros()).unwrap_or(u32::MAX);
     let on_end = Box::new(move |end| {
+        let handshake = Duration::from_micros(handshake_us.into());
         let (client, end, lifetime) = (&client, &end, client.accepted.elapsed());
-        Event::TunnelEnded { client, lease: &lease, handshake, lifetime, end }.emit();
+        let (lease, summary) = (&lease, summary.as_ref());
+        Event::TunnelEnded { client, lease, handshake, lifetime, end, summary }.emit();
         Event::TunnelFrames { client, end }.emit();
         drop((lease, guards));
     });
@@ -237,21 +254,21 @@ fn refused(response: ErrorResponse, request: &[u8]) -> Outcome {
 }
 
 /// Sends a client a response of the proxy.
-async fn refuse(socket: Socket, response: ErrorResponse, client: &Client) {
+async fn refuse(socket: Socket, response: ErrorResponse, client: &Client, path: Option<&str>) {
     // Told first: a task that is cut while its client takes the response would not tell it.
-    Event::Refused { client, response: &response }.emit();
+    Event::Refused { client, response: &response, path }.emit();
     send_error(socket, &response).await;
 }
 
 /// Tells a client of a failed exchange, and closes the backend at fault in order.
-async fn fail(socket: Socket, failed: Failed, client: &Client) {
+async fn fail(socket: Socket, failed: Failed, client: &Client, path: Option<&str>) {
     let Failed { response, backend } = failed;
     let close = async {
         if let Some((_lease, backend)) = backend {
             linger(backend).await;
         }
     };
-    future::zip(refuse(socket, response, client), close).await;
+    future::zip(refuse(socket, response, client, path), close).await;
 }
 
 /// Forwards a backend's refusal, and closes both connections.
@@ -259,10 +276,10 @@ async fn decline(
     socket: Socket,
     declined: Declined,
     client: &Client,
-    (lease, status): (&Lease, u16),
+    (lease, status, path): (&Lease, u16, Option<&str>),
 ) {
     let fault = io::Error::other("this proxy is shutting down");
-    let mut told = DeclinedOnDrop { client, lease, status, end: ForwardEnd::Part(fault) };
+    let mut told = DeclinedOnDrop { client, lease, status, path, end: ForwardEnd::Part(fault) };
     let timeout = client.section.settings.response_timeout;
     let (end, sockets) = forward_response(socket, declined, timeout).await;
     told.end = end;
@@ -276,12 +293,13 @@ struct DeclinedOnDrop<'a> {
     client: &'a Client,
     lease: &'a Lease,
     status: u16,
+    path: Option<&'a str>,
     end: ForwardEnd,
 }
 
 impl Drop for DeclinedOnDrop<'_> {
     fn drop(&mut self) {
-        let Self { client, lease, status, .. } = *self;
+        let Self { client, lease, status, path, .. } = *self;
         let fault = match &self.end {
             ForwardEnd::Whole => None,
             ForwardEnd::Part(fault) => Some(fault),
@@ -289,7 +307,7 @@ impl Drop for DeclinedOnDrop<'_> {
                 return Event::ClientGone { client, stage: Stage::Refusal }.emit();
             }
         };
-        Event::Declined { client, lease, status, fault }.emit();
+        Event::Declined { client, lease, status, fault, path }.emit();
     }
 }
 

@@ -1,6 +1,6 @@
 //! A client that has no answer yet.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,6 +9,7 @@ use futures_lite::AsyncRead;
 
 use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
+use crate::handshake::summary::Summary;
 use crate::net::close::linger_now;
 use crate::net::socket::Socket;
 use crate::section::Client;
@@ -19,21 +20,32 @@ use crate::section::Client;
 /// begun to ask, without waiting, and tells of it.
 #[derive(Debug)]
 pub(super) struct Unanswered<'a> {
-    socket: &'a Socket,
-    client: &'a Client,
+    pub(super) socket: &'a Socket,
+    pub(super) client: &'a Client,
     has_begun: Cell<bool>,
+    /// Set once its head is parsed, if the log tells of it.
+    summary: OnceCell<Summary>,
     is_settled: bool,
 }
 
 impl<'a> Unanswered<'a> {
     /// Guards a client of which nothing has been read.
     pub(super) fn new(socket: &'a Socket, client: &'a Client) -> Self {
-        Self { socket, client, has_begun: Cell::new(false), is_settled: false }
+        let (has_begun, summary) = Default::default();
+        Self { socket, client, has_begun, summary, is_settled: false }
     }
 
-    /// Ends the guard: from now on the client is somebody else's.
-    pub(super) fn settle(mut self) {
+    /// Keeps what the log tells of the request.
+    pub(super) fn set_summary(&self, summary: Summary) {
+        // There is one request.
+        let _ = self.summary.set(summary);
+    }
+
+    /// Ends the guard: from now on the client is somebody else's. Returns what the log tells of its
+    /// request.
+    pub(super) fn settle(mut self) -> Option<Summary> {
         self.is_settled = true;
+        self.summary.take()
     }
 }
 
@@ -69,6 +81,7 @@ impl Drop for Unanswered<'_> {
         // nobody reads it.
         let _ = socket.try_write(&response.to_bytes());
         linger_now(socket, &mut scratch);
-        Event::Refused { client, response }.emit();
+        let path = self.summary.get().and_then(Summary::path);
+        Event::Refused { client, response, path }.emit();
     }
 }

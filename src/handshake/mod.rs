@@ -4,7 +4,7 @@
 //! judges the client's, with its [`target`]; [`origin`] decides who may come; [`forward`] writes
 //! the heads that go on; [`response`] judges the backend's; [`body`] finds the end of a body that
 //! is forwarded with any other answer than a 101; [`error_response`] is the proxy's own answer to a
-//! client that gets no tunnel.
+//! client that gets no tunnel. [`summary`] is what the log tells of a request.
 
 pub(crate) mod body;
 pub(crate) mod error_response;
@@ -16,5 +16,6 @@ pub(crate) mod response;
 #[cfg(test)]
 mod samples;
 pub(crate) mod scan;
+pub(crate) mod summary;
 pub(crate) mod target;
 pub(crate) mod upgrade;

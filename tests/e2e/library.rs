@@ -397,6 +397,17 @@ mod settings {
     }
 
     #[test]
+    fn tunnel_start_is_told_of_if_it_is_asked_for() {
+        let log = Log::start();
+        let backend = Backend::start();
+        let proxy = Proxy::to(&[&backend]).name("starts-told").tunnel_start(true);
+        let proxy = Proxy::start(proxy);
+        let _tunnel = Peer::tunnel(proxy.address, &backend);
+        let line = log.wait_for("event=tunnel_start section=starts-told");
+        assert!(line.contains(" path=/chat host=example.com"), "{line}");
+    }
+
+    #[test]
     fn each_timeout_has_its_effect() {
         let (backend, stuck) = (Backend::start(), Backend::full());
         let proxy = Proxy::start(Proxy::to(&[&backend]).read_timeout_ms(300));

@@ -900,6 +900,72 @@ mod log {
         assert_eq!(ids.len(), 4, "{ids:?} are not different");
     }
 
+    /// A handshake with all that the log tells of one.
+    fn upgrade_with_all() -> String {
+        let fields = "X-Forwarded-For: 192.0.2.7, 192.0.2.8\r\nX-Request-ID: 0123456789abcdef\r\n";
+        upgrade(fields).replace("/chat", "/chat/1?token=secret")
+    }
+
+    #[test]
+    fn a_tunnels_lines_tell_what_was_asked_for_and_no_query() {
+        const ALL: &str = "path=\"/chat/1\" host=\"example.com\" \
+                           forwarded_for=\"192.0.2.7, 192.0.2.8\" request_id=0123456789abcdef";
+        const LESS: &str = "path=\"/chat/1\" host=\"example.com\" forwarded_for=- \
+                            request_id=0123456789abcdef";
+        for (key, expected) in table([("", ALL), ("forwarded = \"replace\"", LESS)]) {
+            let backend = Backend::start();
+            let mut program = Program::with_config(&format!(
+                "{}tunnel_start = true\n{key}\n",
+                section(backend.address)
+            ));
+            let address = program.address();
+            let tunnel = Peer::tunnel_with(address, &backend, upgrade_with_all());
+            let line = program.wait_for("event=tunnel_start");
+            assert!(line.ends_with(&format!(" {expected}")), "{line}");
+            assert_eq!(value(&line, "level"), "info");
+            assert_eq!(value(&line, "id"), "1");
+            assert_eq!(value(&line, "backend"), backend.address.to_string());
+            assert!(value(&line, "handshake_ms").parse::<f64>().is_ok(), "{line}");
+            drop(tunnel);
+            let line = program.wait_for("event=tunnel_end");
+            assert!(line.ends_with(&format!(" {expected}")), "{line}");
+            assert!(program.seen.iter().all(|line| !line.contains("secret")), "{:?}", program.seen);
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_client_sends_forges_a_field_of_its_tunnels_line() {
+        let backend = Backend::start();
+        let (mut program, address) = super::start(&backend);
+        let forged = "-\" reason=drain";
+        let handshake = upgrade(&format!("X-Forwarded-For: {forged}\r\nX-Request-ID: a b\r\n"))
+            .replace("example.com", "-")
+            .replace("/chat", "/\"path=x");
+        drop(Peer::tunnel_with(address, &backend, handshake));
+        let line = program.wait_for("event=tunnel_end");
+        let expected =
+            r#" path="/\"path=x" host="-" forwarded_for="-\" reason=drain" request_id=-"#;
+        assert!(line.ends_with(expected), "{line}");
+        assert!(!program.has_logged("event=tunnel_start"));
+    }
+
+    #[test]
+    fn a_refused_request_tells_its_path_and_no_query() {
+        let backend = Backend::start();
+        let (mut program, address) = super::start(&backend);
+        for (request, path) in table([
+            (upgrade_with_all().replace("Version: 13", "Version: 8"), "\"/chat/1\""),
+            ("GET /favicon.ico?secret HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "\"/favicon.ico\""),
+            ("GET secret HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "-"),
+            ("secret\r\n\r\n".to_owned(), "-"),
+        ]) {
+            Peer::sending(address, request).read_refusal();
+            let line = program.wait_for("event=refused");
+            assert!(line.ends_with(&format!(" path={path}")), "{line}");
+            assert!(!line.contains("secret"), "{line}");
+        }
+    }
+
     #[test]
     fn the_times_of_a_tunnel_are_those_that_it_took() {
         let mut it = Sections::start();

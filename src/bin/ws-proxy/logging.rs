@@ -5,7 +5,7 @@
 //! stderr: a [`LineQueue`] takes the line there.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::{self, Write as _};
 use std::panic;
 use std::str::FromStr;
@@ -21,7 +21,8 @@ use crate::line_queue::LineQueue;
 
 /// Keys whose values are texts for people. They are always quoted, so that no line changes its
 /// shape with the words in it.
-const TEXTS: [&str; 6] = ["error", "detail", "hint", "file", "keys", "fault"];
+const TEXTS: [&str; 9] =
+    ["error", "detail", "hint", "file", "keys", "fault", "path", "host", "forwarded_for"];
 
 /// Longest wait for stderr at the end of the process. Long enough for a container whose share of
 /// the CPU is used up for the moment.
@@ -143,28 +144,34 @@ struct Fields<'a, 'f>(&'a mut fmt::Formatter<'f>);
 
 impl<'kvs> VisitSource<'kvs> for Fields<'_, '_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        let mut text = Text(String::new());
+        let mut text = Text(None);
         value.visit(&mut text)?;
-        write_field(self.0, key.as_str(), &text.0)?;
+        match text.0 {
+            Some(text) => write_field(self.0, key.as_str(), &text)?,
+            // Bare under any key: no text is.
+            None => write!(self.0, " {key}=-")?,
+        }
         Ok(())
     }
 }
 
-/// Collects a value as text.
-struct Text(String);
+/// Collects a value as text; `None` is null.
+struct Text(Option<String>);
 
 impl<'v> VisitValue<'v> for Text {
     fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value}")?)
+        self.0 = Some(value.to_string());
+        Ok(())
     }
 
     fn visit_null(&mut self) -> Result<(), kv::Error> {
-        self.0.push('-');
+        self.0 = None;
         Ok(())
     }
 
     fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
-        Ok(write!(self.0, "{value:.1}")?)
+        self.0 = Some(format!("{value:.1}"));
+        Ok(())
     }
 }
 
@@ -244,6 +251,9 @@ mod tests {
     fn texts_are_always_quoted() {
         for key in TEXTS {
             assert_eq!(field(key, "word"), format!("{key}=\"word\""));
+            // Nobody's text looks like a value that does not exist.
+            assert_eq!(field(key, "-"), format!("{key}=\"-\""));
+            assert_eq!(field(key, Value::null()), format!("{key}=-"));
         }
     }
 
