@@ -54,8 +54,9 @@ pub(crate) enum Event<'a> {
 
     /// No address of a backend could be connected to.
     BackendUnreachable { backend: &'a Backend, error: &'a io::Error },
-    /// There was no descriptor left for a connection to a backend.
-    OutOfDescriptors { backend: &'a Backend, error: &'a io::Error },
+    /// This host could not open a socket for a connection to a backend; `response` is what the
+    /// client gets.
+    Shortage { backend: &'a Backend, error: &'a io::Error, response: &'a ErrorResponse },
     /// A backend's answer was missing, late or invalid; `response` is what the client gets.
     BackendFaulty { backend: &'a Backend, response: &'a ErrorResponse },
     /// A backend's 101 has a choice that it may not make, which is passed on.
@@ -142,7 +143,7 @@ impl Event<'_> {
             Self::Refused { .. } | Self::Declined { .. } => "refused",
             Self::AnswerFailed { .. } => "answer_failed",
             Self::BackendUnreachable { .. } => "backend_unreachable",
-            Self::OutOfDescriptors { .. } => "out_of_descriptors",
+            Self::Shortage { response, .. } => response.reason,
             Self::BackendFaulty { .. } => "backend_faulty",
             Self::HandshakeDeviation { .. } => "handshake_deviation",
             Self::Hint { .. } => "hint",
@@ -157,7 +158,7 @@ impl Event<'_> {
             Self::ListenFailed { .. }
             | Self::AcceptFailed { .. }
             | Self::RegisterFailed { .. }
-            | Self::OutOfDescriptors { .. } => Level::Error,
+            | Self::Shortage { .. } => Level::Error,
             Self::BackendUnreachable { .. }
             | Self::BackendFaulty { .. }
             | Self::HandshakeDeviation { .. }
@@ -249,8 +250,7 @@ impl Source for Event<'_> {
                     [("status", status), ("reason", reason), detail, ("path", or_null(*path))],
                 )
             }
-            Self::BackendUnreachable { backend, error }
-            | Self::OutOfDescriptors { backend, error } => {
+            Self::BackendUnreachable { backend, error } | Self::Shortage { backend, error, .. } => {
                 put(visitor, [("backend", backend.name().into()), ("error", text(error))])
             }
             Self::BackendFaulty { backend, response: ErrorResponse { reason, detail, .. } } => {

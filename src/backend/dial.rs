@@ -43,8 +43,8 @@ struct Attempt {
 ///
 /// # Errors
 ///
-/// - An error that [`net::out_of_descriptors`] recognises, at once: no other address could fare
-///   better.
+/// - An error that [`net::out_of_descriptors`] or [`net::out_of_memory`] recognises, at once: no
+///   other address could fare better.
 /// - Otherwise the [gravest](graver) error of all addresses, the first of several: `TimedOut` only
 ///   if nothing but time failed, in every attempt or in the look-up.
 pub(crate) async fn dial(
@@ -130,7 +130,7 @@ async fn connect_first(
                 backend.failures.with_any(|failures| failures.forget(address));
                 return Ok(socket);
             }
-            Err(error) if net::out_of_descriptors(&error) => return Err(error),
+            Err(error) if is_out_of_sockets(&error) => return Err(error),
             Err(error) => {
                 if !is_shortage(&error) {
                     backend.failures.with(|failures| failures.record(address, reactor.now()));
@@ -185,7 +185,12 @@ async fn connect(
 
 /// Returns whether an error is this host's and tells nothing of the backend.
 fn is_shortage(error: &io::Error) -> bool {
-    net::out_of_descriptors(error) || net::out_of_ports(error)
+    is_out_of_sockets(error) || net::out_of_ports(error)
+}
+
+/// Returns whether this host can open no socket, for whatever address.
+fn is_out_of_sockets(error: &io::Error) -> bool {
+    net::out_of_descriptors(error) || net::out_of_memory(error)
 }
 
 #[cfg(test)]
@@ -235,6 +240,23 @@ mod tests {
         let peer = result.map(|peer| SocketAddr::try_from(peer.unwrap()).unwrap());
         drop(executor);
         (Rc::into_inner(backend).unwrap(), peer)
+    }
+
+    #[test]
+    fn a_shortage_of_this_host_is_no_failure_of_the_backend() {
+        use rustix::io::Errno;
+        for (error, is_ours) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOBUFS, true),
+            (Errno::ADDRNOTAVAIL, true),
+            (Errno::CONNREFUSED, false),
+            (Errno::HOSTUNREACH, false),
+            (Errno::TIMEDOUT, false),
+        ] {
+            assert_eq!(is_shortage(&error.into()), is_ours, "{error:?}");
+        }
     }
 
     #[test]

@@ -63,8 +63,8 @@ enum Fault {
 ///
 /// # Errors
 ///
-/// See [`Failed`]. 503 at once where this process has no descriptors left, and after all backends
-/// where there was no local port for one; the answer's fault at once; otherwise 504 if every
+/// See [`Failed`]. 503 at once where this host has no descriptors or no memory left, and after all
+/// backends where there was no local port for one; the answer's fault at once; otherwise 504 if every
 /// attempt to connect timed out, and 502.
 pub(super) async fn exchange(
     reactor: &Rc<Reactor>,
@@ -77,12 +77,12 @@ pub(super) async fn exchange(
     for lease in client.section.pool.pick(reactor.now()) {
         let backend = match dial(reactor, lease.backend(), settings.dial()).await {
             Ok(backend) => backend,
-            Err(error) if net::out_of_descriptors(&error) => {
-                Event::OutOfDescriptors { backend: lease.backend(), error: &error }.emit();
-                let response = ErrorResponse::out_of_descriptors();
-                return Err(Failed { response, backend: None });
-            }
             Err(error) => {
+                if let Some(response) = out_of_sockets(&error) {
+                    let (backend, error) = (lease.backend(), &error);
+                    Event::Shortage { backend, error, response: &response }.emit();
+                    return Err(Failed { response, backend: None });
+                }
                 Event::BackendUnreachable { backend: lease.backend(), error: &error }.emit();
                 gravest = Some(graver(gravest, error));
                 continue;
@@ -128,6 +128,15 @@ fn head_for(backend: &Backend, request: &UpgradeRequest<'_>, client: &Client) ->
         forwarded: settings.forwarded,
     };
     request_head(request, &policy)
+}
+
+/// Returns the response for an error with which no other backend could fare better: this host can
+/// open no socket.
+fn out_of_sockets(error: &io::Error) -> Option<ErrorResponse> {
+    if net::out_of_descriptors(error) {
+        return Some(ErrorResponse::out_of_descriptors());
+    }
+    net::out_of_memory(error).then(ErrorResponse::out_of_memory)
 }
 
 /// Returns the response for the gravest error of all attempts to connect; `has_hung_up` tells that
@@ -217,6 +226,22 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+
+    #[test]
+    fn a_host_that_can_open_no_socket_says_what_it_lacks() {
+        for (error, reason) in [
+            (Errno::MFILE, Some("out_of_descriptors")),
+            (Errno::NFILE, Some("out_of_descriptors")),
+            (Errno::NOMEM, Some("out_of_memory")),
+            (Errno::NOBUFS, Some("out_of_memory")),
+            (Errno::ADDRNOTAVAIL, None),
+            (Errno::CONNREFUSED, None),
+        ] {
+            let response = out_of_sockets(&error.into());
+            let expected = reason.map(|reason| (503, reason));
+            assert_eq!(response.map(|one| (one.status, one.reason)), expected, "{error:?}");
+        }
+    }
 
     #[test]
     fn the_gravest_fault_of_all_backends_chooses_the_response() {

@@ -131,6 +131,11 @@ impl ErrorResponse {
         Self::retry("out_of_descriptors", "this proxy is out of file descriptors")
     }
 
+    /// 503: the system has no memory left for a connection to a backend (RFC 9110, 15.6.4).
+    pub(crate) fn out_of_memory() -> Self {
+        Self::retry("out_of_memory", "this proxy is out of memory for connections")
+    }
+
     /// 503: the system has no local port left for a connection to a backend (RFC 9110, 15.6.4).
     pub(crate) fn out_of_ports() -> Self {
         Self::retry("out_of_ports", "this proxy is out of local ports")
@@ -236,6 +241,7 @@ mod tests {
             ErrorResponse::full("x"),
             ErrorResponse::draining(),
             ErrorResponse::out_of_descriptors(),
+            ErrorResponse::out_of_memory(),
             ErrorResponse::out_of_ports(),
             ErrorResponse::connect_timeout(),
             ErrorResponse::response_timeout(),

@@ -40,6 +40,11 @@ pub(crate) fn out_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
+/// Returns whether an error says that the system has no memory left for a socket.
+pub(crate) fn out_of_memory(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOMEM | Errno::NOBUFS))
+}
+
 /// Returns whether an error says that this host has no local port left for a destination.
 /// [`Socket::connect`] keeps other causes of EADDRNOTAVAIL apart.
 pub(crate) fn out_of_ports(error: &io::Error) -> bool {
