@@ -132,9 +132,9 @@ impl Closing {
         self.record_close(states);
         let reason = self.standing_reason().unwrap_or(Reason::Reset(side));
         self.reason = Some(reason);
-        // There is nobody left to relay to.
-        let is_over = self.broken.replace(side).is_some_and(|other| other != side);
-        let finish = is_over.then_some(reason);
+        // There is nobody left to relay to, or nothing.
+        let is_second = self.broken.replace(side).is_some_and(|other| other != side);
+        let finish = (is_second || states[side].has_ended).then_some(reason);
         Actions { abandon: Some(side), resume: true, finish, ..Actions::default() }
     }
 
@@ -155,16 +155,19 @@ impl Closing {
             reason => reason,
         };
         self.reason = Some(reason);
-        // Both directions have relayed everything, the ends included, or the one has from whose
-        // source nothing more can come and to whose source nothing can go.
-        if states.all(|state| state.has_ended)
-            || self.broken.is_some_and(|side| states[side].has_ended)
-        {
+        // Both directions have relayed everything, the ends included.
+        if states.all(|state| state.has_ended) {
             return Actions { finish: Some(reason), ..Actions::default() };
         }
-        if let Some(side) = self.broken
-            && reason.is_of_endpoints()
-        {
+        if let Some(side) = self.broken {
+            // A closing of the proxy has its own deadline, and needs no answer to nobody.
+            if !reason.is_of_endpoints() {
+                let finish = states[side].has_ended.then_some(reason);
+                return Actions { finish, resume: true, ..Actions::default() };
+            }
+            // The other side may be sending, and a connection that is closed under what it sends is
+            // reset, which discards what is still on its way there (RFC 9112, 9.6). So it is read
+            // until it has ended too.
             self.wait_for_progress(states[side.other()].taken, now, policy);
             return Actions { resume: true, ..Actions::default() };
         }
@@ -521,7 +524,7 @@ mod tests {
                 "b:1001 c:abandon pong_timeout+",
                 "backend_close",
                 "c:1014 backend_eof+",
-                "b:abandon c:1014 =backend_reset",
+                "b:abandon c:1014 backend_reset+",
                 "c:1001 b:1002 protocol+",
                 "c:1012 drain+",
                 "",
@@ -549,7 +552,7 @@ mod tests {
                 "client_close",
                 "client_close+",
                 "c:1014 client_close+",
-                "b:abandon c:1014 =client_close",
+                "b:abandon c:1014 client_close+",
                 "client_close",
                 "client_close+",
                 "resume client_close",
@@ -573,15 +576,15 @@ mod tests {
         (
             At::Reset,
             [
+                "c:abandon b:1001 client_reset+",
+                "c:abandon b:1001 client_reset+",
+                "c:abandon b:1001 client_reset+",
                 "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
-                "c:abandon b:1001 =client_reset",
+                "c:abandon b:1001 b:abandon =client_reset",
+                "c:abandon b:1001 client_reset+",
+                "c:abandon b:1001 client_reset+",
+                "c:abandon b:1001 resume client_reset+",
+                "c:abandon b:1001 client_reset+",
             ],
         ),
         (
@@ -619,7 +622,7 @@ mod tests {
                 "b:1001 c:abandon resume pong_timeout+",
                 "resume backend_close",
                 "c:1014 resume backend_eof+",
-                "b:abandon resume c:1014 =backend_reset",
+                "b:abandon resume c:1014 backend_reset+",
                 "c:1001 b:1002 resume protocol+",
                 "c:1012 resume drain+",
                 "",
@@ -669,6 +672,10 @@ mod tests {
             ended[side.other()].has_ended = true;
             let finish = closing.on_progress(&ended, || NOW, &policy).finish;
             assert_eq!(finish, Some(Reason::Reset(side.other())));
+            // One that had ended before has nothing more to say.
+            let mut closing = Closing::default();
+            let finish = closing.on_reset(side, &ended).finish;
+            assert_eq!(finish, Some(Reason::Reset(side)));
         }
     }
 
@@ -746,8 +753,11 @@ mod tests {
             }
             let over = closing.on_tick(closing.deadline().unwrap(), &states);
             assert_eq!(over.finish, Some(Reason::Reset(side)));
-            // All of it has been relayed.
+            // All of it has been relayed, and the other side is waited for as well: it may be
+            // sending.
             states[side].has_ended = true;
+            assert_eq!(closing.on_progress(&states, || NOW, &policy).finish, None);
+            states[side.other()].has_ended = true;
             let actions = closing.on_progress(&states, || NOW, &policy);
             assert_eq!(actions.finish, Some(Reason::Reset(side)));
         }
@@ -777,6 +787,7 @@ mod tests {
             closing.on_reset(side, &states);
             states[side].sent_close = true;
             states[side].has_ended = true;
+            states[side.other()].has_ended = true;
             let actions = closing.on_progress(&states, || NOW, &policy());
             assert_eq!(actions.finish, Some(Reason::Close(side)));
         }
