@@ -246,7 +246,7 @@ impl WsProxy {
         self
     }
 
-    /// Has the log tell of each tunnel when it opens, too, and not only when it ends. Default: false.
+    /// Has the log tell of each tunnel when it opens, and not only when it ends. Default: false.
     pub fn tunnel_start(mut self, logs: bool) -> Self {
         self.raw.tunnel_start = Some(logs);
         self
@@ -398,12 +398,13 @@ fn number(given: u64) -> i64 {
     i64::try_from(given).unwrap_or(i64::MAX)
 }
 
-#[cfg(all(test, feature = "config"))]
+#[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
+    #[cfg(feature = "config")]
     fn every_key_has_its_method() {
+        use crate::settings::{RawDrain, RawSection};
+
         const SOURCE: &str = include_str!("builder.rs");
         // `bind` ends the building, `backends` begins it.
         let of_section = RawSection::KEYS.iter().filter(|&&key| key != "backends");

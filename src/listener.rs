@@ -25,7 +25,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Accepts clients until `shutdown` begins, and then closes the listening socket. Each client gets
-/// a task on the worker with the fewest connections, and a clone of `alive` to hold until its connection ends.
+/// a task on the worker with the fewest connections, and a clone of `alive` to hold until its
+/// connection ends.
 pub(crate) async fn accept(
     handle: Handle,
     listener: TcpListener,

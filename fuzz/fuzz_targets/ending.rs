@@ -1,5 +1,5 @@
-//! Any events as the life of a tunnel: no side gets two Closes or anything after one, and an end that
-//! has begun comes within the grace time. The model itself asserts it.
+//! Any events as the life of a tunnel: no side gets two Closes or anything after one, and an end
+//! that has begun comes within the grace time. The model itself asserts it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Any bytes as a client's frames through a filter: with the Ping that is put in taken out again, what passes is what came.
+//! Any bytes as a client's frames through a filter: with the Ping that is put in taken out again,
+//! what passes is what came.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -66,8 +66,8 @@ pub(crate) async fn dial(
 }
 
 /// Returns the gravest error of failed attempts, the first of equal ones, from that of the earlier
-/// attempts and that of the next one. Time-outs give way to other errors, and those to a shortage of
-/// local ports, with which the backend may be well.
+/// attempts and that of the next one. Time-outs give way to other errors, and those to a shortage
+/// of local ports, with which the backend may be well.
 pub(crate) fn graver(gravest: Option<io::Error>, next: io::Error) -> io::Error {
     let rank = |error: &io::Error| match error.kind() {
         io::ErrorKind::TimedOut => 0,

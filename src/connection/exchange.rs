@@ -64,8 +64,8 @@ enum Fault {
 /// # Errors
 ///
 /// See [`Failed`]. 503 at once where this host has no descriptors or no memory left, and after all
-/// backends where there was no local port for one; the answer's fault at once; otherwise 504 if every
-/// attempt to connect timed out, and 502.
+/// backends where there was no local port for one; the answer's fault at once; otherwise 504 if
+/// every attempt to connect timed out, and 502.
 pub(super) async fn exchange(
     reactor: &Rc<Reactor>,
     request: &UpgradeRequest<'_>,

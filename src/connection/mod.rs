@@ -1,7 +1,8 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
 //! [`serve`] tells it. [`head`] reads the request, [`mod@exchange`] brings the handshake to a
-//! backend, [`response`] ends what comes to no tunnel, [`unanswered`] what is cut before its answer.
+//! backend, [`response`] ends what comes to no tunnel, [`unanswered`] what is cut before its
+//! answer.
 
 mod exchange;
 mod head;

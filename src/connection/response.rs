@@ -47,13 +47,13 @@ pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
 }
 
 /// Both connections of a response that has been forwarded.
-pub(super) struct Forwarded {
+pub(super) struct ToClose {
     /// `None` if it was reset.
     client: Option<Socket>,
     backend: Socket,
 }
 
-impl Forwarded {
+impl ToClose {
     /// Closes both in order.
     pub(super) async fn close(self) {
         let close_client = async {
@@ -75,7 +75,7 @@ pub(super) async fn forward_response(
     client: Socket,
     declined: Declined,
     timeout: Duration,
-) -> (ForwardEnd, Forwarded) {
+) -> (ForwardEnd, ToClose) {
     let Declined { backend, head, rest, framing } = declined;
     let is_delimited_by_end = framing == Framing::UntilClose;
     if is_delimited_by_end {
@@ -98,7 +98,7 @@ pub(super) async fn forward_response(
     if is_delimited_by_end && is_whole {
         client.reset_on_close(false);
     }
-    (end, Forwarded { client: (is_whole || !is_delimited_by_end).then_some(client), backend })
+    (end, ToClose { client: (is_whole || !is_delimited_by_end).then_some(client), backend })
 }
 
 /// Forwards everything up to the end of the body, whose first bytes have come already.

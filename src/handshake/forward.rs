@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::fields::{Field, Fields};
 use super::http::ResponseHead;
 use super::upgrade::UpgradeRequest;
+use super::via;
 
 /// Value of the `Host` field in the forwarded handshake; the key `host` of a section.
 ///
@@ -59,9 +60,6 @@ const HOP_BY_HOP: [&str; 10] = [
 /// Upgrade fields of both forwarded heads, written anew (RFC 9110, 7.8).
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 
-/// Name of this program in `Via` (RFC 9110, 7.6.3), by which a loop is found.
-const VIA: &str = "ws-proxy";
-
 /// Fields by which proxies tell a client's address, besides those that begin with [`X_FORWARDED`].
 const CLIENT_ADDRESS: [&str; 7] = [
     "Forwarded",
@@ -107,21 +105,10 @@ pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<
             push_line(&mut head, field);
         }
     }
-    push(&mut head, &["Via: 1.1 ", VIA, "\r\n", UPGRADE]);
+    push(&mut head, &["Via: 1.1 ", via::NAME, "\r\n", UPGRADE]);
     forwarded_fields(&mut head, request, policy, &options);
     head.extend_from_slice(b"\r\n");
     head
-}
-
-/// Returns how many times a request has come through this program, by the entries in its `Via`
-/// fields.
-pub(crate) fn hops(fields: &Fields<'_>) -> usize {
-    // An entry is a protocol, a name and, if need be, a comment.
-    let is_ours = |entry: &&[u8]| {
-        let mut words = entry.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-        words.nth(1).is_some_and(|name| name.eq_ignore_ascii_case(VIA.as_bytes()))
-    };
-    fields.list("Via").filter(is_ours).count()
 }
 
 /// Returns the head of a verified 101 for the client: the backend's own, with the hop-by-hop fields
@@ -331,7 +318,8 @@ mod tests {
         assert!(standard);
         assert_eq!(
             own,
-            "X-Forwarded-For: 10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7\r\nX-Forwarded-Host: forged\r\n\
+            "X-Forwarded-For: 10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7\r\n\
+             X-Forwarded-Host: forged\r\n\
              X-Forwarded-Proto: https\r\n\r\n"
         );
         let (standard, own) = with(Forwarded::Replace);
@@ -404,7 +392,7 @@ mod tests {
             forwarded(&format!("Host: a\r\n{via}{UPGRADE}"), HostHeader::Backend, Forwarded::Off);
         assert!(head.contains(via), "{head}");
         let request = RequestHead::parse(head.as_bytes()).unwrap();
-        assert_eq!(hops(&request.fields), 2);
+        assert_eq!(via::hops(&request.fields), 2);
         let times: Vec<_> = request.fields.list("Via").collect();
         assert_eq!(times.last(), Some(&&b"1.1 ws-proxy"[..]));
     }

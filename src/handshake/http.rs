@@ -5,8 +5,8 @@
 
 use super::fields::Fields;
 
-/// Most fields that are parsed in one head. A request head of 8,192 bytes cannot hold more; a longer
-/// one with more, or a response head of 64 KiB, is an error.
+/// Most fields that are parsed in one head. A request head of 8,192 bytes cannot hold more; a
+/// longer one with more, or a response head of 64 KiB, is an error.
 pub(super) const MAX_FIELDS: usize = 2_048;
 
 /// Minor version of HTTP/1 that a start line names (RFC 9112, 2.3).

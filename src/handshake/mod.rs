@@ -1,10 +1,11 @@
 //! The opening handshake as bytes and values: nothing in here knows a socket or a clock.
 //!
 //! In the order of a connection: [`scan`] finds the end of a head; [`http`] parses it; [`upgrade`]
-//! judges the client's, with its [`target`]; [`origin`] decides who may come; [`forward`] writes
-//! the heads that go on; [`response`] judges the backend's; [`body`] finds the end of a body that
-//! is forwarded with any other answer than a 101; [`error_response`] is the proxy's own answer to a
-//! client that gets no tunnel. [`summary`] is what the log tells of a request.
+//! judges the client's, with its [`target`] and its way ([`via`]); [`origin`] decides who may come;
+//! [`forward`] writes the heads that go on; [`response`] judges the backend's; [`body`] finds the
+//! end of a body that is forwarded with any other answer than a 101; [`error_response`] is the
+//! proxy's own answer to a client that gets no tunnel. [`summary`] is what the log tells of a
+//! request.
 
 pub(crate) mod body;
 pub(crate) mod error_response;
@@ -19,3 +20,4 @@ pub(crate) mod scan;
 pub(crate) mod summary;
 pub(crate) mod target;
 pub(crate) mod upgrade;
+mod via;

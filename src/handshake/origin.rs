@@ -33,7 +33,8 @@ struct Origin {
 
 impl OriginList {
     /// Reads the entries: `scheme://host[:port]`, `scheme://*.domain[:port]`, `scheme://*` for any
-    /// scheme but those of the web, `file://`, `null`, and `none` for a handshake that has no origin.
+    /// scheme but those of the web, `file://`, `null`, and `none` for a handshake that has no
+    /// origin.
     ///
     /// # Errors
     ///
@@ -85,7 +86,8 @@ impl Rule {
         rule.ok_or_else(|| {
             format!(
                 "{entry:?} is no origin: write \"https://app.example.com\", \
-                 \"https://*.example.com\", \"moz-extension://*\", \"file://\", \"null\" or \"none\""
+                 \"https://*.example.com\", \"moz-extension://*\", \"file://\", \"null\" or \
+                 \"none\""
             )
         })
     }

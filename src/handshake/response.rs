@@ -91,8 +91,9 @@ fn verify_switch(
     Ok(())
 }
 
-/// Returns what the backend may not choose in a verified 101, if it does (RFC 6455, 4.1, items 5 and
-/// 6). The client has to judge the choice as well, and some rely on one that they did not offer.
+/// Returns what the backend may not choose in a verified 101, if it does (RFC 6455, 4.1, items 5
+/// and 6). The client has to judge the choice as well, and some rely on one that they did not
+/// offer.
 fn deviation(response: &ResponseHead<'_>, request: &UpgradeRequest<'_>) -> Option<&'static str> {
     let chosen = response.fields.single("Sec-WebSocket-Protocol");
     let mut offered = request.fields.list("Sec-WebSocket-Protocol");

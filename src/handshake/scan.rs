@@ -33,8 +33,8 @@ pub(crate) struct HeadScan {
 }
 
 impl HeadScan {
-    /// Creates a scan for which a line may end in LF alone, as the answers of some backends have it.
-    /// Never for requests.
+    /// Creates a scan for which a line may end in LF alone, as the answers of some backends have
+    /// it. Never for requests.
     pub(crate) fn allowing_lf() -> Self {
         Self { allows_lf: true, ..Self::default() }
     }

@@ -74,8 +74,8 @@ pub(crate) fn is_authority(text: &str) -> bool {
     is_host && is_port_suffix(port)
 }
 
-/// Returns whether `text` is an IPv6 address that is no authority, since its brackets are missing or
-/// it has a zone (RFC 6874), with or without a port.
+/// Returns whether `text` is an IPv6 address that is no authority, since its brackets are missing
+/// or it has a zone (RFC 6874), with or without a port.
 pub(crate) fn is_loose_ipv6(text: &str) -> bool {
     let (address, port) = match text.strip_prefix('[') {
         Some(bracketed) => match bracketed.split_once(']') {

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
-use super::forward::{HostHeader, hops};
 use super::http::{RequestHead, Version};
 use super::target::{Target, is_authority, is_loose_ipv6};
+use super::via;
 
 /// Most times that a request may have come through ws-proxy already.
 const MAX_HOPS: usize = 5;
@@ -16,8 +16,8 @@ const MAX_HOPS: usize = 5;
 pub(crate) struct HandshakeRules {
     /// Nothing is passed that RFC 6455 and RFC 9112 forbid, though programs in use depend on it.
     pub(crate) is_strict: bool,
-    /// Host of the forwarded request. One that is rewritten need not be well formed.
-    pub(crate) host: HostHeader,
+    /// The client's Host goes on, so that it has to be well formed.
+    pub(crate) preserves_host: bool,
 }
 
 /// A request that is a WebSocket upgrade, and has no body.
@@ -52,7 +52,7 @@ impl<'a> UpgradeRequest<'a> {
             Target::parse(head.target, rules.is_strict).map_err(ErrorResponse::malformed)?;
         let fields = &head.fields;
         let host = single_text(fields, "Host", ErrorResponse::malformed)?;
-        let is_replaced = !rules.is_strict && rules.host == HostHeader::Backend;
+        let is_replaced = !rules.is_strict && !rules.preserves_host;
         let is_good = is_authority(host) || is_replaced && is_loose_ipv6(host);
         if !is_good {
             return Err(ErrorResponse::malformed("the Host field is not a host and port"));
@@ -82,7 +82,7 @@ impl<'a> UpgradeRequest<'a> {
         if !is_token(key) {
             return Err(ErrorResponse::not_websocket("Sec-WebSocket-Key is not one token"));
         }
-        if hops(fields) >= MAX_HOPS {
+        if via::hops(fields) >= MAX_HOPS {
             return Err(ErrorResponse::looped(MAX_HOPS));
         }
         let authority = target.authority.unwrap_or(host);
@@ -135,8 +135,8 @@ fn check_no_body(fields: &Fields<'_>) -> Result<(), ErrorResponse> {
 }
 
 /// Returns whether `key` is a token of visible ASCII, one and not a list. Chargers, controllers and
-/// some libraries send keys of other lengths and alphabets, and the accept value, which alone has to
-/// prove that the backend has read the key, is computed from any text.
+/// some libraries send keys of other lengths and alphabets, and the accept value, which alone has
+/// to prove that the backend has read the key, is computed from any text.
 fn is_token(key: &str) -> bool {
     !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
 }
@@ -162,7 +162,7 @@ mod tests {
         judge_by(head, HandshakeRules::default())
     }
 
-    const STRICT: HandshakeRules = HandshakeRules { is_strict: true, host: HostHeader::Backend };
+    const STRICT: HandshakeRules = HandshakeRules { is_strict: true, preserves_host: false };
 
     fn judge_by(head: &str, rules: HandshakeRules) -> (u16, String) {
         let judged =
@@ -335,7 +335,7 @@ mod tests {
             assert_eq!(judge_by(&head, STRICT).0, 400, "{head:?}");
         }
         // The client's Host goes on as it is, so it must be well formed.
-        let preserve = HandshakeRules { host: HostHeader::Preserve, ..HandshakeRules::default() };
+        let preserve = HandshakeRules { preserves_host: true, ..HandshakeRules::default() };
         assert_eq!(judge_by(&upgrade_but("example.com", "::1"), preserve).0, 400);
         let never = table([
             (KEY, ""),

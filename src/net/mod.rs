@@ -2,10 +2,12 @@
 //!
 //! [`reactor`] is the event loop of one thread, with the [`readiness`] of each socket and its
 //! [`timer`]s; [`socket`] is a connection or a listener on it; [`listen`] opens listeners,
-//! [`close`] ends connections, [`address`] reads `host:port`.
+//! [`connect`] names the errors of connecting, [`close`] ends connections, [`address`] reads
+//! `host:port`.
 
 pub(crate) mod address;
 pub(crate) mod close;
+mod connect;
 pub(crate) mod listen;
 pub(crate) mod reactor;
 mod readiness;

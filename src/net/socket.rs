@@ -2,20 +2,18 @@
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
-};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
 use rustix::net::{acceptfrom_with, sockopt};
 use rustix::pipe::{SpliceFlags, splice};
 
+use super::connect::{not_available, refuse_itself, set_reset_on_close};
 use super::listen::{FLAGS, limit_buffers, open};
 use super::reactor::{Key, Reactor, Waiters};
 use super::readiness::{Readiness, Tail, retry};
@@ -343,46 +341,6 @@ impl Drop for Registered {
     }
 }
 
-/// Returns the error for EADDRNOTAVAIL, which has two causes: no local port is left, or this host
-/// has no address of its own for such a destination, as for `::1` where IPv6 is disabled.
-fn not_available(address: SocketAddr) -> io::Error {
-    // Connecting UDP sends nothing, chooses a source address, and has ports of its own.
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let route = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address));
-    match route.map_err(|error| error.kind()) {
-        Err(ErrorKind::AddrNotAvailable) => {
-            io::Error::new(ErrorKind::AddrNotAvailable, "this host has no address to dial it from")
-        }
-        _ => Errno::ADDRNOTAVAIL.into(),
-    }
-}
-
-/// Refuses a connection to `port` whose two ends have the same address.
-///
-/// Where nobody listens on a port of the ephemeral range, the kernel may give the dialler that very
-/// port, and both SYNs cross (RFC 9293, 3.5, simultaneous open). An orderly close would keep the
-/// port in TIME-WAIT, and its server from binding it; a reset leaves nothing behind.
-///
-/// # Errors
-///
-/// `ConnectionRefused` for such a connection; those of getsockname(2) and getpeername(2).
-fn refuse_itself(stream: &TcpStream, port: u16) -> io::Result<()> {
-    let local = stream.local_addr()?;
-    // The peer is asked for, since 0.0.0.0 dials the loopback address.
-    if local.port() != port || local != stream.peer_addr()? {
-        return Ok(());
-    }
-    set_reset_on_close(stream, true)?;
-    Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the dial met itself"))
-}
-
-fn set_reset_on_close(stream: &TcpStream, resets: bool) -> io::Result<()> {
-    Ok(sockopt::set_socket_linger(stream, resets.then_some(Duration::ZERO))?)
-}
-
 fn read(
     known: &mut Readiness,
     mut stream: &TcpStream,
@@ -403,6 +361,8 @@ fn write(known: &mut Readiness, mut stream: &TcpStream, bytes: &[u8]) -> io::Res
 mod tests {
     use rustix::net::{AddressFamily, SocketType};
     use smol::LocalExecutor;
+
+    use std::net::Ipv4Addr;
 
     use super::*;
 

@@ -281,9 +281,9 @@ impl Closing {
     }
 }
 
-/// Returns whether a side is still owed a Close when nobody is waited for any more: it has got none,
-/// neither the proxy's nor the other side's, and is neither lost nor dead. One that has sent a Close
-/// gets no answer in the other one's name.
+/// Returns whether a side is still owed a Close when nobody is waited for any more: it has got
+/// none, neither the proxy's nor the other side's, and is neither lost nor dead. One that has sent
+/// a Close gets no answer in the other one's name.
 fn is_owed_close(side: Side, states: &PerSide<SideState>) -> bool {
     let (own, other) = (&states[side], &states[side.other()]);
     !own.is_closed && !own.has_ended && !own.sent_close && !other.sent_close

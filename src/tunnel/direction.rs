@@ -3,6 +3,7 @@
 use super::buffers::{Buffers, SCRATCH};
 use super::filter::{Filtered, FrameFilter, Stop};
 use super::limits::Violation;
+use super::pending::Pending;
 use super::policy::Policy;
 use super::splice::{PIPE_BYTES, Pipe, Pipes};
 use crate::net::socket::Socket;
@@ -40,15 +41,6 @@ pub(super) struct Direction {
     copied: u64,
 }
 
-/// Bytes that the sink has not taken yet.
-#[derive(Debug)]
-enum Pending {
-    /// Those from this offset on.
-    Bytes(Vec<u8>, usize),
-    /// This many in a pipe.
-    Piped(Pipe, usize),
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The source has not ended.
@@ -73,8 +65,8 @@ pub(super) enum Progress {
 /// Reason for which a direction cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RelayError {
-    /// The source's connection broke. All that it had sent has been read, and the end is not relayed
-    /// yet.
+    /// The source's connection broke. All that it had sent has been read, and the end is not
+    /// relayed yet.
     Source,
     /// The sink's connection broke.
     Sink,
@@ -242,8 +234,8 @@ impl Direction {
         let _ = self.flush(sink, pipes);
     }
 
-    /// Relays nothing more, and drops what is pending, as where the sink's connection is broken. The
-    /// source is still read to its end.
+    /// Relays nothing more, and drops what is pending, as where the sink's connection is broken.
+    /// The source is still read to its end.
     pub(super) fn abandon(&mut self, pipes: &mut Pipes) {
         self.filter.close();
         if let Some(Pending::Piped(pipe, _)) = self.pending.take().map(|pending| *pending) {
@@ -256,12 +248,7 @@ impl Direction {
         match self.pending.as_deref_mut() {
             None if bytes.is_empty() => {}
             None => self.pending = Some(Box::new(Pending::Bytes(bytes, 0))),
-            Some(Pending::Bytes(pending, at)) => {
-                pending.drain(..std::mem::take(at));
-                pending.extend_from_slice(&bytes);
-            }
-            // A pipe never ends at a boundary, so nothing is inserted after one.
-            Some(Pending::Piped(..)) => {}
+            Some(pending) => pending.append(&bytes),
         }
     }
 
@@ -393,18 +380,7 @@ impl Direction {
             if !sink.is_writable() {
                 return Ok(false);
             }
-            let (written, is_empty) = match pending {
-                Pending::Bytes(bytes, at) => {
-                    let written = sink.try_write(&bytes[*at..])?.unwrap_or(0);
-                    *at += written;
-                    (written, *at == bytes.len())
-                }
-                Pending::Piped(pipe, count) => {
-                    let written = sink.try_splice_from(&pipe.read_end, *count)?.unwrap_or(0);
-                    *count -= written;
-                    (written, *count == 0)
-                }
-            };
+            let (written, is_empty) = pending.write(sink)?;
             self.written += written as u64;
             if is_empty
                 && let Some(pending) = self.pending.take()

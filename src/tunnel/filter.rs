@@ -1,11 +1,12 @@
 //! Frame filter of one direction: follows the frames, counts and judges them, inserts the proxy's
 //! own between them.
 
-use super::control::{PingPayload, unmask};
+use super::control::PingPayload;
 use super::counters::FrameCounters;
 use super::frames::{FrameEvent, Frames, Header, Opcode};
-use super::limits::{FrameLimits, Verdict, Violation};
+use super::limits::{FrameLimits, Ruling, Violation};
 use super::policy::Policy;
+use super::pongs::{self, AwaitedPongs, Withheld};
 use super::rate::Rate;
 use super::ticks::Tick;
 
@@ -40,10 +41,7 @@ struct SlowPath {
     insertion: Vec<u8>,
     /// The insertion is the last thing that passes.
     close_after: bool,
-    /// Payload and number of the Pongs to take out.
-    awaited: Option<(PingPayload, u32)>,
-    /// Start of a frame that may be such a Pong.
-    withheld: Option<Vec<u8>>,
+    pongs: AwaitedPongs,
     /// Bytes of a client above its rate, from the frame on that has to wait.
     held: Vec<u8>,
 }
@@ -117,7 +115,7 @@ impl FrameFilter {
 
     /// Returns whether what the sink has got so far ends with a frame.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        let withholds = self.slow_path.as_ref().is_some_and(|slow| slow.withheld.is_some());
+        let withholds = self.slow_path.as_ref().is_some_and(|slow| slow.pongs.withholds());
         if self.closed { !self.closed_mid_frame } else { self.frames.is_at_boundary() || withholds }
     }
 
@@ -162,8 +160,7 @@ impl FrameFilter {
     /// Has the next Pong with this payload taken out: one more for each call, all with the same
     /// payload.
     pub(crate) fn await_pong(&mut self, payload: PingPayload) {
-        let awaited = &mut self.slow_path.get_or_insert_default().awaited;
-        *awaited = Some((payload, awaited.map_or(1, |(_, count)| count.saturating_add(1))));
+        self.slow_path.get_or_insert_default().pongs.add(payload);
     }
 
     /// Adds what the client's rate allows by this tick.
@@ -218,7 +215,7 @@ impl FrameFilter {
 
     /// Returns what was withheld of a frame when the source ends within it: it passes after all.
     pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
-        let withheld = self.slow_path.as_mut()?.withheld.take()?;
+        let withheld = self.slow_path.as_mut()?.pongs.release()?;
         (!self.closed).then_some(withheld)
     }
 
@@ -256,8 +253,9 @@ impl FrameFilter {
     /// two frames (RFC 6455, 5.4). Then a frame that begins like an awaited Pong is withheld, from
     /// its first byte on, until its header or its payload tells: nothing else is ever held back. A
     /// header is judged when its last byte is there; if its first bytes came in an earlier chunk,
-    /// they have passed, and the sink is left in the middle of a frame. Where a frame has to wait for
-    /// the rate, the state is that before the rest of its header, with which the held bytes begin.
+    /// they have passed, and the sink is left in the middle of a frame. Where a frame has to wait
+    /// for the rate, the state is that before the rest of its header, with which the held bytes
+    /// begin.
     fn split(&mut self, chunk: &[u8], policy: &Policy, out: &mut Vec<u8>) -> Option<Stop> {
         let mut at = 0;
         let mut stop = None;
@@ -267,7 +265,9 @@ impl FrameFilter {
             let begins_here = self.frames.is_at_boundary();
             if begins_here {
                 self.run_insertion(out);
-                self.withhold_pong(&chunk[at..]);
+                if let Some(slow) = self.slow_path.as_mut().filter(|_| !self.closed) {
+                    slow.pongs.begin_frame(&chunk[at..]);
+                }
             }
             // One step: up to the end of a header, of a payload, or of the chunk.
             let before = self.frames;
@@ -276,17 +276,19 @@ impl FrameFilter {
             // Judged before its last byte passes, so a refused frame leaves nothing behind, unless
             // an earlier chunk ended within its header.
             match self.judge(event.as_ref(), policy) {
-                Verdict::Passes => {
+                Ruling::Passes => {
                     if let Some(FrameEvent::Header(header)) = &event {
                         self.count(header);
                     }
                 }
-                Verdict::Waits => {
+                Ruling::Waits => {
                     self.frames = before;
-                    self.hold(&chunk[at..]);
+                    if let Some(slow) = &mut self.slow_path {
+                        slow.held = chunk[at..].to_vec();
+                    }
                     return Some(Stop::Held);
                 }
-                Verdict::Violates(violation) => {
+                Ruling::Violates(violation) => {
                     self.closed = true;
                     self.closed_mid_frame = !begins_here;
                     stop = Some(Stop::Violation(violation));
@@ -296,7 +298,7 @@ impl FrameFilter {
             self.push(piece, out);
             match event {
                 // A withheld frame of another length than the Ping's is nobody's answer to it.
-                Some(FrameEvent::Header(header)) if header.length != PING_LENGTH => {
+                Some(FrameEvent::Header(header)) if header.length != pongs::LENGTH => {
                     self.release_withheld(out);
                 }
                 Some(FrameEvent::Opaque) => self.release_withheld(out),
@@ -322,25 +324,18 @@ impl FrameFilter {
     }
 
     /// Judges a header, where anything is judged and still passes.
-    fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Verdict {
+    fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Ruling {
         let is_closed = self.closed;
-        let Some(limits) = self.limits().filter(|_| !is_closed) else { return Verdict::Passes };
+        let Some(limits) = self.limits().filter(|_| !is_closed) else { return Ruling::Passes };
         match event {
             Some(FrameEvent::Header(header)) => limits.judge(header, policy),
-            Some(FrameEvent::Opaque) => Verdict::Violates(FrameLimits::judge_opaque(policy)),
-            Some(FrameEvent::End) | None => Verdict::Passes,
+            Some(FrameEvent::Opaque) => Ruling::Violates(FrameLimits::judge_opaque(policy)),
+            Some(FrameEvent::End) | None => Ruling::Passes,
         }
     }
 
     fn limits(&mut self) -> Option<&mut FrameLimits> {
         self.slow_path.as_mut()?.limits.as_mut()
-    }
-
-    /// Holds bytes that have to wait.
-    fn hold(&mut self, bytes: &[u8]) {
-        if let Some(slow) = &mut self.slow_path {
-            slow.held = bytes.to_vec();
-        }
     }
 
     /// Inserts what waits for a boundary, unless a Close has passed meanwhile: nothing follows a
@@ -359,26 +354,13 @@ impl FrameFilter {
         }
     }
 
-    /// Withholds a frame that begins like a Pong, while one is awaited.
-    fn withhold_pong(&mut self, rest: &[u8]) {
-        const FINAL_PONG: u8 = 0x8a;
-        if let Some(slow) = &mut self.slow_path
-            && !self.closed
-            && slow.awaited.is_some()
-            && rest.first() == Some(&FINAL_PONG)
-        {
-            slow.withheld = Some(Vec::with_capacity(14));
-        }
-    }
-
     /// Lets a piece pass, or withholds it with the frame that it belongs to.
     fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         if self.closed {
             return;
         }
-        match self.slow_path.as_mut().and_then(|slow| slow.withheld.as_mut()) {
-            Some(withheld) => withheld.extend_from_slice(piece),
-            None => out.extend_from_slice(piece),
+        if self.slow_path.as_mut().is_none_or(|slow| !slow.pongs.withhold(piece)) {
+            out.extend_from_slice(piece);
         }
     }
 
@@ -387,50 +369,31 @@ impl FrameFilter {
         if self.closed {
             return;
         }
-        if let Some(withheld) = self.slow_path.as_mut().and_then(|slow| slow.withheld.take()) {
+        if let Some(withheld) = self.slow_path.as_mut().and_then(|slow| slow.pongs.release()) {
             out.extend_from_slice(&withheld);
         }
     }
 
-    /// Drops a withheld frame that turns out to be the awaited Pong; lets any other pass.
+    /// Drops a withheld frame that turns out to be an awaited Pong; lets any other pass.
     fn end_frame(&mut self, out: &mut Vec<u8>) {
         let Some(slow) = &mut self.slow_path else { return };
-        let Some(withheld) = slow.withheld.take() else { return };
-        if let Some((payload, count)) = slow.awaited
-            && is_pong_to(payload, &withheld)
-        {
-            slow.awaited = (count > 1).then(|| (payload, count - 1));
-            self.counters.uncount_pong(PING_LENGTH);
-            if let Some(rate) = slow.limits.as_mut().and_then(FrameLimits::rate) {
-                rate.refund_frame();
+        match slow.pongs.end_frame() {
+            Some(Withheld::Awaited) => {
+                self.counters.uncount_pong(pongs::LENGTH);
+                if let Some(rate) = slow.limits.as_mut().and_then(FrameLimits::rate) {
+                    rate.refund_frame();
+                }
             }
-        } else if !self.closed {
-            out.extend_from_slice(&withheld);
+            Some(Withheld::Other(frame)) if !self.closed => out.extend_from_slice(&frame),
+            Some(Withheld::Other(_)) | None => {}
         }
     }
 }
 
 impl SlowPath {
     fn is_done(&self) -> bool {
-        let has_frames = self.awaited.is_some() || self.withheld.is_some();
-        self.limits.is_none() && self.insertion.is_empty() && !has_frames
+        self.limits.is_none() && self.insertion.is_empty() && self.pongs.is_done()
     }
-}
-
-/// Length of the payload of the proxy's Pings.
-const PING_LENGTH: u64 = size_of::<PingPayload>() as u64;
-
-/// Returns whether a whole frame is the Pong to a Ping with this payload (RFC 6455, 5.5.3).
-fn is_pong_to(ping: PingPayload, frame: &[u8]) -> bool {
-    let Some((head, payload)) = frame.split_last_chunk() else { return false };
-    let mut payload: PingPayload = *payload;
-    // A masking key stands before the payload.
-    if frame.get(1).is_some_and(|second| second & 0x80 != 0)
-        && let Some((_, mask)) = head.split_last_chunk::<4>()
-    {
-        unmask(&mut payload, *mask, 0);
-    }
-    payload == ping
 }
 
 #[cfg(test)]
@@ -438,7 +401,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tunnel::control;
+    use crate::tunnel::control::{self, unmask};
     use crate::tunnel::counters::CloseSeen;
     use crate::tunnel::policy::RateAction;
 

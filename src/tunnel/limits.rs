@@ -19,7 +19,7 @@ pub(crate) enum Violation {
 
 /// Judgement of a frame at its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Ruling {
     Passes,
     /// It has to wait until its client is within its rate again.
     Waits,
@@ -40,7 +40,8 @@ pub(super) struct FrameLimits {
 }
 
 impl FrameLimits {
-    /// Creates the limits of a direction at its start. `extended` is for a tunnel with an extension.
+    /// Creates the limits of a direction at its start. `extended` is for a tunnel with an
+    /// extension.
     pub(super) fn new(policy: &Policy, from_client: bool, extended: bool) -> Self {
         let rate = if from_client { Rate::new(policy) } else { None };
         Self { masked: from_client, extended, message: None, rate }
@@ -63,16 +64,16 @@ impl FrameLimits {
     }
 
     /// Judges a frame with this header. One that waits is judged again later.
-    pub(super) fn judge(&mut self, header: &Header, policy: &Policy) -> Verdict {
+    pub(super) fn judge(&mut self, header: &Header, policy: &Policy) -> Ruling {
         if let Some(rate) = &mut self.rate
             && !rate.take(header)
         {
             return match policy.rate_action {
-                RateAction::Pause if !rate.has_ended() => Verdict::Waits,
-                RateAction::Pause | RateAction::Close => Verdict::Violates(Violation::Rate),
+                RateAction::Pause if !rate.has_ended() => Ruling::Waits,
+                RateAction::Pause | RateAction::Close => Ruling::Violates(Violation::Rate),
             };
         }
-        self.violation(header, policy).map_or(Verdict::Passes, Verdict::Violates)
+        self.violation(header, policy).map_or(Ruling::Passes, Ruling::Violates)
     }
 
     /// Judges a header that cannot be followed (RFC 6455, 5.2): nothing after it could be judged.

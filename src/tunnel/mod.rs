@@ -2,11 +2,12 @@
 //! same event loop.
 //!
 //! [`tunnels`] gives each tunnel with news its turn; a [`tunnel`] is two sockets and two directions
-//! ([`direction`]), which move bytes through memory ([`buffers`]) or through pipes ([`splice`]).
-//! Pure parts decide: [`filter`] follows the frames ([`frames`], [`counters`], [`limits`],
-//! [`rate`]) and inserts the proxy's own ([`control`]); [`closing`] is the end of a tunnel
-//! ([`reason`] its causes and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is
-//! what the section asks for. A [`group`] is what drains and ends together.
+//! ([`direction`]), which move bytes through memory ([`buffers`]) or through pipes ([`splice`]),
+//! and hold those that are [`pending`]. Pure parts decide: [`filter`] follows the frames
+//! ([`frames`], [`counters`], [`limits`], [`rate`]), takes out the [`pongs`] to the proxy's Pings,
+//! and inserts its own frames ([`control`]); [`closing`] is the end of a tunnel ([`reason`] its
+//! causes and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is what the section
+//! asks for. A [`group`] is what drains and ends together.
 
 mod buffers;
 mod closing;
@@ -20,7 +21,9 @@ mod keepalive;
 mod limits;
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod model;
+mod pending;
 pub(crate) mod policy;
+mod pongs;
 mod rate;
 mod reason;
 mod side;

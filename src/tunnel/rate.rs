@@ -48,8 +48,8 @@ impl Rate {
         self.refilled
     }
 
-    /// Fills the buckets for the last time, since nobody who is gone is waited for. Returns false if
-    /// that was done before.
+    /// Fills the buckets for the last time, since nobody who is gone is waited for. Returns false
+    /// if that was done before.
     pub(super) fn end(&mut self) -> bool {
         if self.has_ended {
             return false;

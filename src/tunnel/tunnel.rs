@@ -132,8 +132,8 @@ impl Tunnel {
 
     /// Handles a tick; breaks with the reason when the tunnel is over.
     ///
-    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is not pinged.
-    /// A paused client goes on in the turn that follows.
+    /// A tunnel whose grace time runs needs no further causes. One whose end has begun is not
+    /// pinged. A paused client goes on in the turn that follows.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
         let actions = self.closing.on_tick(now, &self.states());
         self.carry_out(actions)?;

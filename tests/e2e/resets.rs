@@ -13,8 +13,8 @@ const STEP: usize = 32 * 1024;
 /// Time after which a connection that takes no byte is blocked. There is no event for it.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// Sends until the proxy takes no more, while all that was sent is acknowledged; gives how much that
-/// is, and what the other side had to read of it meanwhile.
+/// Sends until the proxy takes no more, while all that was sent is acknowledged; gives how much
+/// that is, and what the other side had to read of it meanwhile.
 fn fill(source: &mut Peer, sink: &mut Peer, bytes: &[u8]) -> (usize, Vec<u8>) {
     let (from, to) = (source.stream.local_addr().unwrap(), source.stream.peer_addr().unwrap());
     let (mut sent, mut got) = (0, Vec::new());

@@ -1,15 +1,21 @@
 //! Events of the connections and the sections, as values.
 //!
 //! An event is made once, where it happens, and [emitted](Event::emit). It knows its name, its
-//! level and its fields, and no format: a log record carries the fields as key-values.
+//! level and its [`fields`], and no format: a log record carries the fields as key-values.
+
+mod fields;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use log::kv::{self, Key, Source, Value, VisitSource};
+use log::kv::{self, Source, Value, VisitSource};
 use log::{Level, Record};
 
+use self::fields::{
+    declined_fields, frame_fields, milliseconds, or_null, put, refused_fields, request_fields,
+    started_fields, text, tunnel_fields,
+};
 use crate::backend::{Backend, Lease};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::summary::Summary;
@@ -208,6 +214,46 @@ impl Event<'_> {
             _ => None,
         }
     }
+
+    /// Visits the fields of an event in the life of a section.
+    fn visit_life<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
+        match self {
+            Self::Listening { section, address } => {
+                let backends = Value::from_display(&section.pool);
+                put(visitor, [("address", Value::from_display(address)), ("backends", backends)])
+            }
+            Self::LameDuck { delay, .. } => put(visitor, [("delay_ms", milliseconds(*delay))]),
+            Self::Draining { spread, .. } => put(visitor, [("spread_ms", milliseconds(*spread))]),
+            Self::Stopped { all_ended, .. } => put(visitor, [("all_ended", all_ended.into())]),
+            Self::ListenFailed { error, .. } => put(visitor, [("error", text(error))]),
+            Self::AcceptFailed { failures, pause, error, .. } => {
+                let pause = ("pause_ms", milliseconds(*pause));
+                put(visitor, [("failures", failures.into()), pause, ("error", text(error))])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Visits the fields of an event that tells of a backend.
+    fn visit_fault<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
+        match self {
+            Self::BackendUnreachable { backend, error } | Self::Shortage { backend, error, .. } => {
+                put(visitor, [("backend", backend.name().into()), ("error", text(error))])
+            }
+            Self::BackendFaulty { backend, response: ErrorResponse { reason, detail, .. } } => {
+                let reason = ("reason", Value::from(*reason));
+                let error = ("error", Value::from(&**detail));
+                put(visitor, [("backend", backend.name().into()), reason, error])
+            }
+            Self::HandshakeDeviation { backend, detail } => {
+                put(visitor, [("backend", backend.name().into()), ("detail", (*detail).into())])
+            }
+            Self::Hint { status, .. } => {
+                put(visitor, [("status", status.into()), ("hint", HINT.into())])
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Source for Event<'_> {
@@ -223,59 +269,31 @@ impl Source for Event<'_> {
             }
         }
         match self {
-            Self::Listening { section, address } => {
-                let backends = Value::from_display(&section.pool);
-                put(visitor, [("address", Value::from_display(address)), ("backends", backends)])
-            }
-            Self::LameDuck { delay, .. } => put(visitor, [("delay_ms", milliseconds(*delay))]),
-            Self::Draining { spread, .. } => put(visitor, [("spread_ms", milliseconds(*spread))]),
-            Self::Stopped { all_ended, .. } => put(visitor, [("all_ended", all_ended.into())]),
-            Self::ListenFailed { error, .. }
-            | Self::RegisterFailed { error, .. }
-            | Self::AnswerFailed { error } => put(visitor, [("error", text(error))]),
-            Self::AcceptFailed { failures, pause, error, .. } => {
-                let pause = ("pause_ms", milliseconds(*pause));
-                put(visitor, [("failures", failures.into()), pause, ("error", text(error))])
+            Self::Listening { .. }
+            | Self::LameDuck { .. }
+            | Self::Draining { .. }
+            | Self::Stopped { .. }
+            | Self::ListenFailed { .. }
+            | Self::AcceptFailed { .. } => self.visit_life(visitor),
+            Self::BackendUnreachable { .. }
+            | Self::Shortage { .. }
+            | Self::BackendFaulty { .. }
+            | Self::HandshakeDeviation { .. }
+            | Self::Hint { .. } => self.visit_fault(visitor),
+            Self::RegisterFailed { error, .. } | Self::AnswerFailed { error } => {
+                put(visitor, [("error", text(error))])
             }
             Self::Dropped { .. } => put(visitor, [("reason", "full".into())]),
             Self::Silent { ended_by, .. } => put(visitor, [("ended_by", Value::from(*ended_by))]),
             Self::ClientGone { stage, .. } => put(visitor, [("stage", stage.name().into())]),
-            Self::Refused {
-                response: ErrorResponse { status, reason, detail, .. }, path, ..
-            } => {
-                let (status, reason) = (Value::from(status), Value::from(*reason));
-                let detail = ("detail", Value::from(&**detail));
-                put(
-                    visitor,
-                    [("status", status), ("reason", reason), detail, ("path", or_null(*path))],
-                )
-            }
-            Self::BackendUnreachable { backend, error } | Self::Shortage { backend, error, .. } => {
-                put(visitor, [("backend", backend.name().into()), ("error", text(error))])
-            }
-            Self::BackendFaulty { backend, response: ErrorResponse { reason, detail, .. } } => {
-                let reason = ("reason", Value::from(*reason));
-                let error = ("error", Value::from(&**detail));
-                put(visitor, [("backend", backend.name().into()), reason, error])
-            }
-            Self::HandshakeDeviation { backend, detail } => {
-                put(visitor, [("backend", backend.name().into()), ("detail", (*detail).into())])
-            }
+            Self::Refused { response, path, .. } => put(visitor, refused_fields(response, *path)),
             Self::Declined { lease, status, fault, path, .. } => {
-                put(visitor, [("backend", lease.backend().name().into())])?;
-                let reason = ("reason", "backend_status".into());
-                put(visitor, [("status", status.into()), reason])?;
-                if let Some(fault) = fault {
-                    put(visitor, [("fault", text(fault))])?;
-                }
+                put(visitor, declined_fields(lease, *status))?;
+                fault.as_ref().map_or(Ok(()), |fault| put(visitor, [("fault", text(fault))]))?;
                 put(visitor, [("path", or_null(*path))])
             }
-            Self::Hint { status, .. } => {
-                put(visitor, [("status", status.into()), ("hint", HINT.into())])
-            }
             Self::TunnelStarted { lease, handshake, summary, .. } => {
-                let handshake = ("handshake_ms", handshake_ms(*handshake));
-                put(visitor, [("backend", lease.backend().name().into()), handshake])?;
+                put(visitor, started_fields(lease, *handshake))?;
                 put(visitor, request_fields(*summary))
             }
             Self::TunnelEnded { lease, handshake, lifetime, end, summary, .. } => {
@@ -297,84 +315,12 @@ impl Stage {
     }
 }
 
-/// One field of a log record.
-type KeyValue<'v> = (&'static str, Value<'v>);
-
-fn put<'v, const N: usize>(
-    visitor: &mut dyn VisitSource<'v>,
-    fields: [KeyValue<'v>; N],
-) -> Result<(), kv::Error> {
-    fields.into_iter().try_for_each(|(key, value)| visitor.visit_pair(Key::from(key), value))
-}
-
-fn tunnel_fields<'v>(
-    lease: &'v Lease,
-    handshake: Duration,
-    lifetime: Duration,
-    end: &'v TunnelEnd,
-) -> [KeyValue<'v>; 13] {
-    // Null where a side sent no Close, or one without a code.
-    let code = |code: Option<u16>| code.map_or(Value::null(), Value::from);
-    [
-        ("backend", lease.backend().name().into()),
-        ("status", 101.into()),
-        ("handshake_ms", handshake_ms(handshake)),
-        ("lifetime_ms", milliseconds(lifetime)),
-        ("bytes_to_backend", end.written_to.backend.into()),
-        ("bytes_to_client", end.written_to.client.into()),
-        ("ended_by", end.reason.ended_by().into()),
-        ("reason", end.reason.name().into()),
-        ("client_close", code(end.sent_by.client.close_code())),
-        ("backend_close", code(end.sent_by.backend.close_code())),
-        ("client_messages", end.sent_by.client.messages().into()),
-        ("backend_messages", end.sent_by.backend.messages().into()),
-        ("opaque", end.opaque.into()),
-    ]
-}
-
-fn request_fields(summary: Option<&Summary>) -> [KeyValue<'_>; 4] {
-    let [path, host, chain, id] = summary.map_or([None; 4], Summary::values).map(or_null);
-    [("path", path), ("host", host), ("forwarded_for", chain), ("request_id", id)]
-}
-
-fn frame_fields(end: &TunnelEnd) -> [KeyValue<'_>; 12] {
-    let (client, backend) = (&end.sent_by.client, &end.sent_by.backend);
-    [
-        ("client_text", client.text.into()),
-        ("client_binary", client.binary.into()),
-        ("client_pings", client.pings.into()),
-        ("client_pongs", client.pongs.into()),
-        ("client_frames", client.frames.into()),
-        ("client_payload", client.payload.into()),
-        ("backend_text", backend.text.into()),
-        ("backend_binary", backend.binary.into()),
-        ("backend_pings", backend.pings.into()),
-        ("backend_pongs", backend.pongs.into()),
-        ("backend_frames", backend.frames.into()),
-        ("backend_payload", backend.payload.into()),
-    ]
-}
-
-fn or_null(value: Option<&str>) -> Value<'_> {
-    value.map_or(Value::null(), Value::from)
-}
-
-fn handshake_ms(handshake: Duration) -> Value<'static> {
-    Value::from(handshake.as_secs_f64() * 1_000.0)
-}
-
-fn text<'v>(error: &'v &io::Error) -> Value<'v> {
-    Value::from_display(error)
-}
-
-fn milliseconds(time: Duration) -> Value<'static> {
-    Value::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
     use std::time::Instant;
+
+    use log::kv::Key;
 
     use super::*;
     use crate::settings::{RawDrain, RawSection};

@@ -1,4 +1,5 @@
-//! The settings of one section: as given, and as checked.
+//! The settings of one section, and those of the [`drain`]: as given, and as checked by their
+//! [`values`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,6 @@ use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::origin::OriginList;
 use crate::handshake::upgrade::HandshakeRules;
 use crate::net::address::Address;
-use crate::tunnel::control::code;
 use crate::tunnel::policy::{Policy, RateAction};
 
 /// Default time for a connection attempt, in milliseconds.
@@ -48,6 +48,13 @@ macro_rules! raw_table {
     };
 }
 
+// After the macro that they use.
+mod drain;
+mod values;
+
+pub(crate) use self::drain::{Drain, RawDrain};
+use self::values::{close_code, limit, lost_code, rate, refuse_itself, time, time_or, timeout};
+
 raw_table! {
     /// A section as given by TOML, the command line or the builder; nothing is checked yet.
     RawSection {
@@ -80,17 +87,6 @@ raw_table! {
         backend_lost_code: i64,
         client_lost_code: i64,
         tunnel_start: bool,
-    }
-}
-
-raw_table! {
-    /// The table `[drain]` as given; nothing is checked yet.
-    RawDrain {
-        delay_ms: i64,
-        spread_ms: i64,
-        timeout_ms: i64,
-        close_code: i64,
-        close_grace_ms: i64,
     }
 }
 
@@ -129,21 +125,6 @@ pub(crate) struct Settings {
     pub(crate) tunnel_start: bool,
     /// Policy for the section's tunnels.
     pub(crate) policy: Arc<Policy>,
-}
-
-/// Checked settings of the drain, which begins at the shutdown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Drain {
-    /// Time for which the proxy goes on accepting.
-    pub(crate) delay: Duration,
-    /// Time over which the tunnels are then closed.
-    pub(crate) spread: Duration,
-    /// Time for the whole drain, at the end of which the remaining tunnels are cut.
-    pub(crate) timeout: Duration,
-    /// Code of the Close that the clients get.
-    pub(crate) close_code: u16,
-    /// Time in which a closed tunnel must end.
-    pub(crate) close_grace: Duration,
 }
 
 /// A setting that cannot be used.
@@ -319,7 +300,8 @@ impl RawSection {
 impl Settings {
     /// Returns those for both heads of a handshake.
     pub(crate) fn handshake_rules(&self) -> HandshakeRules {
-        HandshakeRules { is_strict: self.strict_handshake, host: self.host }
+        let preserves_host = self.host == HostHeader::Preserve;
+        HandshakeRules { is_strict: self.strict_handshake, preserves_host }
     }
 
     /// Returns those for connections to backends.
@@ -329,55 +311,6 @@ impl Settings {
             resolve_interval: self.resolve_interval,
             buffer: self.socket_buffer,
         }
-    }
-}
-
-impl Default for Drain {
-    /// Returns times that fit into Docker's ten seconds between SIGTERM and SIGKILL.
-    fn default() -> Self {
-        Self {
-            delay: Duration::ZERO,
-            spread: Duration::from_secs(5),
-            timeout: Duration::from_secs(8),
-            close_code: code::GOING_AWAY,
-            close_grace: Duration::from_secs(2),
-        }
-    }
-}
-
-impl RawDrain {
-    /// Checks everything, and shortens the spread to what the other times leave of the timeout.
-    ///
-    /// # Errors
-    ///
-    /// The first setting that cannot be used.
-    pub(crate) fn check(&self) -> Result<Drain, Invalid> {
-        let default = Drain::default();
-        let delay = time_or("drain_delay_ms", self.delay_ms, default.delay, "no delay")?;
-        let spread = time_or("drain_spread_ms", self.spread_ms, default.spread, "all at once")?;
-        let close_grace =
-            time_or("close_grace_ms", self.close_grace_ms, default.close_grace, "a moment")?;
-        let timeout = match self.timeout_ms {
-            None => default.timeout,
-            given => timeout("drain_timeout_ms", given, 0)?,
-        };
-        if delay >= timeout {
-            let (delay, timeout) = (delay.as_millis(), timeout.as_millis());
-            let problem = format!(
-                "{delay} leaves no time to close tunnels: it must be below the drain's \
-                 timeout_ms ({timeout}), so raise that as well"
-            );
-            return Err(Invalid::new("drain_delay_ms", problem));
-        }
-        // The last tunnel to be closed has its grace time too, if the timeout leaves any.
-        let spread = spread.min(timeout.saturating_sub(delay).saturating_sub(close_grace));
-        Ok(Drain {
-            delay,
-            spread,
-            timeout,
-            close_code: close_code("drain_close_code", self.close_code)?,
-            close_grace,
-        })
     }
 }
 
@@ -392,95 +325,6 @@ impl Invalid {
 
     fn out_of_range(key: &'static str, given: i64, allowed: &str) -> Self {
         Self::new(key, format!("{given} is out of range ({allowed})"))
-    }
-}
-
-/// Refuses a backend that leads back to its own listener: each handshake would open another one.
-fn refuse_itself(bind: &Address, backends: &[Address]) -> Result<(), Invalid> {
-    match backends.iter().position(|backend| bind.is_reached_by(backend)) {
-        None => Ok(()),
-        Some(index) => {
-            let problem = format!(
-                "{} is this section's own listener (bind {bind}): name the address of the app",
-                backends[index]
-            );
-            Err(Invalid::element("backends", index, problem))
-        }
-    }
-}
-
-/// Returns a time that must be above zero, or its default, both in milliseconds.
-fn timeout(key: &'static str, given: Option<i64>, default: i64) -> Result<Duration, Invalid> {
-    let given = given.unwrap_or(default);
-    match u64::try_from(given) {
-        Ok(ms @ 1..) => Ok(Duration::from_millis(ms)),
-        _ => Err(Invalid::new(key, format!("must be at least 1 (milliseconds), got {given}"))),
-    }
-}
-
-/// Returns a time given in milliseconds, `None` for 0; `zero` is what an error says of the 0.
-fn time(key: &'static str, given: Option<i64>, zero: &str) -> Result<Option<Duration>, Invalid> {
-    let ms = number(key, given, &format!("0 for {zero}, or a positive number of milliseconds"))?;
-    Ok(ms.map(Duration::from_millis))
-}
-
-/// Returns a time given in milliseconds that may be zero, or its default.
-fn time_or(
-    key: &'static str,
-    given: Option<i64>,
-    default: Duration,
-    zero: &str,
-) -> Result<Duration, Invalid> {
-    match given {
-        None => Ok(default),
-        given => Ok(time(key, given, zero)?.unwrap_or_default()),
-    }
-}
-
-/// Returns a number within a second, `None` for 0; `zero` is what an error says of the 0.
-fn rate(key: &'static str, given: Option<i64>, zero: &str) -> Result<Option<u32>, Invalid> {
-    let given = given.unwrap_or(0);
-    let number = u32::try_from(given).map_err(|_| {
-        Invalid::out_of_range(key, given, &format!("0 for {zero}, or 1 to {}", u32::MAX))
-    })?;
-    Ok((number > 0).then_some(number))
-}
-
-/// Returns a number above zero, `None` for 0: no limit.
-fn limit(key: &'static str, given: Option<i64>) -> Result<Option<u64>, Invalid> {
-    number(key, given, "0 for no limit, or a positive number")
-}
-
-fn number(key: &'static str, given: Option<i64>, allowed: &str) -> Result<Option<u64>, Invalid> {
-    let given = given.unwrap_or(0);
-    match u64::try_from(given) {
-        Ok(0) => Ok(None),
-        Ok(number) => Ok(Some(number)),
-        Err(_) => Err(Invalid::out_of_range(key, given, allowed)),
-    }
-}
-
-/// Returns a code that an endpoint may put into a Close, by default 1001.
-fn close_code(key: &'static str, given: Option<i64>) -> Result<u16, Invalid> {
-    sendable(key, given.unwrap_or(code::GOING_AWAY.into()), "")
-}
-
-/// Returns a code that an endpoint may put into a Close, by default and for 0 none.
-fn lost_code(key: &'static str, given: Option<i64>) -> Result<Option<u16>, Invalid> {
-    match given.unwrap_or(0) {
-        0 => Ok(None),
-        given => sendable(key, given, ", or 0 for none").map(Some),
-    }
-}
-
-/// Checks a close code (RFC 6455, section 7.4.2, and IANA's registry).
-fn sendable(key: &'static str, given: i64, or_else: &str) -> Result<u16, Invalid> {
-    match u16::try_from(given) {
-        Ok(code @ (1_000..=1_003 | 1_007..=1_014 | 3_000..=4_999)) => Ok(code),
-        _ => {
-            let allowed = format!("1000-1003, 1007-1014, 3000-4999{or_else}");
-            Err(Invalid::new(key, format!("{given} is not a sendable close code ({allowed})")))
-        }
     }
 }
 

@@ -1,0 +1,53 @@
+//! Errors of connecting that the system calls something else, and resets.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt;
+
+/// Returns the error for EADDRNOTAVAIL, which has two causes: no local port is left, or this host
+/// has no address of its own for such a destination, as for `::1` where IPv6 is disabled.
+pub(super) fn not_available(address: SocketAddr) -> io::Error {
+    // Connecting UDP sends nothing, chooses a source address, and has ports of its own.
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let route = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address));
+    match route.map_err(|error| error.kind()) {
+        Err(ErrorKind::AddrNotAvailable) => {
+            io::Error::new(ErrorKind::AddrNotAvailable, "this host has no address to dial it from")
+        }
+        _ => Errno::ADDRNOTAVAIL.into(),
+    }
+}
+
+/// Refuses a connection to `port` whose two ends have the same address.
+///
+/// Where nobody listens on a port of the ephemeral range, the kernel may give the dialler that very
+/// port, and both SYNs cross (RFC 9293, 3.5, simultaneous open). An orderly close would keep the
+/// port in TIME-WAIT, and its server from binding it; a reset leaves nothing behind.
+///
+/// # Errors
+///
+/// `ConnectionRefused` for such a connection; those of getsockname(2) and getpeername(2).
+pub(super) fn refuse_itself(stream: &TcpStream, port: u16) -> io::Result<()> {
+    let local = stream.local_addr()?;
+    // The peer is asked for, since 0.0.0.0 dials the loopback address.
+    if local.port() != port || local != stream.peer_addr()? {
+        return Ok(());
+    }
+    set_reset_on_close(stream, true)?;
+    Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the dial met itself"))
+}
+
+/// Has the close of a connection reset it, or not, with what is still to be sent.
+///
+/// # Errors
+///
+/// Those of setsockopt(2).
+pub(super) fn set_reset_on_close(stream: &TcpStream, resets: bool) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(stream, resets.then_some(Duration::ZERO))?)
+}
