@@ -22,7 +22,10 @@ use crate::section::Client;
 pub(super) struct Unanswered<'a> {
     pub(super) socket: &'a Socket,
     pub(super) client: &'a Client,
-    has_begun: Cell<bool>,
+    /// First bytes of the request, as many as it takes to know a HEAD.
+    start: Cell<[u8; START]>,
+    /// Number of the bytes that have come, up to these.
+    have: Cell<usize>,
     /// Set once its head is parsed, if the log tells of it.
     summary: OnceCell<Summary>,
     is_settled: bool,
@@ -31,14 +34,24 @@ pub(super) struct Unanswered<'a> {
 impl<'a> Unanswered<'a> {
     /// Guards a client of which nothing has been read.
     pub(super) fn new(socket: &'a Socket, client: &'a Client) -> Self {
-        let (has_begun, summary) = Default::default();
-        Self { socket, client, has_begun, summary, is_settled: false }
+        let (start, have, summary) = Default::default();
+        Self { socket, client, start, have, summary, is_settled: false }
     }
 
     /// Keeps what the log tells of the request.
     pub(super) fn set_summary(&self, summary: Summary) {
         // There is one request.
         let _ = self.summary.set(summary);
+    }
+
+    /// Notes bytes of the request.
+    fn note(&self, bytes: &[u8]) {
+        let (mut start, have) = (self.start.get(), self.have.get());
+        for (place, &byte) in start[have..].iter_mut().zip(bytes) {
+            *place = byte;
+        }
+        self.start.set(start);
+        self.have.set((have + bytes.len()).min(START));
     }
 
     /// Ends the guard: from now on the client is somebody else's. Returns what the log tells of its
@@ -49,6 +62,9 @@ impl<'a> Unanswered<'a> {
     }
 }
 
+/// Bytes of a request that tell its method, an empty line before them included.
+const START: usize = b"\r\nHEAD ".len();
+
 /// Reads the client's socket.
 impl AsyncRead for &Unanswered<'_> {
     fn poll_read(
@@ -58,7 +74,7 @@ impl AsyncRead for &Unanswered<'_> {
     ) -> Poll<io::Result<usize>> {
         let mut socket = self.socket;
         let count = ready!(Pin::new(&mut socket).poll_read(context, buffer))?;
-        self.has_begun.set(self.has_begun.get() || count > 0);
+        self.note(&buffer[..count]);
         Poll::Ready(Ok(count))
     }
 }
@@ -68,15 +84,17 @@ impl Drop for Unanswered<'_> {
         if self.is_settled {
             return;
         }
-        let Self { socket, client, .. } = self;
+        let Self { socket, client, .. } = &*self;
         let mut scratch = [0; 1_024];
         // A first byte that came just now is a beginning too.
-        let is_silent =
-            !self.has_begun.get() && !matches!(socket.try_read(&mut scratch), Ok(Some(1..)));
-        if is_silent {
-            return Event::Silent { client, ended_by: "proxy" }.emit();
+        if self.have.get() == 0 {
+            match socket.try_read(&mut scratch) {
+                Ok(Some(count @ 1..)) => self.note(&scratch[..count]),
+                _ => return Event::Silent { client, ended_by: "proxy" }.emit(),
+            }
         }
-        let response = &ErrorResponse::draining();
+        let start = self.start.get();
+        let response = &ErrorResponse::draining().to(&start[..self.have.get()]);
         // Nothing was sent before, so there is room for all of it; where the connection broke,
         // nobody reads it.
         let _ = socket.try_write(&response.to_bytes());

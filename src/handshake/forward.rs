@@ -60,17 +60,24 @@ const HOP_BY_HOP: [&str; 10] = [
 /// Upgrade fields of both forwarded heads, written anew (RFC 9110, 7.8).
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
 
-/// Fields by which proxies tell a client's address, besides those that begin with [`X_FORWARDED`].
-const CLIENT_ADDRESS: [&str; 7] = [
+/// Fields by which proxies tell a client's address, besides those that begin like one of
+/// [`FORWARDED`].
+const CLIENT_ADDRESS: [&str; 12] = [
     "Forwarded",
     "X-Real-IP",
     "True-Client-IP",
     "X-Client-IP",
     "X-Cluster-Client-IP",
     "CF-Connecting-IP",
+    "CF-Connecting-IPv6",
     "Fastly-Client-IP",
+    "Client-IP",
+    "X-Remote-IP",
+    "X-Remote-Addr",
+    "X-Envoy-External-Address",
 ];
-const X_FORWARDED: &str = "X-Forwarded-";
+/// Beginnings of such fields.
+const FORWARDED: [&str; 2] = ["X-Forwarded-", "X-Original-Forwarded-"];
 
 /// Prefix of the handshake's own fields (RFC 6455, 11.3).
 const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
@@ -199,9 +206,11 @@ fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
         }
         // The standard's own field (RFC 7239) tells the same, and is trusted as little.
         Forwarded::Replace => {
-            let start = field.name.get(..X_FORWARDED.len());
-            start.is_some_and(|start| is_same_variable(start, X_FORWARDED))
-                || CLIENT_ADDRESS.iter().any(|name| is(name))
+            let begins_with = |prefix: &&str| {
+                let start = field.name.get(..prefix.len());
+                start.is_some_and(|start| is_same_variable(start, prefix))
+            };
+            FORWARDED.iter().any(begins_with) || CLIENT_ADDRESS.iter().any(|name| is(name))
         }
         Forwarded::Off => false,
     }
@@ -341,6 +350,12 @@ mod tests {
             "X-Cluster-Client-IP",
             "CF-Connecting-IP",
             "Fastly-Client-IP",
+            "Client-IP",
+            "X-Remote-IP",
+            "X-Remote-Addr",
+            "CF-Connecting-IPv6",
+            "X-Envoy-External-Address",
+            "X-Original-Forwarded-For",
             "X-Forwarded-Port",
             "X-Forwarded-Ssl",
             "X-Forwarded-Scheme",

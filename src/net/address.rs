@@ -15,6 +15,16 @@ pub(crate) struct Address {
     pub(crate) authority: String,
 }
 
+/// Host of an address, in its one normal spelling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Ip(IpAddr),
+    /// Every address, of this family if it is one: true for IPv4.
+    Any(Option<bool>),
+    Localhost,
+    Name(String),
+}
+
 impl Address {
     /// Reads a backend: `host`, `host:port`, `ws://host:port`; a missing port is 80 (RFC 6455, 3).
     ///
@@ -74,18 +84,42 @@ impl Address {
     /// Returns whether dialling `other` leads to a listener on this address, as far as the texts
     /// tell.
     pub(crate) fn is_reached_by(&self, other: &Self) -> bool {
-        let is = |address: &Self, is: fn(&IpAddr) -> bool| address.ip().as_ref().is_some_and(is);
-        let is_loopback =
-            is(other, IpAddr::is_loopback) || other.host.eq_ignore_ascii_case("localhost");
-        let is_same = match (self.ip(), other.ip()) {
-            (Some(one), Some(two)) => one == two,
-            (None, None) => self.host.eq_ignore_ascii_case(&other.host),
-            _ => false,
+        let hosts = [self.listened_host(), other.dialled_host()];
+        let is_same = match hosts {
+            [Host::Any(of), Host::Ip(ip)] => {
+                ip.is_loopback() && of.is_none_or(|of| of == ip.is_ipv4())
+            }
+            // The name has an address of either kind.
+            [Host::Any(_), Host::Localhost] => true,
+            [Host::Ip(ip), Host::Localhost] | [Host::Localhost, Host::Ip(ip)] => ip.is_loopback(),
+            [listened, dialled] => listened == dialled,
         };
-        // To dial an unspecified address is to dial the loopback one.
-        let is_any = is(self, IpAddr::is_unspecified) && is_loopback
-            || is(other, IpAddr::is_unspecified) && is(self, IpAddr::is_loopback);
-        self.port == other.port && self.port != 0 && (is_same || is_any)
+        self.port == other.port && self.port != 0 && is_same
+    }
+
+    fn listened_host(&self) -> Host {
+        match self.host() {
+            // A socket of IPv6 takes clients of IPv4 too.
+            Host::Ip(ip) if ip.is_unspecified() => Host::Any(ip.is_ipv4().then_some(true)),
+            host => host,
+        }
+    }
+
+    fn dialled_host(&self) -> Host {
+        match self.host() {
+            // To dial an unspecified address is to dial the loopback one.
+            Host::Ip(IpAddr::V4(ip)) if ip.is_unspecified() => Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            Host::Ip(IpAddr::V6(ip)) if ip.is_unspecified() => Host::Ip(Ipv6Addr::LOCALHOST.into()),
+            host => host,
+        }
+    }
+
+    fn host(&self) -> Host {
+        if let Some(ip) = self.ip() {
+            return Host::Ip(ip.to_canonical());
+        }
+        let name = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
+        if name == "localhost" { Host::Localhost } else { Host::Name(name) }
     }
 
     fn parse(text: &str, default_port: Option<u16>) -> Result<Self, String> {
@@ -244,6 +278,14 @@ mod tests {
             ("[::]:9000", "[::1]:9000"),
             ("[::]:9000", "127.0.0.1:9000"),
             ("[::]:9000", "ws://localhost:9000"),
+            ("0.0.0.0:9000", "localhost.:9000"),
+            ("0.0.0.0:9000", "[::ffff:127.0.0.1]:9000"),
+            ("127.0.0.1:9000", "[::ffff:127.0.0.1]:9000"),
+            ("127.0.0.1:9000", "localhost:9000"),
+            ("localhost:9000", "127.0.0.1:9000"),
+            ("[::1]:9000", "localhost:9000"),
+            ("[::1]:9000", "[::]:9000"),
+            ("chat.:9000", "chat:9000"),
             ("127.0.0.1:9000", "0.0.0.0:9000"),
             ("0.0.0.0:9000", "0.0.0.0:9000"),
             ("Chat:9000", "chat:9000"),
@@ -256,7 +298,9 @@ mod tests {
             ("127.0.0.2:9000", "127.0.0.1:9000"),
             ("0.0.0.0:9000", "192.0.2.1:9000"),
             ("0.0.0.0:9000", "chat:9000"),
-            ("127.0.0.1:9000", "localhost:9000"),
+            ("0.0.0.0:9000", "[::1]:9000"),
+            ("0.0.0.0:9000", "[::]:9000"),
+            ("192.0.2.1:9000", "localhost:9000"),
             ("192.0.2.1:9000", "0.0.0.0:9000"),
         ];
         for (bind, backend) in others {

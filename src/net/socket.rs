@@ -103,6 +103,14 @@ impl Socket {
         self.registered.with(|known| known.readable)
     }
 
+    /// Has the next write be tried, whatever is known of the room for it.
+    ///
+    /// epoll reports room only when a third of the send buffer is free (`sk_stream_is_writeable`),
+    /// which a slow reader may take many seconds for. A write succeeds as soon as there is any.
+    pub(crate) fn assume_writable(&self) {
+        self.registered.with(|known| known.writable = true);
+    }
+
     /// Returns whether there may be room to write.
     pub(crate) fn is_writable(&self) -> bool {
         self.registered.with(|known| known.writable)

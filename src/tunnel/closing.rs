@@ -133,7 +133,7 @@ impl Closing {
         let reason = self.standing_reason().unwrap_or(Reason::Reset(side));
         self.reason = Some(reason);
         // There is nobody left to relay to, or nothing.
-        let is_second = self.broken.replace(side).is_some_and(|other| other != side);
+        let is_second = self.broken.replace(side).is_some();
         let finish = (is_second || states[side].has_ended).then_some(reason);
         Actions { abandon: Some(side), resume: true, finish, ..Actions::default() }
     }
@@ -703,6 +703,18 @@ mod tests {
         assert_eq!(closing.on_tick(deadline - 1, &states), Actions::default());
         assert_eq!(closing.on_tick(deadline, &states).finish, Some(Reason::Idle));
         assert_eq!(Closing::default().on_tick(Tick::MAX, &states), Actions::default());
+    }
+
+    #[test]
+    fn a_time_that_runs_out_bounds_an_unanswered_close() {
+        for cause in [Cause::Drain, Cause::Lifetime, Cause::Idle, Cause::Blocked(Side::Client)] {
+            let mut states = Model::new().states;
+            states.client.sent_close = true;
+            let mut closing = Closing::default();
+            let actions = closing.start_close(cause, &states, NOW, &policy());
+            assert_eq!(actions, Actions::default(), "{cause:?}");
+            assert_eq!(closing.deadline(), Some(NOW + ticks(policy().close_grace)), "{cause:?}");
+        }
     }
 
     #[test]

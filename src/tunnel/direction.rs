@@ -1,10 +1,12 @@
 //! One direction of a tunnel: from the source's socket, through the frame filter, to the sink's.
 
 use super::buffers::{Buffers, SCRATCH};
-use super::filter::{Filtered, FrameFilter, Stop};
+use super::filter::FrameFilter;
+use super::filtered::{Filtered, Stop};
 use super::limits::Violation;
 use super::pending::Pending;
 use super::policy::Policy;
+use super::progress::{Progress, RelayError};
 use super::splice::{PIPE_BYTES, Pipe, Pipes};
 use crate::net::socket::Socket;
 
@@ -33,6 +35,8 @@ pub(super) struct Direction {
     is_fresh: bool,
     /// The filter holds bytes, and nothing is read before they have passed.
     is_paused: bool,
+    /// What is pending is to be dropped, and nothing more passes.
+    is_given_up: bool,
     /// Bytes that the sink has taken.
     written: u64,
     filter: FrameFilter,
@@ -51,29 +55,6 @@ enum Phase {
     Done,
 }
 
-/// Result of a direction's turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// Nothing can be done before the next event.
-    Waiting,
-    /// There is more to do, for which no event will come.
-    More,
-    /// The source has ended just now, and the end is not relayed yet.
-    SourceEnded,
-}
-
-/// Reason for which a direction cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RelayError {
-    /// The source's connection broke. All that it had sent has been read, and the end is not
-    /// relayed yet.
-    Source,
-    /// The sink's connection broke.
-    Sink,
-    /// A frame may not pass. What came before it has passed, and the direction is closed.
-    Violation(Violation),
-}
-
 impl Direction {
     /// Creates a direction whose sink gets `head` as it is, before anything else, and then what
     /// passes of `early`, which the source has sent already. A violation in it is returned.
@@ -89,6 +70,7 @@ impl Direction {
             is_bulk: false,
             is_fresh: false,
             is_paused: false,
+            is_given_up: false,
             written: 0,
             filter,
             #[cfg(test)]
@@ -185,10 +167,12 @@ impl Direction {
         for _ in 0..TURN {
             // What is pending goes first. While the sink takes no more, nothing is read: this is
             // the back-pressure, and the next writable event brings the next turn.
-            if self.pending.is_some()
-                && !self.flush(sink, &mut buffers.pipes).map_err(|_| RelayError::Sink)?
-            {
-                return Ok(Progress::Waiting);
+            if self.pending.is_some() {
+                if self.is_given_up {
+                    self.abandon(&mut buffers.pipes);
+                } else if !self.flush(sink, &mut buffers.pipes).map_err(|_| RelayError::Sink)? {
+                    return Ok(Progress::Waiting);
+                }
             }
             // Every byte is out, so the end may follow: a FIN never overtakes data.
             if self.phase == Phase::Ended {
@@ -232,6 +216,12 @@ impl Direction {
     pub(super) fn flush_last(&mut self, sink: &Socket, pipes: &mut Pipes) {
         // An error changes nothing: the sink is closed next.
         let _ = self.flush(sink, pipes);
+    }
+
+    /// Relays nothing more, and has the next turn drop what is pending: the sink takes nothing.
+    pub(super) fn give_up(&mut self) {
+        self.filter.close();
+        self.is_given_up = true;
     }
 
     /// Relays nothing more, and drops what is pending, as where the sink's connection is broken.

@@ -3,8 +3,9 @@
 
 use super::control::PingPayload;
 use super::counters::FrameCounters;
+use super::filtered::{Filtered, Stop};
 use super::frames::{FrameEvent, Frames, Header, Opcode};
-use super::limits::{FrameLimits, Ruling, Violation};
+use super::limits::{FrameLimits, Ruling};
 use super::policy::Policy;
 use super::pongs::{self, AwaitedPongs, Withheld};
 use super::rate::Rate;
@@ -46,25 +47,6 @@ struct SlowPath {
     held: Vec<u8>,
 }
 
-/// Result of filtering a chunk.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Filtered<'a> {
-    /// Bytes that pass, insertions included.
-    pub(crate) bytes: &'a [u8],
-    /// Reason for which the frame that follows them does not pass; `None` if all have passed.
-    pub(crate) stop: Option<Stop>,
-}
-
-/// Reason for which a frame does not pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// It may not pass, nor does anything after it.
-    Violation(Violation),
-    /// The client is above its rate. The rest of the chunk is held until
-    /// [`take_held`](FrameFilter::take_held).
-    Held,
-}
-
 impl FrameFilter {
     /// Creates the filter of a direction. `from_client` and `extended` (an extension has been
     /// negotiated) matter where frames are judged.
@@ -89,7 +71,7 @@ impl FrameFilter {
     /// Returns whether bytes of a data frame have come since the last call. In an opaque direction
     /// all bytes may be.
     pub(crate) fn take_fresh_data(&mut self) -> bool {
-        std::mem::take(&mut self.has_fresh_data)
+        std::mem::take(&mut self.has_fresh_data) && !self.closed
     }
 
     /// Returns how many of the next bytes may pass unseen; [`skip`](FrameFilter::skip) must follow.
@@ -115,15 +97,18 @@ impl FrameFilter {
 
     /// Returns whether what the sink has got so far ends with a frame.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        let withholds = self.slow_path.as_ref().is_some_and(|slow| slow.pongs.withholds());
-        if self.closed { !self.closed_mid_frame } else { self.frames.is_at_boundary() || withholds }
+        let withholds = || self.slow_path.as_ref().is_some_and(|slow| slow.pongs.withholds());
+        !self.closed_mid_frame && (self.closed || self.frames.is_at_boundary() || withholds())
     }
 
     /// Lets nothing pass any more, and drops what is awaited or withheld.
     pub(crate) fn close(&mut self) {
         self.closed_mid_frame = !self.is_at_boundary();
         self.closed = true;
+        // What is held is followed as what comes after it: its Close may be among it.
+        let held = self.take_held();
         self.slow_path = None;
+        self.follow(&held);
     }
 
     /// Returns whether an insertion waits for a boundary.
@@ -325,12 +310,16 @@ impl FrameFilter {
 
     /// Judges a header, where anything is judged and still passes.
     fn judge(&mut self, event: Option<&FrameEvent>, policy: &Policy) -> Ruling {
-        let is_closed = self.closed;
-        let Some(limits) = self.limits().filter(|_| !is_closed) else { return Ruling::Passes };
-        match event {
-            Some(FrameEvent::Header(header)) => limits.judge(header, policy),
-            Some(FrameEvent::Opaque) => Ruling::Violates(FrameLimits::judge_opaque(policy)),
-            Some(FrameEvent::End) | None => Ruling::Passes,
+        let slow = self.slow_path.as_deref_mut().filter(|_| !self.closed);
+        match (event, slow) {
+            (
+                Some(FrameEvent::Header(header)),
+                Some(SlowPath { limits: Some(limits), pongs, .. }),
+            ) => limits.judge(header, pongs.withholds(), policy),
+            (Some(FrameEvent::Opaque), Some(SlowPath { limits: Some(_), .. })) => {
+                Ruling::Violates(FrameLimits::judge_opaque(policy))
+            }
+            _ => Ruling::Passes,
         }
     }
 
@@ -403,6 +392,7 @@ mod tests {
     use super::*;
     use crate::tunnel::control::{self, unmask};
     use crate::tunnel::counters::CloseSeen;
+    use crate::tunnel::limits::Violation;
     use crate::tunnel::policy::RateAction;
 
     const TOO_BIG: Option<Stop> = Some(Stop::Violation(Violation::MessageTooBig));
@@ -602,6 +592,38 @@ mod tests {
         }
         let bytes = [frame(0x8a, &OURS).repeat(5), ping.repeat(10)].concat();
         assert_eq!(passed(&mut filter, &policy, &bytes), (ping.repeat(10), None));
+    }
+
+    #[test]
+    fn the_pong_to_our_ping_does_not_wait_for_a_rate_that_is_used_up() {
+        for action in [RateAction::Close, RateAction::Pause] {
+            let policy = with_rate(1, action);
+            let mut filter = FrameFilter::new(&policy, true, false);
+            filter.refill_rate(0);
+            filter.await_pong(OURS);
+            let ping = frame(0x89, b"");
+            let bytes = [&ping.repeat(10)[..], &frame(0x8a, &OURS)].concat();
+            assert_eq!(passed(&mut filter, &policy, &bytes), (ping.repeat(10), None));
+            assert_ne!(passed(&mut filter, &policy, &ping).1, None);
+        }
+    }
+
+    #[test]
+    fn what_is_held_when_a_direction_is_closed_is_followed_for_a_close() {
+        let policy = with_rate(1, RateAction::Pause);
+        let second = frame(0x81, b"held back");
+        for cut in 1..=second.len() {
+            let mut filter = FrameFilter::new(&policy, true, false);
+            filter.refill_rate(0);
+            let chunk = [&frame(0x81, b"x")[..], &second[..cut]].concat();
+            passed(&mut filter, &policy, &chunk);
+            filter.close();
+            assert!(filter.take_held().is_empty());
+            let rest = [&second[cut..], &frame(0x88, &[0x03, 0xe8])].concat();
+            assert_eq!(passed(&mut filter, &policy, &rest).0, b"");
+            assert_eq!(filter.counters().close_code(), Some(1000), "cut at {cut}");
+            assert_eq!(filter.counters().messages(), 1);
+        }
     }
 
     #[test]

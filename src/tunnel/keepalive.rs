@@ -31,6 +31,8 @@ struct Liveness {
     blocked: Option<(u64, Tick)>,
     /// Payload of all its Pings, so that a late Pong is known too.
     payload: PingPayload,
+    /// A Ping is still on its way to the socket, though the side may have been heard since.
+    ping_pends: bool,
 }
 
 /// A Ping since which a side has shown no sign of life.
@@ -100,6 +102,7 @@ impl KeepAlive {
                 ping: None,
                 blocked: None,
                 payload: fastrand::u64(..).to_ne_bytes(),
+                ping_pends: false,
             }),
             data_seen: now,
             lifetime_ends: None,
@@ -214,6 +217,7 @@ impl Liveness {
             self.is_alive(now);
             return Verdict::Fine;
         }
+        self.ping_pends &= path.waits_for_boundary || path.waits_for_room;
         match &mut self.ping {
             // While its way out is not free, a side is found dead only if it takes no bytes at all.
             Some(ping)
@@ -225,11 +229,12 @@ impl Liveness {
             }
             Some(ping) if ping.at.saturating_add(ticks(timeout)) <= now => Verdict::Dead,
             Some(_) => Verdict::Fine,
-            // One that still waits for a boundary, though the side has been heard since, is enough.
-            None if path.waits_for_boundary => Verdict::Fine,
+            // One that has not gone out, though the side has been heard since, is enough.
+            None if self.ping_pends || path.waits_for_boundary => Verdict::Fine,
             None if self.seen.saturating_add(ticks(interval)) <= now => {
                 // The next tick tells whether it has gone out.
                 self.ping = Some(Ping { at: now, is_waiting: true, written: path.written });
+                self.ping_pends = true;
                 Verdict::Silent(self.payload)
             }
             None => Verdict::Fine,
@@ -394,6 +399,27 @@ mod tests {
             times.on_activity(now, &sent(true, true));
         }
         assert!(times.on_tick(START + 400, &free(), &policy).ping.client.is_some());
+    }
+
+    #[test]
+    fn pings_do_not_pile_up_behind_a_side_that_talks_and_takes_nothing() {
+        let policy = policy();
+        let mut times = KeepAlive::new(START, &policy);
+        let mut state = free();
+        state.paths.client.waits_for_room = true;
+        let (mut pings, mut now) = (0, START);
+        for _ in 0..5 {
+            times.on_activity(now, &sent(true, true));
+            for _ in 0..10 {
+                now += 1;
+                pings += u32::from(times.on_tick(now, &state, &policy).ping.client.is_some());
+            }
+        }
+        assert_eq!(pings, 1);
+        // It has gone out, and the next silence is asked about again.
+        times.on_activity(now, &sent(true, true));
+        times.on_tick(now + 1, &free(), &policy);
+        assert!(times.on_tick(now + 20, &free(), &policy).ping.client.is_some());
     }
 
     #[test]

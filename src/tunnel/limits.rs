@@ -63,10 +63,16 @@ impl FrameLimits {
         self.rate.take_if(|rate| !rate.has_ended()).is_some()
     }
 
-    /// Judges a frame with this header. One that waits is judged again later.
-    pub(super) fn judge(&mut self, header: &Header, policy: &Policy) -> Ruling {
+    /// Judges a frame with this header. One that waits is judged again later; one that may be the
+    /// answer to a Ping of the proxy does not.
+    pub(super) fn judge(
+        &mut self,
+        header: &Header,
+        may_be_asked_for: bool,
+        policy: &Policy,
+    ) -> Ruling {
         if let Some(rate) = &mut self.rate
-            && !rate.take(header)
+            && !rate.take(header, may_be_asked_for)
         {
             return match policy.rate_action {
                 RateAction::Pause if !rate.has_ended() => Ruling::Waits,

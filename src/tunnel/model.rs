@@ -22,6 +22,8 @@ pub(crate) struct Model {
     states: PerSide<SideState>,
     /// Sides that take no bytes.
     is_blocked: PerSide<bool>,
+    /// Sides for which what is pending has been dropped.
+    is_abandoned: PerSide<bool>,
     /// Sides that have ended or broken, with bytes of them still to be relayed.
     is_ending: PerSide<bool>,
     /// Sides to which a Close has gone, the proxy's or the other side's.
@@ -72,6 +74,7 @@ impl Model {
             keepalive: KeepAlive::new(100, &policy),
             states: PerSide { client: open, backend: open },
             is_blocked: PerSide::default(),
+            is_abandoned: PerSide::default(),
             is_ending: PerSide::default(),
             got_close: PerSide::default(),
             must_end: None,
@@ -172,7 +175,7 @@ impl Model {
                 return;
             }
             let to = &mut self.states[side.other()];
-            if to.is_closed || !self.is_blocked[side.other()] {
+            if self.is_abandoned[side.other()] || !self.is_blocked[side.other()] {
                 to.taken += u64::from(!to.is_flushed);
                 to.is_flushed = true;
             }
@@ -260,6 +263,7 @@ impl Model {
         }
         if let Some(side) = actions.abandon {
             self.states[side].is_closed = true;
+            self.is_abandoned[side] = true;
         }
         self.reason = self.reason.or(actions.finish);
     }

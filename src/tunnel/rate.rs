@@ -5,7 +5,7 @@ use super::policy::Policy;
 use super::ticks::{TICKS_PER_SECOND, Tick};
 
 /// Price of one message or frame, such that a tick adds as many units as a second allows of them.
-const PRICE: u64 = TICKS_PER_SECOND as u64;
+const PRICE: i64 = TICKS_PER_SECOND as i64;
 
 /// What a client may still send: at most one second's worth at once, then as much in each second.
 #[derive(Debug)]
@@ -20,8 +20,9 @@ pub(super) struct Rate {
 #[derive(Debug)]
 struct Bucket {
     /// Messages or frames within a second.
-    limit: u64,
-    level: u64,
+    limit: i64,
+    /// Below zero by less than a price, where a frame passed in advance.
+    level: i64,
 }
 
 impl Rate {
@@ -67,8 +68,9 @@ impl Rate {
     }
 
     /// Takes the price of a frame with this header, and that of a message with its first frame.
-    /// Returns false, and takes nothing, if the client has to wait for it.
-    pub(super) fn take(&mut self, header: &Header) -> bool {
+    /// Returns false, and takes nothing, if the client has to wait for it. One frame may pass in
+    /// advance that the proxy may have asked for.
+    pub(super) fn take(&mut self, header: &Header, may_be_asked_for: bool) -> bool {
         let begins_message = match header.opcode() {
             Opcode::Text | Opcode::Binary => true,
             // It ends what the limit is for.
@@ -77,7 +79,8 @@ impl Rate {
         };
         let messages = self.messages.as_mut().filter(|_| begins_message);
         let mut buckets = [messages, self.frames.as_mut()];
-        let affords = buckets.iter().flatten().all(|bucket| bucket.level >= PRICE);
+        let least = if may_be_asked_for { 0 } else { PRICE };
+        let affords = buckets.iter().flatten().all(|bucket| bucket.level >= least);
         if affords {
             buckets.iter_mut().flatten().for_each(|bucket| bucket.level -= PRICE);
         }
@@ -105,7 +108,7 @@ impl Bucket {
 
     /// Adds up to one second's worth, and less than one message more: ticks are coarse, and a
     /// client that keeps to the limit may be up to one of them early.
-    fn add(&mut self, amount: u64) {
+    fn add(&mut self, amount: i64) {
         let room = self.limit * PRICE + (PRICE - 1);
         self.level = self.level.saturating_add(amount).min(room);
     }
@@ -134,7 +137,7 @@ mod tests {
 
     /// Returns how many frames pass at once.
     fn burst(rate: &mut Rate, first: u8) -> u32 {
-        (0..10_000).take_while(|_| rate.take(&header(first))).count() as u32
+        (0..10_000).take_while(|_| rate.take(&header(first), false)).count() as u32
     }
 
     #[test]
@@ -174,7 +177,7 @@ mod tests {
         let mut tick = 1;
         for round in 0..100 {
             rate.refill(tick);
-            assert!(rate.take(&header(0x81)), "round {round}");
+            assert!(rate.take(&header(0x81), false), "round {round}");
             tick += if round % 2 == 0 { 3 } else { 5 };
         }
     }
@@ -184,10 +187,10 @@ mod tests {
         for first in [0x80, 0x89, 0x8a, 0x83] {
             let mut both = rate(2, Some(5));
             assert_eq!(burst(&mut both, first), 5, "{first:#x}");
-            assert!(both.take(&header(0x88)));
-            assert!(!both.take(&header(0x81)), "a message is a frame too");
+            assert!(both.take(&header(0x88), false));
+            assert!(!both.take(&header(0x81), false), "a message is a frame too");
             both.refund_frame();
-            assert!(both.take(&header(0x81)));
+            assert!(both.take(&header(0x81), false));
             let mut messages = rate(2, None);
             assert_eq!(burst(&mut messages, first), 10_000, "{first:#x}");
             assert_eq!(burst(&mut messages, 0x81), 2);
@@ -195,10 +198,37 @@ mod tests {
     }
 
     #[test]
+    fn one_frame_that_may_be_asked_for_passes_in_advance() {
+        let mut rate = rate(0, Some(2));
+        rate.refill(0);
+        assert_eq!(burst(&mut rate, 0x8a), 2);
+        assert!(rate.take(&header(0x8a), true));
+        assert!(!rate.take(&header(0x8a), true), "a second one");
+        // If it was asked for, it costs nothing; if not, it is paid for later.
+        rate.refund_frame();
+        assert!(!rate.take(&header(0x89), false));
+        assert!(rate.take(&header(0x8a), true));
+        rate.refill(2);
+        assert!(!rate.take(&header(0x89), false));
+        rate.refill(4);
+        assert!(rate.take(&header(0x89), false));
+    }
+
+    #[test]
+    fn an_ended_rate_is_filled_once_and_no_frame_waits_after_it() {
+        let mut rate = rate(3, None);
+        assert_eq!(burst(&mut rate, 0x81), 3);
+        assert!(!rate.has_ended() && rate.end() && rate.has_ended());
+        assert_eq!(burst(&mut rate, 0x81), 3);
+        assert!(!rate.end(), "it would be filled for ever");
+        assert_eq!(burst(&mut rate, 0x81), 0);
+    }
+
+    #[test]
     fn the_largest_limits_do_not_overflow() {
         let mut rate = rate(u32::MAX, Some(u32::MAX));
         rate.refill(0);
         rate.refill(Tick::MAX);
-        assert!(rate.take(&header(0x81)));
+        assert!(rate.take(&header(0x81), false));
     }
 }

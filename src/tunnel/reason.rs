@@ -73,9 +73,10 @@ impl Cause {
         }
     }
 
-    /// Returns whether a time has run out that concerns the whole tunnel.
+    /// Returns whether a time has run out that bounds how long the endpoints may take to end the
+    /// tunnel among themselves.
     pub(super) fn is_timed(self) -> bool {
-        matches!(self, Self::Drain | Self::Lifetime | Self::Idle)
+        matches!(self, Self::Drain | Self::Lifetime | Self::Idle | Self::Blocked(_))
     }
 
     /// Returns the Close frame for each side; `None` for a side that is not told.

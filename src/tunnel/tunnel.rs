@@ -8,10 +8,11 @@ use super::buffers::Buffers;
 use super::closing::{Actions, Closing, SideState};
 use super::control;
 use super::counters::FrameCounters;
-use super::direction::{Direction, Progress, RelayError};
+use super::direction::Direction;
 use super::filter::FrameFilter;
 use super::keepalive::{Activity, KeepAlive, PathState, TickActions, TickState};
 use super::policy::Policy;
+use super::progress::{Progress, RelayError};
 use super::reason::{Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Clock, Tick};
@@ -135,6 +136,7 @@ impl Tunnel {
     /// A tunnel whose grace time runs needs no further causes. One whose end has begun is not
     /// pinged. A paused client goes on in the turn that follows.
     pub(super) fn on_tick(&mut self, now: Tick) -> ControlFlow<Reason> {
+        self.probe_sinks();
         let actions = self.closing.on_tick(now, &self.states());
         self.carry_out(actions)?;
         let Some(keepalive) = &mut self.keepalive else { return ControlFlow::Continue(()) };
@@ -153,9 +155,18 @@ impl Tunnel {
         ControlFlow::Continue(())
     }
 
+    /// Has the turn after this tick try what is pending, where time judges whether it moves.
+    fn probe_sinks(&self) {
+        for side in Side::BOTH {
+            if !self.from[side].is_flushed() {
+                self.sockets[side.other()].assume_writable();
+            }
+        }
+    }
+
     /// Returns the next tick at which [`on_tick`](Tunnel::on_tick) has something to do, if there is
     /// one.
-    pub(super) fn next_tick(&self) -> Option<Tick> {
+    pub(super) fn next_tick(&self, now: Tick) -> Option<Tick> {
         let due = self.closing.deadline().or_else(|| {
             let keepalive = self.keepalive.as_ref()?;
             keepalive.next_tick(self.can_ping(), &self.policy)
@@ -163,7 +174,11 @@ impl Tunnel {
         let client = &self.from.client;
         let refilled = if client.is_paused() { client.filter().rate_refilled() } else { None };
         let refill = refilled.map(|at| at.saturating_add(1));
-        due.into_iter().chain(refill).min()
+        // A reader whose time runs is looked at every tick: its progress shows in no event.
+        let is_judged = self.policy.blocked_timeout.is_some() || self.closing.deadline().is_some();
+        let is_blocked = !self.from.all(Direction::is_flushed);
+        let probe = (is_judged && is_blocked).then(|| now.saturating_add(1));
+        due.into_iter().chain(refill).chain(probe).min()
     }
 
     /// Returns whether time plays a part in the tunnel.
@@ -269,7 +284,6 @@ impl Tunnel {
             return ControlFlow::Continue(false);
         }
         self.to(side).abandon(&mut buffers.pipes);
-        self.from[side].filter_mut().end_rate();
         let actions = self.closing.on_reset(side, &self.states());
         self.carry_out(actions)
     }
@@ -306,7 +320,7 @@ impl Tunnel {
             }
         }
         if let Some(dead) = actions.abandon {
-            self.to(dead).filter_mut().close();
+            self.to(dead).give_up();
         }
         if let Some(reason) = actions.finish {
             return ControlFlow::Break(reason);

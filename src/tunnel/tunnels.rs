@@ -13,8 +13,8 @@ use rustix::time::{
 use slab::Slab;
 
 use super::buffers::Buffers;
-use super::direction::Progress;
 use super::group::Group;
+use super::progress::Progress;
 use super::reason::Reason;
 use super::ticks::{Clock, TICK, Tick, ticks};
 use super::tunnel::{NewTunnel, Tunnel, TunnelEnd};
@@ -188,7 +188,7 @@ impl Tunnels {
     /// that costs less than moving it at every message.
     fn schedule(&mut self, key: usize) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let Some(next) = entry.tunnel.next_tick() else { return };
+        let Some(next) = entry.tunnel.next_tick(self.clock.now()) else { return };
         if entry.due <= next {
             return;
         }
@@ -326,6 +326,23 @@ mod tests {
         assert_eq!(got, [&b"101\x81\x02ho"[..], b"\x81\x82maskhi"]);
         assert!(bench.tunnels.entries.is_empty());
         assert!(matches!(bench.ended.borrow()[..], ["client_eof" | "backend_eof"]));
+    }
+
+    #[test]
+    fn time_is_judged_only_after_all_events_have_been_taken() {
+        let mut bench = Bench::new();
+        let group = Group::default();
+        let _peers = bench.insert(&group, Policy::default());
+        bench.turn();
+        // It is due at once.
+        bench.tunnels.drain(&group, Duration::ZERO);
+        let due = bench.tunnels.due.len();
+        assert_eq!(due, 1);
+        bench.tunnels.on_event(TICKER);
+        bench.tunnels.advance(true);
+        assert_eq!(bench.tunnels.due.len(), due, "more events wait in the system");
+        bench.tunnels.advance(false);
+        assert!(bench.tunnels.is_busy(), "its Close is to be written");
     }
 
     #[test]

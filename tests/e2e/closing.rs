@@ -624,3 +624,59 @@ mod loss {
         assert_eq!(read_close(&mut client), 1002);
     }
 }
+
+mod stuck {
+    use super::*;
+
+    #[test]
+    fn the_other_side_s_answer_ends_it_whatever_waits_for_the_stuck_one() {
+        for (stuck, code) in table([(B, 1014), (C, 1001)]) {
+            let mut proxy =
+                ProxyProgram::start("blocked_timeout_ms = 500", "close_grace_ms = 60000");
+            let (stuck_peer, mut sender) = proxy.tunnel_from(stuck);
+            let from = stuck.other();
+            // It goes on for longer than anything holds, and answers at its end.
+            let message = [from.header(0x82, 32 << 20), vec![0; 32 << 20], from.close(code)];
+            let mut sending = sender.clone_handle();
+            let writer = std::thread::spawn(move || sending.send(message.concat()));
+            sender.expect_proxy_close(from, code);
+            writer.join().expect("what nobody takes is read all the same");
+            sender.expect_eof();
+            proxy.assert_end(&[("reason", "blocked")]);
+            drop(stuck_peer);
+        }
+    }
+
+    #[test]
+    fn a_client_that_has_closed_and_takes_nothing_is_not_waited_for() {
+        let mut proxy = ProxyProgram::start("blocked_timeout_ms = 500", SHORT_GRACE);
+        let (mut client, mut server) = proxy.tunnel();
+        client.send(C.close(1000));
+        server.expect(C.close(1000));
+        let mut sending = server.clone_handle();
+        let writer = std::thread::spawn(move || {
+            sending.send(B.header(0x82, 1 << 40));
+            sending.flood_until_broken();
+        });
+        proxy.assert_end(&[("reason", "client_close")]);
+        drop((client, server));
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_close_for_the_backend_that_finds_no_boundary_holds_up_no_end() {
+        let mut proxy = ProxyProgram::start("max_frame_bytes = 100", "close_grace_ms = 60000");
+        let (mut client, mut server) = proxy.tunnel();
+        // The client is in the middle of a frame, and stays there.
+        let message = C.text("never finished");
+        client.send(&message[..9]);
+        server.expect(&message[..9]);
+        server.send(B.header(0x82, 101));
+        client.expect_proxy_close(C, 1001);
+        client.end_sending();
+        server.expect_eof();
+        server.send([vec![0; 101], B.close(1009)].concat());
+        client.expect_eof();
+        proxy.assert_end(&[("reason", "message_too_big")]);
+    }
+}

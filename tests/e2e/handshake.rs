@@ -440,22 +440,29 @@ fn a_head_may_be_as_long_as_the_section_allows() {
 }
 
 #[test]
-fn a_listener_that_is_its_own_backend_answers_508_and_keeps_its_descriptors() {
-    // By its name, which the configuration does not show to be its own.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+fn listeners_that_lead_to_each_other_answer_508_and_keep_their_descriptors() {
+    // Of two processes neither configuration shows the circle.
+    let (one, other) = (free_address(), free_address());
     let config =
-        format!("[[ws_proxy]]\nbind = \"127.0.0.1:{port}\"\nbackends = [\"localhost:{port}\"]\n");
-    let mut program = Program::with_config(&config);
-    let address = program.address();
-    let idle = program.connections();
-    let (status, answer) = Peer::sending(address, upgrade("")).read_refusal();
+        |bind, backend| format!("[[ws_proxy]]\nbind = \"{bind}\"\nbackends = [\"{backend}\"]\n");
+    let mut programs =
+        [Program::with_config(&config(one, other)), { Program::with_config(&config(other, one)) }];
+    let addresses = [programs[0].address(), programs[1].address()];
+    let idle = [programs[0].connections(), programs[1].connections()];
+    let (status, answer) = Peer::sending(addresses[0], upgrade("")).read_refusal();
     assert_eq!(status, 508);
     assert!(answer.contains("backends"), "{answer}");
-    let line = program.wait_for(" reason=loop ");
+    // Five times through either, and the sixth is the first one again.
+    let line = programs[1].wait_for(" reason=loop ");
     assert!(line.contains(" status=508 "), "{line}");
-    program.wait_for_connections(idle);
+    for (program, idle) in programs.iter().zip(idle) {
+        program.wait_for_connections(idle);
+    }
+}
+
+/// An address that nobody listens on at the moment.
+fn free_address() -> std::net::SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[test]

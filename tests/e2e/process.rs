@@ -163,6 +163,8 @@ mod signals {
             let mut silent = Peer::connect(address);
             let mut stalled = Peer::sending(address, "GET / HTTP/1.1\r\n");
             stalled.wait_until_read();
+            let mut bodiless = Peer::sending(address, "HEAD /chat HTTP/1.1\r\nHost: a\r\n");
+            bodiless.wait_until_read();
             let (mut declined, mut declining) = Peer::handshake(address, &backend, upgrade(""));
             declining.send("HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\npart");
             declined.read_head();
@@ -181,6 +183,11 @@ mod signals {
                 assert!(answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
                 assert!(answer.contains("shutting down"), "{answer}");
             }
+            let answer = bodiless.read_text_to_end();
+            assert!(
+                answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\n"),
+                "{answer}"
+            );
             // Nobody gets a second head, and nobody one that has not asked.
             declined.expect_eof();
             silent.expect_eof();
@@ -188,8 +195,8 @@ mod signals {
             assert_eq!(program.wait().code(), Some(0));
             let log = program.rest_of_log();
             for (times, part) in table([
-                (3, "event=refused"),
-                (2, "status=503 reason=draining detail=\"this proxy is shutting down"),
+                (4, "event=refused"),
+                (3, "status=503 reason=draining detail=\"this proxy is shutting down"),
                 (1, "status=403 reason=backend_status fault=\"this proxy is shutting down\""),
                 (1, "event=silent"),
                 (1, "ended_by=proxy"),

@@ -1,5 +1,6 @@
 //! What a side sent before its connection broke: it arrives, at the other side's pace.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use From::{Backend as B, Client as C};
@@ -161,4 +162,53 @@ fn a_client_above_its_rate_that_is_gone_is_not_waited_for() {
         let got = got.to_string();
         proxy.assert_end(&[("reason", reason), ("client_messages", &got)]);
     }
+}
+
+/// Reads a little, again and again, until the connection ends or `is_enough`.
+fn read_slowly(peer: &mut Peer, mut is_enough: impl FnMut(usize) -> bool) -> Vec<u8> {
+    let (mut got, mut piece) = (Vec::new(), [0; 16 * 1024]);
+    loop {
+        match peer.stream.read(&mut piece).expect("the connection does not break") {
+            0 => return got,
+            count => got.extend_from_slice(&piece[..count]),
+        }
+        if is_enough(got.len()) {
+            return got;
+        }
+        // The pace of the reader: far less within the time than a third of the kernel's buffer,
+        // from which on epoll tells of room in it.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_reader_that_is_slow_and_steady_gets_all_of_it() {
+    let backend = Backend::start();
+    let config = format!("[drain]\nclose_grace_ms = 500\n{}", section(backend.address));
+    let mut program = Program::with_config(&config);
+    let (mut client, mut server) = Peer::tunnel(program.address(), &backend);
+    let bytes = noise(1, 64 << 20);
+    let (sent, mut got) = fill(&mut server, &mut client, &bytes);
+    server.reset();
+    got.extend(read_slowly(&mut client, |_| false));
+    assert!(got == bytes[..sent], "{} of {sent} bytes", got.len());
+}
+
+#[test]
+fn a_reader_that_is_slow_and_steady_is_not_stuck() {
+    let mut proxy = ProxyProgram::start("blocked_timeout_ms = 750", "");
+    let (mut client, mut server) = proxy.tunnel();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let mut sending = server.clone_handle();
+        let writer = scope.spawn(move || {
+            sending.send(B.header(0x82, 1 << 40));
+            sending.flood_until_broken();
+        });
+        read_slowly(&mut client, |_| start.elapsed() > Duration::from_secs(4));
+        assert!(!proxy.program.has_logged("event=tunnel_end"), "it was taken for stuck");
+        client.reset();
+        server.expect_end();
+        writer.join().unwrap();
+    });
 }

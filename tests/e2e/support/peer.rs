@@ -288,6 +288,12 @@ impl Peer {
         sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
     }
 
+    /// Writes until the connection breaks.
+    pub fn flood_until_broken(&mut self) {
+        let chunk = [7; 16 * 1024];
+        while self.stream.write_all(&chunk).is_ok() {}
+    }
+
     /// Writes until the other side takes no more for a moment; gives how much it took.
     pub fn flood(&mut self) -> usize {
         let chunk = [7; 16 * 1024];
