@@ -28,8 +28,10 @@ impl<'a> Target<'a> {
     ///
     /// The reason, in words for the client.
     pub(crate) fn parse(target: &'a str, is_strict: bool) -> Result<Self, &'static str> {
-        let passes = |byte: u8| byte.is_ascii_graphic() || !is_strict && !byte.is_ascii();
-        if !target.bytes().all(passes) {
+        let passes = |letter: char| {
+            letter.is_ascii_graphic() || !is_strict && !letter.is_ascii() && !letter.is_control()
+        };
+        if !target.chars().all(passes) {
             return Err("the request target has a byte that must be percent-encoded");
         }
         if target.contains('#') {
@@ -143,6 +145,7 @@ mod tests {
             ("http:/example.com/", "neither"),
             ("/chat#x", "fragment"),
             ("/\x7f", "percent-encoded"),
+            ("/a\u{85}b", "percent-encoded"),
             ("/a b", "percent-encoded"),
             ("http:///", "authority"),
             ("http://user@example.com/", "authority"),

@@ -358,6 +358,8 @@ mod tests {
         let (status, detail) = judge(&upgrade(&via(3)));
         assert_eq!(status, 508);
         assert!(detail.contains("backends"), "{detail}");
+        let joined = format!("Via: 1.1 a (\"), {}1.1 b (\")\r\n", "1.1 ws-proxy, ".repeat(5));
+        assert_eq!(judge(&upgrade(&joined)).0, 508, "a quote hides nothing");
         assert_eq!(judge(&upgrade(&"Via: 1.1 ws-proxy2, 1.1 other\r\n".repeat(20))).0, 101);
     }
 
