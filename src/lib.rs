@@ -87,6 +87,8 @@ pub use builder::WsProxy;
 pub use config::{Config, ConfigError, SectionConfig};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{BoundProxy, Error};
+#[cfg(feature = "config")]
+pub use settings::LogFormat;
 pub use shutdown::Shutdown;
 pub use tunnel::policy::RateAction;
 pub use worker::Workers;

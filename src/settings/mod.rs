@@ -1,5 +1,5 @@
-//! The settings of one section, and those of the [`drain`]: as given, and as checked by their
-//! [`values`].
+//! The settings of one section, those of the [`drain`], and those of the log: as given, and as
+//! checked by their [`values`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,9 +50,15 @@ macro_rules! raw_table {
 
 // After the macro that they use.
 mod drain;
+#[cfg(feature = "config")]
+mod log;
 mod values;
 
 pub(crate) use self::drain::{Drain, RawDrain};
+#[cfg(feature = "config")]
+pub use self::log::LogFormat;
+#[cfg(feature = "config")]
+pub(crate) use self::log::RawLog;
 use self::values::{close_code, limit, lost_code, rate, refuse_itself, time, time_or, timeout};
 
 raw_table! {

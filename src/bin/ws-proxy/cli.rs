@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// time for a client to send its upgrade request (30000)
     #[argh(option, arg_name = "ms")]
     pub(crate) read_timeout_ms: Option<u64>,
-    /// off, error, warn, info, debug or trace (RUST_LOG, or info)
+    /// off, error, warn, info, debug or trace (RUST_LOG, or [log] level, or info)
     #[argh(option, arg_name = "level")]
     pub(crate) log_level: Option<String>,
     /// print the version

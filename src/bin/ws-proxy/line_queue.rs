@@ -25,7 +25,7 @@ pub(crate) struct LineQueue<W> {
     written: Condvar,
     write: W,
     /// Returns the line, with its end, that tells of this many missing ones.
-    tell_missing: fn(u64) -> String,
+    tell_missing: fn(u64) -> Vec<u8>,
 }
 
 /// State that the threads share.
@@ -60,7 +60,7 @@ struct Output<'q, W> {
 
 impl<W: Fn(&[u8]) -> io::Result<usize> + Sync> LineQueue<W> {
     /// Creates an empty queue. Its thread starts with the first line.
-    pub(crate) const fn new(write: W, tell_missing: fn(u64) -> String) -> Self {
+    pub(crate) const fn new(write: W, tell_missing: fn(u64) -> Vec<u8>) -> Self {
         let thread = Thread::NotStarted;
         Self {
             state: Mutex::new(State { text: Vec::new(), dropped: 0, missing: 0, thread }),
@@ -168,7 +168,7 @@ impl<W: Fn(&[u8]) -> io::Result<usize> + Sync> LineQueue<W> {
 impl<W: Fn(&[u8]) -> io::Result<usize> + Sync> Output<'_, W> {
     /// Tells of the missing lines, if there are any.
     fn tell(&mut self) {
-        if self.untold > 0 && self.write((self.queue.tell_missing)(self.untold).as_bytes()) == 0 {
+        if self.untold > 0 && self.write(&(self.queue.tell_missing)(self.untold)) == 0 {
             self.untold = 0;
         }
     }
@@ -219,7 +219,7 @@ mod tests {
             let answer = answers.lock().unwrap().recv().unwrap_or(Ok(usize::MAX));
             answer.map(|count: usize| count.min(bytes.len()))
         });
-        let tell = |missing| format!("missing {missing}\n");
+        let tell = |missing| format!("missing {missing}\n").into_bytes();
         (Box::leak(Box::new(LineQueue::new(write, tell))), writes, answer)
     }
 

@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use self::cli::Command;
+use self::logging::LogSettings;
 use self::source::Source;
 
 /// Failure of the program, and its exit code.
@@ -38,8 +39,7 @@ impl fmt::Display for Failure {
 fn main() -> ExitCode {
     let result = run();
     // If nobody reads this, the exit code still tells.
-    let message = result.as_ref().err().map(|failure| format!("ws-proxy: {failure}"));
-    logging::finish(message.as_deref());
+    logging::finish(result.as_ref().err());
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(_)) => ExitCode::from(2),
@@ -48,27 +48,31 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
+    logging::watch_panics();
     let arguments = match cli::read()? {
         cli::Read::Run(arguments) => arguments,
         cli::Read::Print(text) => {
             return print(text.trim_end());
         }
     };
-    logging::start(arguments.log_level.as_deref())?;
-    match &arguments.command {
-        Some(Command::Check(check)) => {
+    let level = arguments.log_level.as_deref().map(logging::read_level).transpose()?;
+    let Some(command) = &arguments.command else {
+        let source = Source::find(&arguments, None)?;
+        // The configuration tells the log's format, so that nothing is logged before it is read.
+        logging::start(level, source.log);
+        source.tell();
+        return process::serve(source.sections, source.workers);
+    };
+    logging::start(level, LogSettings::default());
+    match command {
+        Command::Check(check) => {
             let source = Source::find(&arguments, check.config.as_deref())?;
             print(&source.report())
         }
-        Some(Command::Demo(demo)) => demo::run(demo),
-        Some(Command::Drain(drain)) => drain::run(drain),
-        Some(Command::Echo(echo)) => echo::run(echo),
-        Some(Command::Probe(probe)) => probe::run(probe),
-        None => {
-            let source = Source::find(&arguments, None)?;
-            source.log();
-            process::serve(source.sections, source.workers)
-        }
+        Command::Demo(demo) => demo::run(demo),
+        Command::Drain(drain) => drain::run(drain),
+        Command::Echo(echo) => echo::run(echo),
+        Command::Probe(probe) => probe::run(probe),
     }
 }
 

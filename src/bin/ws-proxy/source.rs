@@ -8,6 +8,7 @@ use ws_proxy::{Config, Error, SectionConfig, WsProxy};
 
 use crate::Failure;
 use crate::cli::Arguments;
+use crate::logging::LogSettings;
 
 /// Files of the working directory that are used by default, in this order.
 const DEFAULT_FILES: [&str; 2] = ["ws-proxy.toml", "rws.config.toml"];
@@ -28,6 +29,7 @@ pub(crate) struct Source {
     pub(crate) sections: Vec<SectionConfig>,
     /// Number of worker threads; 0 is one per CPU.
     pub(crate) workers: usize,
+    pub(crate) log: LogSettings,
     /// Configuration file; `None` for the command line.
     file: Option<PathBuf>,
     /// The file was found by default, not named.
@@ -70,8 +72,9 @@ impl Source {
             let gap = if error.line.is_some() { "" } else { " " };
             Failure::Usage(format!("{name}:{gap}{error}"))
         })?;
-        let Config { sections, workers, ignored, .. } = config;
-        Ok(Self { sections, workers, file: Some(file.to_owned()), found, ignored })
+        let Config { sections, workers, log_format, log_level, ignored, .. } = config;
+        let log = LogSettings { format: log_format, level: log_level };
+        Ok(Self { sections, workers, log, file: Some(file.to_owned()), found, ignored })
     }
 
     fn from_flags(arguments: &Arguments) -> Result<Self, Failure> {
@@ -103,6 +106,7 @@ impl Source {
         Ok(Self {
             sections: vec![SectionConfig::new(bind, proxy)],
             workers: 0,
+            log: LogSettings::default(),
             file: None,
             found: false,
             ignored: Vec::new(),
@@ -130,7 +134,7 @@ impl Source {
     }
 
     /// Logs the source, and the keys that are ignored.
-    pub(crate) fn log(&self) {
+    pub(crate) fn tell(&self) {
         if let Some(file) = &self.file {
             let how = if self.found { "found" } else { "named" };
             log::info!(file:% = file.display(), how, sections = self.sections.len(); "config");

@@ -1,125 +1,20 @@
-//! The log on stderr: one line an event, `key=value`.
-//!
-//! Records of this package have the event's name for a message, and key-values; only this file
-//! knows how they are written. The thread that emits a record formats it, and never waits for
-//! stderr: a [`LineQueue`] takes the line there.
+//! The format `text`: logfmt, which is `key=value` with the values quoted where they need it.
 
-use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
-use std::io::{self, Write as _};
-use std::panic;
-use std::str::FromStr;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use env_logger::Target;
+use log::Record;
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
-use log::{Level, LevelFilter, Record};
 
-use crate::Failure;
-use crate::line_queue::LineQueue;
+use super::is_event;
 
 /// Keys whose values are texts for people. They are always quoted, so that no line changes its
 /// shape with the words in it.
 const TEXTS: [&str; 9] =
     ["error", "detail", "hint", "file", "keys", "fault", "path", "host", "forwarded_for"];
 
-/// Longest wait for stderr at the end of the process. Long enough for a container whose share of
-/// the CPU is used up for the moment.
-const FLUSH_TIME: Duration = Duration::from_millis(500);
-
-/// Writes a part of these bytes.
-type Write = fn(&[u8]) -> io::Result<usize>;
-
-/// The lines on their way to stderr.
-static LINES: LineQueue<Write> = LineQueue::new(write, dropped_line);
-
-/// Starts logging at `level`, or as `RUST_LOG` says, or at `info`.
-pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
-    let mut logger = env_logger::Builder::new();
-    logger.filter_level(LevelFilter::Info);
-    match level {
-        Some(level) => {
-            let level = LevelFilter::from_str(level).map_err(|_| {
-                Failure::Usage(format!(
-                    "--log-level: {level:?} is none of off, error, warn, info, debug, trace"
-                ))
-            })?;
-            logger.filter_level(level);
-        }
-        None => {
-            logger.parse_default_env();
-        }
-    }
-    logger.format(|output, record| writeln!(output, "{}", Line(SystemTime::now(), record)));
-    logger.target(Target::Pipe(Box::new(Lines)));
-    logger.init();
-    panic::set_hook(Box::new(tell_panic));
-    Ok(())
-}
-
-/// Writes what is left of the log, and then `message`, if there is one, as the last line. Waits for
-/// a moment at most where stderr has stalled.
-pub(crate) fn finish(message: Option<&str>) {
-    if let Some(message) = message {
-        LINES.push_last(format!("{message}\n").as_bytes());
-    }
-    LINES.flush(FLUSH_TIME);
-}
-
-/// Returns the number of lines that did not reach stderr, since the start.
-#[expect(dead_code, reason = "for the metrics, which are still to come")]
-pub(crate) fn dropped_lines() -> u64 {
-    LINES.missing()
-}
-
-/// Tells of a panic in the words of the standard library, whose own hook waits for stderr. A
-/// program that has panicked must end, so that it is restarted.
-fn tell_panic(info: &panic::PanicHookInfo<'_>) {
-    let thread = thread::current();
-    let name = thread.name().unwrap_or("<unnamed>");
-    let backtrace = Backtrace::capture();
-    let backtrace = match backtrace.status() {
-        BacktraceStatus::Captured => format!("{backtrace}\n"),
-        _ => String::new(),
-    };
-    LINES.push(format!("thread '{name}' {info}\n{backtrace}").as_bytes());
-    LINES.flush(FLUSH_TIME);
-}
-
-/// Writes to stderr without the lock of the standard library, which a stalled write would hold.
-fn write(bytes: &[u8]) -> io::Result<usize> {
-    Ok(rustix::io::write(io::stderr(), bytes)?)
-}
-
-/// Returns the line about this many dropped ones.
-fn dropped_line(lines: u64) -> String {
-    let fields = [("lines", Value::from(lines))];
-    let record = Record::builder()
-        .level(Level::Warn)
-        .target("ws_proxy")
-        .args(format_args!("log_lines_dropped"))
-        .key_values(&fields)
-        .build();
-    format!("{}\n", Line(SystemTime::now(), &record))
-}
-
-/// Takes each line from env_logger, which writes it at once.
-struct Lines;
-
-impl io::Write for Lines {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        LINES.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// One record as text, without the end of the line.
-struct Line<'a>(SystemTime, &'a Record<'a>);
+pub(super) struct Line<'a>(pub(super) SystemTime, pub(super) &'a Record<'a>);
 
 impl fmt::Display for Line<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,7 +23,7 @@ impl fmt::Display for Line<'_> {
         write!(f, "time={time} level={}", record.level().as_str().to_ascii_lowercase())?;
         let message = record.args().to_string();
         let target = record.target();
-        if target == "ws_proxy" || target.starts_with("ws_proxy::") {
+        if is_event(record) {
             write_field(f, "event", &message)?;
             record.key_values().visit(&mut Fields(f)).map_err(|_| fmt::Error)
         } else {

@@ -1,17 +1,22 @@
 //! Configuration text: TOML, read and checked.
+//!
+//! [`table`] reads a table, and gives each fault its line.
 
-use std::borrow::Cow;
+mod table;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
+use log::LevelFilter;
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use self::table::{SourceText, Table, entry};
 use crate::builder::WsProxy;
 use crate::net::address::Address;
-use crate::settings::{Drain, Invalid, RawDrain, RawSection};
+use crate::settings::{Drain, Invalid, LogFormat, RawDrain, RawLog, RawSection};
 
 /// Key of the sections.
 const SECTIONS: &str = "ws_proxy";
@@ -19,6 +24,8 @@ const SECTIONS: &str = "ws_proxy";
 const WORKERS: &str = "workers";
 /// Key of the drain's table.
 const DRAIN: &str = "drain";
+/// Key of the log's table.
+const LOG: &str = "log";
 /// Largest number of worker threads, above any use for them.
 const MAX_WORKERS: i64 = 1_024;
 /// Error text where there is no section.
@@ -46,6 +53,12 @@ pub struct Config {
     /// Number of worker threads that all sections share, as [`Workers::start`](crate::Workers)
     /// takes it. Default: 0, one per CPU.
     pub workers: usize,
+    /// Format of the log's lines, `format` in `[log]`, for the program's logger: the library emits
+    /// records of the [`log`] crate, and writes none. Default: [`LogFormat::Text`].
+    pub log_format: LogFormat,
+    /// Most verbose level that is logged, `level` in `[log]`, for the program's logger likewise.
+    /// Default: [`LevelFilter::Info`].
+    pub log_level: LevelFilter,
     /// Top-level keys and tables that are not ws-proxy's, in alphabetical order.
     pub ignored: Vec<String>,
 }
@@ -114,6 +127,7 @@ impl Config {
         let sections = read_sections(&document, source)?;
         let workers = read_workers(&document, source)?;
         let drain = read_drain(&document, source)?;
+        let (log_format, log_level) = read_log(&document, source)?;
 
         let with_drain = |section: CheckedSection| {
             SectionConfig::new(section.bind, section.proxy.with_drain(drain.clone()))
@@ -121,6 +135,8 @@ impl Config {
         Ok(Self {
             sections: sections.into_iter().map(with_drain).collect(),
             workers,
+            log_format,
+            log_level,
             ignored: foreign_keys(&document),
         })
     }
@@ -261,136 +277,21 @@ fn read_drain(document: &DeTable<'_>, source: SourceText<'_>) -> Result<RawDrain
     Ok(drain)
 }
 
+fn read_log(
+    document: &DeTable<'_>,
+    source: SourceText<'_>,
+) -> Result<(LogFormat, LevelFilter), ConfigError> {
+    let log = match entry(document, LOG) {
+        Some((_, value)) => Table::new(value, LOG, "[log]", source)?.read(RawLog::KEYS)?,
+        None => RawLog::default(),
+    };
+    Ok((log.format.unwrap_or_default(), log.level.unwrap_or_default().into()))
+}
+
 /// Returns the top-level keys that belong to other programs.
 fn foreign_keys(document: &DeTable<'_>) -> Vec<String> {
     let keys = document.keys().map(|name| name.get_ref().as_ref());
-    keys.filter(|key| ![SECTIONS, WORKERS, DRAIN].contains(key)).map(str::to_owned).collect()
-}
-
-/// A table of ours in the text.
-struct Table<'t, 'i> {
-    value: &'t Spanned<DeValue<'i>>,
-    keys: &'t DeTable<'i>,
-    /// Header, as errors name it.
-    header: &'static str,
-    source: SourceText<'t>,
-}
-
-impl<'t, 'i> Table<'t, 'i> {
-    /// Takes the value of a key as a table.
-    ///
-    /// # Errors
-    ///
-    /// A value of another type.
-    fn new(
-        value: &'t Spanned<DeValue<'i>>,
-        key: &str,
-        header: &'static str,
-        source: SourceText<'t>,
-    ) -> Result<Self, ConfigError> {
-        match value.get_ref() {
-            DeValue::Table(keys) => Ok(Self { value, keys, header, source }),
-            other => {
-                let problem =
-                    format!("must be a table, but is of type {}: write {header}", other.type_str());
-                Err(source.error(value.span().start, Some(key), problem))
-            }
-        }
-    }
-
-    /// Reads the table into a type that has these keys.
-    ///
-    /// # Errors
-    ///
-    /// The first unknown key, or else a value of a wrong type.
-    fn read<T: Deserialize<'i>>(&self, known: &[&str]) -> Result<T, ConfigError> {
-        self.refuse_unknown(known)?;
-        T::deserialize(self.value.clone().into_deserializer()).map_err(|error| {
-            // The error has a place in the text, and the key is the one whose value is there.
-            let at = error.span().unwrap_or_default().start;
-            let faulty = self.keys.iter().find(|(_, value)| value.span().contains(&at));
-            self.source.toml_error(&error, faulty.map(|(name, _)| name.get_ref().as_ref()))
-        })
-    }
-
-    fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
-        let unknown = self.keys.keys().filter(|name| !known.contains(&name.get_ref().as_ref()));
-        let Some(name) = unknown.min_by_key(|name| name.span().start) else { return Ok(()) };
-        let problem = match nearest(name.get_ref(), known) {
-            Some(key) => format!("unknown key; did you mean {key}?"),
-            None => format!("unknown key; the keys of {} are {}", self.header, known.join(", ")),
-        };
-        Err(self.source.error(name.span().start, Some(name.get_ref()), problem))
-    }
-
-    /// Places the error of a setting at the element of the list, the key, or else the table.
-    fn invalid(&self, Invalid { key, index, problem }: Invalid) -> ConfigError {
-        let at = index.map_or_else(|| self.at(key), |index| self.element_at(key, index));
-        self.source.error(at, Some(key), problem)
-    }
-
-    /// Returns the offset of an element of a key's list, that of the key where there is no such
-    /// element.
-    fn element_at(&self, key: &str, index: usize) -> usize {
-        let element = self.keys.get(key).and_then(|value| match value.get_ref() {
-            DeValue::Array(elements) => elements.get(index),
-            _ => None,
-        });
-        element.map_or_else(|| self.at(key), |element| element.span().start)
-    }
-
-    /// Returns the offset of a key in the text, that of the table where the key is missing.
-    fn at(&self, key: &str) -> usize {
-        entry(self.keys, key).map_or(self.value.span().start, |(name, _)| name.span().start)
-    }
-}
-
-/// Returns a key, with its place in the text, and its value.
-fn entry<'t, 'i>(
-    table: &'t DeTable<'i>,
-    key: &str,
-) -> Option<(&'t Spanned<Cow<'i, str>>, &'t Spanned<DeValue<'i>>)> {
-    table.iter().find(|(name, _)| name.get_ref() == key)
-}
-
-/// Returns the known key that an unknown one is a likely misspelling of.
-fn nearest<'k>(unknown: &str, known: &[&'k str]) -> Option<&'k str> {
-    let unknown = unknown.to_ascii_lowercase().replace('-', "_");
-    let close = known.iter().map(|key| (strsim::damerau_levenshtein(&unknown, key), *key));
-    let (distance, key) = close.min()?;
-    // With more than a quarter of its letters wrong it is another word.
-    (distance <= 1 + key.len() / 4).then_some(key)
-}
-
-/// The text of the configuration, which gives errors their lines.
-#[derive(Clone, Copy)]
-struct SourceText<'t>(&'t str);
-
-impl SourceText<'_> {
-    fn line(self, at: usize) -> usize {
-        self.0.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
-    }
-
-    fn error(self, at: usize, key: Option<&str>, problem: impl Into<String>) -> ConfigError {
-        let line = Some(self.line(at));
-        ConfigError { line, key: key.map(str::to_owned), problem: problem.into() }
-    }
-
-    fn toml_error(self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
-        // Some messages of the parser have several lines; an error of ours has one.
-        let mut problem = error.message().trim().replace('\n', ", ");
-        // They name Rust's types, where TOML has words of its own.
-        for (rust, toml) in [("expected i64", "expected an integer"), ("a sequence", "an array")] {
-            if let Some(start) = problem.strip_suffix(rust) {
-                problem = format!("{start}{toml}");
-            }
-        }
-        if let Some(rest) = problem.strip_prefix("unknown variant") {
-            problem = format!("unknown value{rest}");
-        }
-        let line = error.span().map(|span| self.line(span.start));
-        ConfigError { line, key: key.map(str::to_owned), problem }
-    }
+    keys.filter(|key| ![SECTIONS, WORKERS, DRAIN, LOG].contains(key)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -495,6 +396,9 @@ spread_ms = 2
 timeout_ms = 50
 close_code = 4000
 close_grace_ms = 3
+[log]
+format = "json"
+level = "debug"
 [[ws_proxy]]
 name = "n"
 bind = "[::1]:0"
@@ -526,11 +430,12 @@ backend_lost_code = 1014
 client_lost_code = 1001
 tunnel_start = true
 "#;
-        for key in RawSection::KEYS.iter().chain(RawDrain::KEYS) {
+        for key in RawSection::KEYS.iter().chain(RawDrain::KEYS).chain(RawLog::KEYS) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
         }
         let config = Config::parse(text).unwrap();
         assert_eq!(config.workers, 2);
+        assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::Debug));
         let (settings, drain) = config.sections[0].proxy.settings("[::1]:0").unwrap();
         assert_eq!(settings.name.as_deref(), Some("n"));
         assert_eq!(settings.backends.len(), 2);
@@ -564,6 +469,28 @@ tunnel_start = true
         );
         assert_eq!((drain.timeout, drain.close_code), (Duration::from_millis(50), 4000));
         assert_eq!(drain.close_grace, Duration::from_millis(3));
+    }
+
+    #[test]
+    fn the_log_has_a_format_and_a_level() {
+        let read = |lines: &str| {
+            let config = Config::parse(&format!("{lines}\n{GOOD}")).unwrap();
+            (config.log_format, config.log_level)
+        };
+        assert_eq!(read(""), (LogFormat::Text, LevelFilter::Info));
+        assert_eq!(read("[log]"), (LogFormat::Text, LevelFilter::Info));
+        assert_eq!(read("[log]\nformat = \"json\""), (LogFormat::Json, LevelFilter::Info));
+        let rows = [
+            ("off", LevelFilter::Off),
+            ("error", LevelFilter::Error),
+            ("warn", LevelFilter::Warn),
+            ("info", LevelFilter::Info),
+            ("debug", LevelFilter::Debug),
+            ("trace", LevelFilter::Trace),
+        ];
+        for (name, level) in rows {
+            assert_eq!(read(&format!("[log]\nlevel = \"{name}\"")), (LogFormat::Text, level));
+        }
     }
 
     #[test]
@@ -677,6 +604,28 @@ tunnel_start = true
                 format!("[drain]\nclose_code = \"x\"\n{GOOD}"),
                 "2: close_code: invalid type: string \"x\", expected an integer",
             ),
+            (
+                format!("log = \"debug\"\n{GOOD}"),
+                "1: log: must be a table, but is of type string: write [log]",
+            ),
+            (
+                format!("[log]\nlevels = \"info\"\n{GOOD}"),
+                "2: levels: unknown key; did you mean level?",
+            ),
+            (
+                format!("[log]\nfile = \"x\"\n{GOOD}"),
+                "2: file: unknown key; the keys of [log] are format, level",
+            ),
+            (
+                format!("\n[log]\nformat = \"xml\"\n{GOOD}"),
+                "3: format: unknown value `xml`, expected `text` or `json`",
+            ),
+            (
+                format!("[log]\nlevel = \"loud\"\n{GOOD}"),
+                "2: level: unknown value `loud`, expected one of `off`, `error`, `warn`, `info`, \
+                 `debug`, `trace`",
+            ),
+            (format!("[log]\nlevel = 3\n{GOOD}"), "2: level: "),
         ];
         assert!(!cases.is_empty());
         for (text, expected) in cases {

@@ -1,0 +1,142 @@
+//! Tables of the configuration text, and the places of their faults in it.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+use crate::settings::Invalid;
+
+/// A table of ours in the text.
+pub(super) struct Table<'t, 'i> {
+    value: &'t Spanned<DeValue<'i>>,
+    keys: &'t DeTable<'i>,
+    /// Header, as errors name it.
+    header: &'static str,
+    source: SourceText<'t>,
+}
+
+impl<'t, 'i> Table<'t, 'i> {
+    /// Takes the value of a key as a table.
+    ///
+    /// # Errors
+    ///
+    /// A value of another type.
+    pub(super) fn new(
+        value: &'t Spanned<DeValue<'i>>,
+        key: &str,
+        header: &'static str,
+        source: SourceText<'t>,
+    ) -> Result<Self, ConfigError> {
+        match value.get_ref() {
+            DeValue::Table(keys) => Ok(Self { value, keys, header, source }),
+            other => {
+                let problem =
+                    format!("must be a table, but is of type {}: write {header}", other.type_str());
+                Err(source.error(value.span().start, Some(key), problem))
+            }
+        }
+    }
+
+    /// Reads the table into a type that has these keys.
+    ///
+    /// # Errors
+    ///
+    /// The first unknown key, or else a value of a wrong type.
+    pub(super) fn read<T: Deserialize<'i>>(&self, known: &[&str]) -> Result<T, ConfigError> {
+        self.refuse_unknown(known)?;
+        T::deserialize(self.value.clone().into_deserializer()).map_err(|error| {
+            // The error has a place in the text, and the key is the one whose value is there.
+            let at = error.span().unwrap_or_default().start;
+            let faulty = self.keys.iter().find(|(_, value)| value.span().contains(&at));
+            self.source.toml_error(&error, faulty.map(|(name, _)| name.get_ref().as_ref()))
+        })
+    }
+
+    fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
+        let unknown = self.keys.keys().filter(|name| !known.contains(&name.get_ref().as_ref()));
+        let Some(name) = unknown.min_by_key(|name| name.span().start) else { return Ok(()) };
+        let problem = match nearest(name.get_ref(), known) {
+            Some(key) => format!("unknown key; did you mean {key}?"),
+            None => format!("unknown key; the keys of {} are {}", self.header, known.join(", ")),
+        };
+        Err(self.source.error(name.span().start, Some(name.get_ref()), problem))
+    }
+
+    /// Places the error of a setting at the element of the list, the key, or else the table.
+    pub(super) fn invalid(&self, Invalid { key, index, problem }: Invalid) -> ConfigError {
+        let at = index.map_or_else(|| self.at(key), |index| self.element_at(key, index));
+        self.source.error(at, Some(key), problem)
+    }
+
+    /// Returns the offset of an element of a key's list, that of the key where there is no such
+    /// element.
+    pub(super) fn element_at(&self, key: &str, index: usize) -> usize {
+        let element = self.keys.get(key).and_then(|value| match value.get_ref() {
+            DeValue::Array(elements) => elements.get(index),
+            _ => None,
+        });
+        element.map_or_else(|| self.at(key), |element| element.span().start)
+    }
+
+    /// Returns the offset of a key in the text, that of the table where the key is missing.
+    pub(super) fn at(&self, key: &str) -> usize {
+        entry(self.keys, key).map_or(self.value.span().start, |(name, _)| name.span().start)
+    }
+}
+
+/// Returns a key, with its place in the text, and its value.
+pub(super) fn entry<'t, 'i>(
+    table: &'t DeTable<'i>,
+    key: &str,
+) -> Option<(&'t Spanned<Cow<'i, str>>, &'t Spanned<DeValue<'i>>)> {
+    table.iter().find(|(name, _)| name.get_ref() == key)
+}
+
+/// Returns the known key that an unknown one is a likely misspelling of.
+fn nearest<'k>(unknown: &str, known: &[&'k str]) -> Option<&'k str> {
+    let unknown = unknown.to_ascii_lowercase().replace('-', "_");
+    let close = known.iter().map(|key| (strsim::damerau_levenshtein(&unknown, key), *key));
+    let (distance, key) = close.min()?;
+    // With more than a quarter of its letters wrong it is another word.
+    (distance <= 1 + key.len() / 4).then_some(key)
+}
+
+/// The text of the configuration, which gives errors their lines.
+#[derive(Clone, Copy)]
+pub(super) struct SourceText<'t>(pub(super) &'t str);
+
+impl SourceText<'_> {
+    pub(super) fn line(self, at: usize) -> usize {
+        self.0.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1
+    }
+
+    pub(super) fn error(
+        self,
+        at: usize,
+        key: Option<&str>,
+        problem: impl Into<String>,
+    ) -> ConfigError {
+        let line = Some(self.line(at));
+        ConfigError { line, key: key.map(str::to_owned), problem: problem.into() }
+    }
+
+    pub(super) fn toml_error(self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
+        // Some messages of the parser have several lines; an error of ours has one.
+        let mut problem = error.message().trim().replace('\n', ", ");
+        // They name Rust's types, where TOML has words of its own.
+        for (rust, toml) in [("expected i64", "expected an integer"), ("a sequence", "an array")] {
+            if let Some(start) = problem.strip_suffix(rust) {
+                problem = format!("{start}{toml}");
+            }
+        }
+        if let Some(rest) = problem.strip_prefix("unknown variant") {
+            problem = format!("unknown value{rest}");
+        }
+        let line = error.span().map(|span| self.line(span.start));
+        ConfigError { line, key: key.map(str::to_owned), problem }
+    }
+}
