@@ -52,6 +52,7 @@ pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
         backend: "chat-backend:9000",
         host: HostHeader::Backend,
         forwarded: Forwarded::Append,
+        request_id: "0123456789abcdef0123456789abcdef",
     };
     Some(request_head(&request, &policy))
 }

@@ -68,7 +68,7 @@ enum Fault {
 /// every attempt to connect timed out, and 502.
 pub(super) async fn exchange(
     reactor: &Rc<Reactor>,
-    request: &UpgradeRequest<'_>,
+    (request, request_id): (&UpgradeRequest<'_>, &str),
     client: &Client,
 ) -> Result<Exchanged, Failed> {
     let settings = &client.section.settings;
@@ -88,7 +88,7 @@ pub(super) async fn exchange(
                 continue;
             }
         };
-        let head = head_for(lease.backend(), request, client);
+        let head = head_for(lease.backend(), (request, request_id), client);
         let rules = settings.handshake_rules();
         match converse(&backend, &head, (request, rules), settings.response_timeout).await {
             Ok((answer, rest)) => {
@@ -119,13 +119,18 @@ fn tell_of_deviation(answer: &Answer, backend: &Backend, reactor: &Reactor) {
 }
 
 /// Returns the client's head as this backend gets it.
-fn head_for(backend: &Backend, request: &UpgradeRequest<'_>, client: &Client) -> Vec<u8> {
+fn head_for(
+    backend: &Backend,
+    (request, request_id): (&UpgradeRequest<'_>, &str),
+    client: &Client,
+) -> Vec<u8> {
     let settings = &client.section.settings;
     let policy = ForwardPolicy {
         client: client.peer.ip(),
         backend: backend.name(),
         host: settings.host,
         forwarded: settings.forwarded,
+        request_id,
     };
     request_head(request, &policy)
 }

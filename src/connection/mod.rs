@@ -28,6 +28,7 @@ use crate::handshake::http::RequestHead;
 use crate::handshake::response::Answer;
 use crate::handshake::scan::HeadScan;
 use crate::handshake::summary::Summary;
+use crate::handshake::trace::request_id;
 use crate::handshake::upgrade::UpgradeRequest;
 use crate::net::close::linger;
 use crate::net::socket::Socket;
@@ -97,15 +98,14 @@ pub(crate) async fn serve(
             Answer::Declined { status, head, framing } => {
                 let Exchanged { lease, backend, rest, .. } = exchanged;
                 let declined = Declined { backend, head, rest, framing };
-                let path = summary.as_ref().and_then(Summary::path);
-                decline(socket, declined, &client, (&lease, status, path)).await;
+                let told = (&lease, status, summary.as_ref());
+                decline(socket, declined, &client, told).await;
             }
         },
-        Outcome::Failed(failed) => {
-            let path = summary.as_ref().and_then(Summary::path);
-            fail(socket, failed, &client, path).await;
+        Outcome::Failed(failed) => fail(socket, failed, &client, summary.as_ref()).await,
+        Outcome::Gone(stage) => {
+            Event::ClientGone { client: &client, stage, summary: summary.as_ref() }.emit();
         }
-        Outcome::Gone(stage) => Event::ClientGone { client: &client, stage }.emit(),
         Outcome::Silent(ended_by) => Event::Silent { client: &client, ended_by }.emit(),
     }
 }
@@ -155,8 +155,11 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
         Ok(parsed) => parsed,
         Err(error) => return refused(error.into(), head.bytes()),
     };
+    // Made once: each backend that is asked gets it, and each line of the log tells it.
+    let request_id = &*request_id(&parsed.fields, fastrand::u128(..));
     if events::tells_of_tunnels() {
-        unanswered.set_summary(Summary::of(&parsed, client.section.settings.forwarded));
+        let forwarded = client.section.settings.forwarded;
+        unanswered.set_summary(Summary::of(&parsed, forwarded, request_id));
     }
     let request = match judge(&parsed, &client.section) {
         Ok(request) => request,
@@ -166,7 +169,8 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
     // While the backend is dialled and thinks, the client is not read: what it sends early waits in
     // the kernel, under TCP's own bounds. If it ends, nobody waits for the answer any more: the
     // exchange is dropped, with the backend's connection in it.
-    let exchanged = async { Some(exchange(socket.reactor(), &request, client).await) };
+    let asked = (&request, request_id);
+    let exchanged = async { Some(exchange(socket.reactor(), asked, client).await) };
     let client_is_gone = async {
         socket.ended().await;
         None
@@ -255,21 +259,26 @@ fn refused(response: ErrorResponse, request: &[u8]) -> Outcome {
 }
 
 /// Sends a client a response of the proxy.
-async fn refuse(socket: Socket, response: ErrorResponse, client: &Client, path: Option<&str>) {
+async fn refuse(
+    socket: Socket,
+    response: ErrorResponse,
+    client: &Client,
+    summary: Option<&Summary>,
+) {
     // Told first: a task that is cut while its client takes the response would not tell it.
-    Event::Refused { client, response: &response, path }.emit();
+    Event::Refused { client, response: &response, summary }.emit();
     send_error(socket, &response).await;
 }
 
 /// Tells a client of a failed exchange, and closes the backend at fault in order.
-async fn fail(socket: Socket, failed: Failed, client: &Client, path: Option<&str>) {
+async fn fail(socket: Socket, failed: Failed, client: &Client, summary: Option<&Summary>) {
     let Failed { response, backend } = failed;
     let close = async {
         if let Some((_lease, backend)) = backend {
             linger(backend).await;
         }
     };
-    future::zip(refuse(socket, response, client, path), close).await;
+    future::zip(refuse(socket, response, client, summary), close).await;
 }
 
 /// Forwards a backend's refusal, and closes both connections.
@@ -277,10 +286,10 @@ async fn decline(
     socket: Socket,
     declined: Declined,
     client: &Client,
-    (lease, status, path): (&Lease, u16, Option<&str>),
+    (lease, status, summary): (&Lease, u16, Option<&Summary>),
 ) {
     let fault = io::Error::other("this proxy is shutting down");
-    let mut told = DeclinedOnDrop { client, lease, status, path, end: ForwardEnd::Part(fault) };
+    let mut told = DeclinedOnDrop { client, lease, status, summary, end: ForwardEnd::Part(fault) };
     let timeout = client.section.settings.response_timeout;
     let (end, sockets) = forward_response(socket, declined, timeout).await;
     told.end = end;
@@ -294,21 +303,21 @@ struct DeclinedOnDrop<'a> {
     client: &'a Client,
     lease: &'a Lease,
     status: u16,
-    path: Option<&'a str>,
+    summary: Option<&'a Summary>,
     end: ForwardEnd,
 }
 
 impl Drop for DeclinedOnDrop<'_> {
     fn drop(&mut self) {
-        let Self { client, lease, status, path, .. } = *self;
+        let Self { client, lease, status, summary, .. } = *self;
         let fault = match &self.end {
             ForwardEnd::Whole => None,
             ForwardEnd::Part(fault) => Some(fault),
             ForwardEnd::ClientGone => {
-                return Event::ClientGone { client, stage: Stage::Refusal }.emit();
+                return Event::ClientGone { client, stage: Stage::Refusal, summary }.emit();
             }
         };
-        Event::Declined { client, lease, status, fault, path }.emit();
+        Event::Declined { client, lease, status, fault, summary }.emit();
     }
 }
 

@@ -99,7 +99,7 @@ impl Drop for Unanswered<'_> {
         // nobody reads it.
         let _ = socket.try_write(&response.to_bytes());
         linger_now(socket, &mut scratch);
-        let path = self.summary.get().and_then(Summary::path);
-        Event::Refused { client, response, path }.emit();
+        let summary = self.summary.get();
+        Event::Refused { client, response, summary }.emit();
     }
 }

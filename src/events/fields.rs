@@ -22,17 +22,23 @@ pub(super) fn put<'v, const N: usize>(
 }
 
 /// Returns the fields of a response of the proxy.
-pub(super) fn refused_fields<'v>(
-    response: &'v ErrorResponse,
-    path: Option<&'v str>,
-) -> [KeyValue<'v>; 4] {
+pub(super) fn refused_fields(response: &ErrorResponse) -> [KeyValue<'_>; 3] {
     let ErrorResponse { status, reason, detail, .. } = response;
     [
         ("status", status.into()),
         ("reason", Value::from(*reason)),
         ("detail", Value::from(&**detail)),
-        ("path", or_null(path)),
     ]
+}
+
+/// Returns the fields that tell what a request without a tunnel asked for.
+pub(super) fn asked_fields(summary: Option<&Summary>) -> [KeyValue<'_>; 2] {
+    [("path", or_null(summary.and_then(Summary::path))), request_id_field(summary)]
+}
+
+/// Returns the field of the request id.
+pub(super) fn request_id_field(summary: Option<&Summary>) -> KeyValue<'_> {
+    ("request_id", or_null(summary.and_then(Summary::request_id)))
 }
 
 /// Returns the fields of a backend's own answer.
@@ -75,10 +81,16 @@ pub(super) fn tunnel_fields<'v>(
     ]
 }
 
-/// Returns the fields that tell what was asked for.
-pub(super) fn request_fields(summary: Option<&Summary>) -> [KeyValue<'_>; 4] {
-    let [path, host, chain, id] = summary.map_or([None; 4], Summary::values).map(or_null);
-    [("path", path), ("host", host), ("forwarded_for", chain), ("request_id", id)]
+/// Returns the fields that tell what a tunnel's request asked for.
+pub(super) fn request_fields(summary: Option<&Summary>) -> [KeyValue<'_>; 5] {
+    let [path, host, chain, id, trace] = summary.map_or([None; 5], Summary::values).map(or_null);
+    [
+        ("path", path),
+        ("host", host),
+        ("forwarded_for", chain),
+        ("request_id", id),
+        ("traceparent", trace),
+    ]
 }
 
 /// Returns the counts of the frames of a tunnel.
@@ -101,7 +113,7 @@ pub(super) fn frame_fields(end: &TunnelEnd) -> [KeyValue<'_>; 12] {
 }
 
 /// Returns a text, null where there is none.
-pub(super) fn or_null(value: Option<&str>) -> Value<'_> {
+fn or_null(value: Option<&str>) -> Value<'_> {
     value.map_or(Value::null(), Value::from)
 }
 

@@ -13,8 +13,8 @@ use log::kv::{self, Source, Value, VisitSource};
 use log::{Level, Record};
 
 use self::fields::{
-    declined_fields, frame_fields, milliseconds, or_null, put, refused_fields, request_fields,
-    started_fields, text, tunnel_fields,
+    asked_fields, declined_fields, frame_fields, milliseconds, put, refused_fields, request_fields,
+    request_id_field, started_fields, text, tunnel_fields,
 };
 use crate::backend::{Backend, Lease};
 use crate::handshake::error_response::ErrorResponse;
@@ -52,9 +52,10 @@ pub(crate) enum Event<'a> {
     /// A client never sent a byte; `ended_by` is "client", "timeout" or "proxy".
     Silent { client: &'a Client, ended_by: &'static str },
     /// A client closed its connection, or it broke, before it had an answer.
-    ClientGone { client: &'a Client, stage: Stage },
-    /// A client got an error response of this proxy. `path` is that of its request, if it sent one.
-    Refused { client: &'a Client, response: &'a ErrorResponse, path: Option<&'a str> },
+    ClientGone { client: &'a Client, stage: Stage, summary: Option<&'a Summary> },
+    /// A client got an error response of this proxy. `summary` is that of its request, if it sent
+    /// one.
+    Refused { client: &'a Client, response: &'a ErrorResponse, summary: Option<&'a Summary> },
     /// An error response could not be sent.
     AnswerFailed { error: &'a io::Error },
 
@@ -74,7 +75,7 @@ pub(crate) enum Event<'a> {
         lease: &'a Lease,
         status: u16,
         fault: Option<&'a io::Error>,
-        path: Option<&'a str>,
+        summary: Option<&'a Summary>,
     },
     /// A backend refused a browser, and a setting may mend that.
     Hint { section: &'a Section, status: u16 },
@@ -285,12 +286,17 @@ impl Source for Event<'_> {
             }
             Self::Dropped { .. } => put(visitor, [("reason", "full".into())]),
             Self::Silent { ended_by, .. } => put(visitor, [("ended_by", Value::from(*ended_by))]),
-            Self::ClientGone { stage, .. } => put(visitor, [("stage", stage.name().into())]),
-            Self::Refused { response, path, .. } => put(visitor, refused_fields(response, *path)),
-            Self::Declined { lease, status, fault, path, .. } => {
+            Self::ClientGone { stage, summary, .. } => {
+                put(visitor, [("stage", stage.name().into()), request_id_field(*summary)])
+            }
+            Self::Refused { response, summary, .. } => {
+                put(visitor, refused_fields(response))?;
+                put(visitor, asked_fields(*summary))
+            }
+            Self::Declined { lease, status, fault, summary, .. } => {
                 put(visitor, declined_fields(lease, *status))?;
                 fault.as_ref().map_or(Ok(()), |fault| put(visitor, [("fault", text(fault))]))?;
-                put(visitor, [("path", or_null(*path))])
+                put(visitor, asked_fields(*summary))
             }
             Self::TunnelStarted { lease, handshake, summary, .. } => {
                 put(visitor, started_fields(lease, *handshake))?;
@@ -323,6 +329,7 @@ mod tests {
     use log::kv::Key;
 
     use super::*;
+    use crate::handshake::forward::Forwarded;
     use crate::settings::{RawDrain, RawSection};
 
     /// Collects an event's fields as text.
@@ -362,8 +369,11 @@ mod tests {
         let section = &*client.section;
         let error = &io::Error::other("no luck");
         let lease = &section.pool.pick(Instant::now()).next().unwrap();
-        let path = Some("/chat");
-        let declined = |fault| Event::Declined { client: &client, lease, status: 401, fault, path };
+        let head = crate::handshake::http::RequestHead::parse(b"GET /chat HTTP/1.1\r\n\r\n");
+        let summary = &Summary::of(&head.unwrap(), Forwarded::Append, "0123456789abcdef");
+        let summary = Some(summary);
+        let client = &client;
+        let declined = |fault| Event::Declined { client, lease, status: 401, fault, summary };
         let response = &ErrorResponse::origin("not you");
         let events = [
             (
@@ -381,23 +391,27 @@ mod tests {
                 "section=chat failures=3 pause_ms=10 error=no luck",
             ),
             (
-                Event::ClientGone { client: &client, stage: Stage::Handshake },
-                "section=chat id=7 client=192.0.2.1:9 stage=handshake",
+                Event::ClientGone { client, stage: Stage::Handshake, summary },
+                "section=chat id=7 client=192.0.2.1:9 stage=handshake request_id=0123456789abcdef",
             ),
             (
-                Event::Refused { client: &client, response, path },
+                Event::ClientGone { client, stage: Stage::Head, summary: None },
+                "section=chat id=7 client=192.0.2.1:9 stage=head request_id=None",
+            ),
+            (
+                Event::Refused { client, response, summary },
                 "section=chat id=7 client=192.0.2.1:9 status=403 reason=origin detail=not you \
-                 path=/chat",
+                 path=/chat request_id=0123456789abcdef",
             ),
             (
                 declined(None),
                 "section=chat id=7 client=192.0.2.1:9 backend=a:1 status=401 \
-                 reason=backend_status path=/chat",
+                 reason=backend_status path=/chat request_id=0123456789abcdef",
             ),
             (
                 declined(Some(error)),
                 "section=chat id=7 client=192.0.2.1:9 backend=a:1 status=401 \
-                 reason=backend_status fault=no luck path=/chat",
+                 reason=backend_status fault=no luck path=/chat request_id=0123456789abcdef",
             ),
             (
                 Event::BackendUnreachable { backend: lease.backend(), error },

@@ -16,6 +16,11 @@ impl Field<'_> {
     pub(crate) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
     }
+
+    /// Returns whether the field is the same variable of CGI as this name.
+    pub(crate) fn is_same_variable(&self, name: &str) -> bool {
+        is_same_variable(self.name, name)
+    }
 }
 
 /// All fields of a head.
@@ -64,6 +69,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Returns the only value of this name, if it is text.
+    pub(crate) fn single_text(&self, name: &str) -> Option<&'a str> {
+        std::str::from_utf8(self.single(name).ok()?).ok()
+    }
+
     /// Returns the elements of a comma-separated list over all lines of this name, without empty
     /// ones (RFC 9110, 5.6.1.2).
     pub(crate) fn list<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
@@ -74,6 +84,13 @@ impl<'a> Fields<'a> {
     pub(crate) fn lists(&self, name: &str, token: &str) -> bool {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
+}
+
+/// Returns whether two names are one variable of CGI (RFC 3875, 4.1.18). CGI, WSGI and Rack take
+/// `_` for `-`, so that a name with the one would stand for that with the other.
+pub(super) fn is_same_variable(one: &str, other: &str) -> bool {
+    let variable = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    one.bytes().map(variable).eq(other.bytes().map(variable))
 }
 
 /// Returns the elements of one list value. A comma within a quoted string does not separate (RFC

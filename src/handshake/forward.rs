@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use super::fields::{Field, Fields};
+use super::fields::{Field, Fields, is_same_variable};
 use super::http::ResponseHead;
+use super::trace::{self, REQUEST_ID};
 use super::upgrade::UpgradeRequest;
 use super::via;
 
@@ -93,6 +94,8 @@ pub(crate) struct ForwardPolicy<'a> {
     pub(crate) host: HostHeader,
     /// Treatment of the X-Forwarded fields.
     pub(crate) forwarded: Forwarded,
+    /// Id of the request, in place of what the client has sent for one.
+    pub(crate) request_id: &'a str,
 }
 
 /// Returns the head for the backend: the client's own lines with their bytes and in their order,
@@ -112,7 +115,8 @@ pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<
             push_line(&mut head, field);
         }
     }
-    push(&mut head, &["Via: 1.1 ", via::NAME, "\r\n", UPGRADE]);
+    push(&mut head, &["Via: 1.1 ", via::NAME, "\r\n"]);
+    push(&mut head, &[REQUEST_ID, ": ", policy.request_id, "\r\n", UPGRADE]);
     forwarded_fields(&mut head, request, policy, &options);
     head.extend_from_slice(b"\r\n");
     head
@@ -196,10 +200,13 @@ fn lower_case(name: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Returns whether a field of this hop takes the place of the client's, or none may. CGI, WSGI and
-/// Rack take `_` for `-`, so that a name with the one would stand for that with the other.
+/// Returns whether a field of this hop takes the place of the client's, or none may, in every
+/// spelling that CGI takes for it.
 fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
-    let is = |name: &str| is_same_variable(field.name, name);
+    if trace::is_request_id(field) {
+        return true;
+    }
+    let is = |name: &str| field.is_same_variable(name);
     match forwarded {
         Forwarded::Append => {
             ["X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"].iter().any(|name| is(name))
@@ -214,12 +221,6 @@ fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
         }
         Forwarded::Off => false,
     }
-}
-
-/// Returns whether two names are one variable of CGI (RFC 3875, 4.1.18).
-fn is_same_variable(one: &str, other: &str) -> bool {
-    let variable = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-    one.bytes().map(variable).eq(other.bytes().map(variable))
 }
 
 fn forwarded_fields(
@@ -273,7 +274,8 @@ mod tests {
     use crate::handshake::scan::{HeadScan, Scan};
     use crate::handshake::upgrade::HandshakeRules;
 
-    const OWN: &str = "Via: 1.1 ws-proxy\r\n";
+    const ID: &str = "0123456789abcdef";
+    const OWN: &str = "Via: 1.1 ws-proxy\r\nX-Request-ID: 0123456789abcdef\r\n";
     const KEY: &str =
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
@@ -282,7 +284,8 @@ mod tests {
         let request = RequestHead::parse(head.as_bytes()).unwrap();
         let request = UpgradeRequest::judge(&request, HandshakeRules::default()).unwrap();
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        let policy = ForwardPolicy { client, backend: "chat-backend:9000", host, forwarded };
+        let backend = "chat-backend:9000";
+        let policy = ForwardPolicy { client, backend, host, forwarded, request_id: ID };
         String::from_utf8(request_head(&request, &policy)).unwrap()
     }
 
@@ -413,6 +416,21 @@ mod tests {
     }
 
     #[test]
+    fn one_request_id_takes_the_place_of_all_that_came() {
+        for name in ["X-Request-ID", "x-request-id", "X_Request_ID", "X-REQUEST_ID"] {
+            let lines = format!("Host: a\r\n{UPGRADE}{name}: came\r\n{name}: again\r\n");
+            for mode in [Forwarded::Append, Forwarded::Replace, Forwarded::Off] {
+                let head = forwarded(&lines, HostHeader::Backend, mode);
+                assert!(!head.contains("came") && !head.contains("again"), "{head}");
+                assert_eq!(head.matches(&format!("\r\nX-Request-ID: {ID}\r\n")).count(), 1);
+            }
+        }
+        let lines = format!("Host: a\r\n{UPGRADE}X-Request-Ids: kept\r\ntraceparent: 00-x\r\n");
+        let head = forwarded(&lines, HostHeader::Backend, Forwarded::Replace);
+        assert!(head.contains("X-Request-Ids: kept\r\ntraceparent: 00-x\r\n"), "{head}");
+    }
+
+    #[test]
     fn many_connection_options_are_looked_up_without_comparing_all() {
         let names: String = (0..2_000).map(|number| format!("x{number:04}, ")).collect();
         let fields: String = (1_900..2_100).map(|number| format!("X{number:04}: y\r\n")).collect();
@@ -511,7 +529,8 @@ mod tests {
             let Ok(request) = UpgradeRequest::judge(&parsed, rules) else { return Ok(()) };
             let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
             let (client, forwarded) = ([192, 0, 2, 7].into(), Forwarded::Append);
-            let policy = ForwardPolicy { client, backend: "b:1", host, forwarded };
+            let policy =
+                ForwardPolicy { client, backend: "b:1", host, forwarded, request_id: ID };
             let out = request_head(&request, &policy);
             prop_assert_eq!(HeadScan::default().advance(&out), Scan::End(out.len()));
             let parsed = RequestHead::parse(&out).unwrap();

@@ -4,8 +4,8 @@
 //! judges the client's, with its [`target`] and its way ([`via`]); [`origin`] decides who may come;
 //! [`forward`] writes the heads that go on; [`response`] judges the backend's; [`body`] finds the
 //! end of a body that is forwarded with any other answer than a 101; [`error_response`] is the
-//! proxy's own answer to a client that gets no tunnel. [`summary`] is what the log tells of a
-//! request.
+//! proxy's own answer to a client that gets no tunnel. [`trace`] is what a request is known by,
+//! [`summary`] what the log tells of it.
 
 pub(crate) mod body;
 pub(crate) mod error_response;
@@ -19,5 +19,6 @@ mod samples;
 pub(crate) mod scan;
 pub(crate) mod summary;
 pub(crate) mod target;
+pub(crate) mod trace;
 pub(crate) mod upgrade;
 mod via;

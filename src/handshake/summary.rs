@@ -4,29 +4,28 @@ use super::fields::Fields;
 use super::forward::Forwarded;
 use super::http::RequestHead;
 use super::target::Target;
+use super::trace::traceparent;
 
 /// Most bytes that are kept of a value.
 const VALUE_MAX: usize = 256;
 /// Separator of the values. No field and no target that a scan has passed contains it.
 const SEPARATOR: &str = "\n";
-/// Lengths of a request id that is believed to be one, in bytes.
-const ID_LENGTHS: std::ops::RangeInclusive<usize> = 16..=64;
 
-/// Values of a request that the log tells of: four short texts in one allocation, since each tunnel
+/// Values of a request that the log tells of: five short texts in one allocation, since each tunnel
 /// holds them to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Summary(Box<str>);
 
 impl Summary {
-    /// Takes the values from a head. Each is cut after 256 bytes.
-    pub(crate) fn of(head: &RequestHead<'_>, forwarded: Forwarded) -> Self {
+    /// Takes the values from a head that has this request id. Each is cut after 256 bytes.
+    pub(crate) fn of(head: &RequestHead<'_>, forwarded: Forwarded, request_id: &str) -> Self {
         let target = Target::parse(head.target, false).ok();
         // The query may be a secret: browsers cannot set fields, so that tokens come in it.
         let path = target.as_ref().and_then(|target| target.path.split('?').next());
         let authority = target.as_ref().and_then(|target| target.authority);
-        let host = authority.or_else(|| text(&head.fields, "Host"));
+        let host = authority.or_else(|| head.fields.single_text("Host"));
         let chain = forwarded_for(&head.fields, forwarded);
-        let values = [path, host, Some(&*chain), request_id(&head.fields)];
+        let values = [path, host, Some(&*chain), Some(request_id), traceparent(&head.fields)];
         let values = values.map(|value| cut(value.unwrap_or_default()));
         // Values that are absent at the end take no room.
         let count = values.iter().rposition(|value| !value.is_empty()).map_or(0, |last| last + 1);
@@ -38,17 +37,17 @@ impl Summary {
         self.values()[0]
     }
 
-    /// Returns path, host, forwarded client and request id; `None` is a value that the request does
-    /// not have.
-    pub(crate) fn values(&self) -> [Option<&str>; 4] {
-        let mut values = self.0.split(SEPARATOR);
-        [(); 4].map(|()| values.next().filter(|value| !value.is_empty()))
+    /// Returns the id of the request.
+    pub(crate) fn request_id(&self) -> Option<&str> {
+        self.values()[3]
     }
-}
 
-/// Returns the only value of this name, if it is text.
-fn text<'a>(fields: &Fields<'a>, name: &str) -> Option<&'a str> {
-    std::str::from_utf8(fields.single(name).ok()?).ok()
+    /// Returns path, host, forwarded client, request id and trace; `None` is a value that the
+    /// request does not have.
+    pub(crate) fn values(&self) -> [Option<&str>; 5] {
+        let mut values = self.0.split(SEPARATOR);
+        [(); 5].map(|()| values.next().filter(|value| !value.is_empty()))
+    }
 }
 
 /// Returns the `X-Forwarded-For` received, its lines joined; empty without one, and where what is
@@ -67,13 +66,6 @@ fn forwarded_for(fields: &Fields<'_>, forwarded: Forwarded) -> String {
     joined
 }
 
-/// Returns the client's `X-Request-ID`, if it looks like one.
-fn request_id<'a>(fields: &Fields<'a>) -> Option<&'a str> {
-    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    text(fields, "X-Request-ID")
-        .filter(|id| ID_LENGTHS.contains(&id.len()) && id.bytes().all(is_id_byte))
-}
-
 /// Returns the start of a value, cut between two characters.
 fn cut(value: &str) -> &str {
     let ends = (0..=VALUE_MAX.min(value.len())).rev();
@@ -86,9 +78,11 @@ mod tests {
     use super::*;
     use crate::handshake::samples::{table, upgrade, upgrade_but};
 
-    fn values(head: impl AsRef<[u8]>, forwarded: Forwarded) -> [Option<String>; 4] {
+    const ID: &str = "0123456789abcdef";
+
+    fn values(head: impl AsRef<[u8]>, forwarded: Forwarded) -> [Option<String>; 5] {
         let head = RequestHead::parse(head.as_ref()).unwrap();
-        Summary::of(&head, forwarded).values().map(|value| value.map(str::to_owned))
+        Summary::of(&head, forwarded, ID).values().map(|value| value.map(str::to_owned))
     }
 
     #[test]
@@ -105,9 +99,9 @@ mod tests {
         ]);
         for (target, path, host) in rows {
             let head = upgrade_but("/chat", target);
-            let [got_path, got_host, chain, id] = values(&head, Forwarded::Append);
+            let [got_path, got_host, chain, id, trace] = values(&head, Forwarded::Append);
             assert_eq!((got_path.as_deref(), got_host.as_deref()), (path, host), "{target}");
-            assert_eq!((chain, id), (None, None));
+            assert_eq!((chain, id.as_deref(), trace), (None, Some(ID), None));
         }
         let two = upgrade_but("Host: example.com", "Host: a\r\nHost: b");
         assert_eq!(values(two, Forwarded::Append)[1], None);
@@ -124,7 +118,7 @@ mod tests {
         ]);
         for (lines, expected) in rows {
             for forwarded in [Forwarded::Append, Forwarded::Off] {
-                let [.., chain, _] = values(upgrade(lines), forwarded);
+                let [.., chain, _, _] = values(upgrade(lines), forwarded);
                 assert_eq!(chain.as_deref(), expected, "{lines:?}");
             }
             assert_eq!(values(upgrade(lines), Forwarded::Replace)[2], None, "{lines:?}");
@@ -135,22 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn a_request_id_is_16_to_64_harmless_characters() {
-        let at = |length: usize| "Az09._-x".repeat(9)[..length].to_owned();
-        let rows = table([
-            (at(15), false),
-            (at(16), true),
-            (at(64), true),
-            (at(65), false),
-            (format!("{} {}", at(10), at(10)), false),
-            (format!("{}\"", at(20)), false),
-            (format!("{}\r\nX-Request-ID: {}", at(20), at(20)), false),
-        ]);
-        for (id, is_id) in rows {
-            let head = upgrade(&format!("X-Request-ID: {id}\r\n"));
-            let expected = is_id.then_some(&*id);
-            assert_eq!(values(head, Forwarded::Append)[3].as_deref(), expected, "{id}");
-        }
+    fn a_trace_follows_the_request_id() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let head = upgrade(&format!("traceparent: {trace}\r\n"));
+        let [.., id, got_trace] = values(head, Forwarded::Append);
+        assert_eq!((id.as_deref(), got_trace.as_deref()), (Some(ID), Some(trace)));
     }
 
     #[test]
@@ -159,7 +142,7 @@ mod tests {
         let chain = format!("a{}", "\u{fc}".repeat(VALUE_MAX));
         let head = upgrade_but("/chat", &path)
             .replace("\r\n\r\n", &format!("\r\nX-Forwarded-For: {chain}\r\n\r\n"));
-        let [got_path, _, got_chain, _] = values(head, Forwarded::Append);
+        let [got_path, _, got_chain, ..] = values(head, Forwarded::Append);
         assert_eq!(got_path.as_deref(), Some(&path[..VALUE_MAX]));
         assert_eq!(got_chain.as_deref(), Some(&chain[..VALUE_MAX - 1]));
     }

@@ -237,6 +237,7 @@ const UNUSUAL: &[u8] = b"GET /a%20b/?c={d}&e HTTP/1.1\r\n\
     x-forwarded-for: 192.0.2.2, 192.0.2.3\r\n\
     X-Forwarded-Host: forged.example\r\n\
     X-Empty:\r\n\
+    x-request-ID:  0123456789abcdef \r\n\
     Content-Length: 0\r\n\
     Forwarded: for=192.0.2.1\r\n\
     Sec-WebSocket-Version: 13\r\n\r\n";
@@ -262,6 +263,7 @@ fn assert_forwarded(proxy: WsProxy, backend: &Backend, host: &str, middle: [&[u8
             b"X-Empty:\r\n",
             standard,
             b"Sec-WebSocket-Version: 13\r\nVia: 1.1 ws-proxy\r\n",
+            b"X-Request-ID: 0123456789abcdef\r\n",
             b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
             end,
             b"\r\n",
@@ -323,13 +325,14 @@ fn with_forwarded_off_and_host_preserve_the_head_goes_on_as_it_came() {
 fn a_client_without_a_chain_begins_one() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, upgrade(""));
+    let handshake = upgrade("x-request-id: 0123456789abcdef\r\n");
+    let (_, _, head) = Peer::tunnel_with(proxy.address, &backend, handshake);
     assert_eq!(
         head,
         format!(
             "GET /chat HTTP/1.1\r\nHost: {}\r\nSec-WebSocket-Key: {KEY}\r\n\
              Sec-WebSocket-Version: 13\r\nVia: 1.1 ws-proxy\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nX-Forwarded-For: 127.0.0.1\r\n\
+             X-Request-ID: 0123456789abcdef\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Forwarded-For: 127.0.0.1\r\n\
              X-Forwarded-Host: example.com\r\nX-Forwarded-Proto: http\r\n\r\n",
             backend.address
         )

@@ -15,6 +15,7 @@ mod handshake;
 mod keepalive;
 mod libraries;
 mod library;
+mod logs;
 mod process;
 mod program;
 mod relay;

@@ -916,9 +916,10 @@ mod log {
     #[test]
     fn a_tunnels_lines_tell_what_was_asked_for_and_no_query() {
         const ALL: &str = "path=\"/chat/1\" host=\"example.com\" \
-                           forwarded_for=\"192.0.2.7, 192.0.2.8\" request_id=0123456789abcdef";
+                           forwarded_for=\"192.0.2.7, 192.0.2.8\" request_id=0123456789abcdef \
+                           traceparent=-";
         const LESS: &str = "path=\"/chat/1\" host=\"example.com\" forwarded_for=- \
-                            request_id=0123456789abcdef";
+                            request_id=0123456789abcdef traceparent=-";
         for (key, expected) in table([("", ALL), ("forwarded = \"replace\"", LESS)]) {
             let backend = Backend::start();
             let mut program = Program::with_config(&format!(
@@ -950,9 +951,9 @@ mod log {
             .replace("/chat", "/\"path=x");
         drop(Peer::tunnel_with(address, &backend, handshake));
         let line = program.wait_for("event=tunnel_end");
-        let expected =
-            r#" path="/\"path=x" host="-" forwarded_for="-\" reason=drain" request_id=-"#;
-        assert!(line.ends_with(expected), "{line}");
+        let expected = r#" path="/\"path=x" host="-" forwarded_for="-\" reason=drain" request_id="#;
+        let (_, rest) = line.split_once(expected).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!(rest.len(), "0123456789abcdef0123456789abcdef traceparent=-".len(), "{line}");
         assert!(!program.has_logged("event=tunnel_start"));
     }
 
@@ -960,15 +961,20 @@ mod log {
     fn a_refused_request_tells_its_path_and_no_query() {
         let backend = Backend::start();
         let (mut program, address) = super::start(&backend);
-        for (request, path) in table([
-            (upgrade_with_all().replace("Version: 13", "Version: 8"), "\"/chat/1\""),
-            ("GET /favicon.ico?secret HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "\"/favicon.ico\""),
-            ("GET secret HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "-"),
-            ("secret\r\n\r\n".to_owned(), "-"),
+        for (request, path, id_length) in table([
+            (upgrade_with_all().replace("Version: 13", "Version: 8"), "\"/chat/1\"", 16),
+            (
+                "GET /favicon.ico?secret HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+                "\"/favicon.ico\"",
+                32,
+            ),
+            ("GET secret HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "-", 32),
+            ("secret\r\n\r\n".to_owned(), "-", 1),
         ]) {
             Peer::sending(address, request).read_refusal();
             let line = program.wait_for("event=refused");
-            assert!(line.ends_with(&format!(" path={path}")), "{line}");
+            assert!(line.contains(&format!(" path={path} request_id=")), "{line}");
+            assert_eq!(value(&line, "request_id").len(), id_length, "{line}");
             assert!(!line.contains("secret"), "{line}");
         }
     }
