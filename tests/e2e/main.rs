@@ -22,3 +22,4 @@ mod relay;
 mod resets;
 mod smuggling;
 mod stalled_log;
+mod systemd;

@@ -11,6 +11,7 @@ mod logging;
 mod probe;
 mod process;
 mod source;
+mod systemd;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};

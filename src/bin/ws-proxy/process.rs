@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
 use ws_proxy::{BoundProxy, SectionConfig, Shutdown, Workers};
 
-use crate::Failure;
+use crate::{Failure, systemd};
 
 /// Listens for every section, and serves them all until a signal. If one cannot listen, none is
 /// served.
@@ -36,6 +36,7 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 /// Serves until the first SIGTERM, SIGINT or SIGUSR1, then until every section has drained, or a
 /// second SIGTERM or SIGINT, which cuts what is left.
 pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
+    systemd::ready();
     let shutdown = Shutdown::new();
     let executor = Executor::new();
     let sections: Vec<_> =
@@ -47,7 +48,10 @@ pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
         None
     };
     let told_to_leave = async { Some(obey(signals, &shutdown).await) };
-    let signal = executor.run(future::or(all_drained, told_to_leave)).await;
+    // On this thread, so that the watchdog starves where nobody would act on a signal any more.
+    let watched = async { systemd::feed_watchdog().await };
+    let ended = future::or(all_drained, future::or(told_to_leave, watched));
+    let signal = executor.run(ended).await;
     drop(executor);
     if let Some(signal) = signal {
         log::warn!(signal:?, action = "leave"; "signal");
@@ -71,6 +75,7 @@ async fn obey(mut signals: Signals, shutdown: &Shutdown) -> Signal {
         let begins = (is_end || signal == Signal::Usr1) && !shutdown.has_begun();
         if begins {
             shutdown.begin();
+            systemd::stopping();
         }
         let action = if begins { "drain" } else { "none" };
         log::info!(signal:?, action; "signal");

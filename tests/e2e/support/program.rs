@@ -58,7 +58,11 @@ impl Program {
 
     pub fn command(arguments: &[&str], directory: Option<&Path>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ws-proxy"));
-        command.args(arguments).env_remove("RUST_LOG").stdin(Stdio::null());
+        command.args(arguments).stdin(Stdio::null());
+        // What this run was started with is nothing to the program.
+        for name in ["RUST_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
+            command.env_remove(name);
+        }
         command.current_dir(directory.unwrap_or(Path::new(env!("CARGO_TARGET_TMPDIR"))));
         command
     }
