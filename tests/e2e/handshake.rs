@@ -184,7 +184,7 @@ fn four_hundred_tiny_fields_pass() {
 fn a_head_may_come_in_two_pieces_split_anywhere() {
     let backend = Backend::start();
     let proxy = Proxy::before(&backend);
-    let handshake = upgrade("X-Mine: 1\r\n");
+    let handshake = upgrade("X-Mine: 1\r\nX-Request-ID: 0123456789abcdef\r\n");
     let (_, _, whole) = Peer::tunnel_with(proxy.address, &backend, &handshake);
     for at in 1..handshake.len() {
         let (first, second) = handshake.as_bytes().split_at(at);
