@@ -19,10 +19,11 @@
 //!
 //! # Features
 //!
-//! Both are on by default; an embedder needs neither.
+//! All are on by default; an embedder needs none of them.
 //!
+//! - `admin`: `Admin`, a listener by which proxies are watched and drained.
 //! - `config`: `Config`, which reads the settings of one or more proxies from TOML.
-//! - `cli`: the program `ws-proxy`. It implies `config`.
+//! - `cli`: the program `ws-proxy`. It implies the others.
 //!
 //! # Log
 //!
@@ -36,7 +37,7 @@
 //!
 //! 1. `listener` accepts it, within the section's limit, and starts a task on the `worker` with
 //!    the fewest connections. `connection` is that task's story, on the event loop of `net`.
-//! 2. `connection::head` reads bytes up to the blank line, under one deadline, while
+//! 2. `head` reads bytes up to the blank line, under one deadline, while
 //!    `handshake::scan` looks for the end.
 //! 3. `handshake::http` parses the head, `handshake::upgrade` and `handshake::origin` judge it. A
 //!    request that may not pass gets a `handshake::error_response`; no backend hears of it.
@@ -53,7 +54,7 @@
 //! 8. `events` tells how it ended.
 //!
 //! Around them, `config` and `settings` read and check what is asked for, `builder` collects it,
-//! and `proxy` runs it.
+//! and `proxy` runs it. `admin` answers those who watch and steer it, on a thread of its own.
 
 #![forbid(unsafe_code)]
 
@@ -62,6 +63,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+#[cfg(feature = "admin")]
+mod admin;
 mod backend;
 mod builder;
 #[cfg(feature = "config")]
@@ -70,6 +73,7 @@ mod connection;
 mod digits;
 mod events;
 mod handshake;
+mod head;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
@@ -82,11 +86,15 @@ mod shutdown;
 mod tunnel;
 mod worker;
 
+#[cfg(feature = "admin")]
+pub use admin::{Admin, AdminServer};
 pub use builder::WsProxy;
 #[cfg(feature = "config")]
 pub use config::{Config, ConfigError, SectionConfig};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use proxy::{BoundProxy, Error};
+#[cfg(feature = "admin")]
+pub use settings::AdminConfig;
 #[cfg(feature = "config")]
 pub use settings::LogFormat;
 pub use shutdown::Shutdown;

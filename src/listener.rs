@@ -40,6 +40,7 @@ pub(crate) async fn accept(
             return Event::ListenFailed { section: &section, error: &error }.emit();
         }
     };
+    section.is_accepting.set(true);
     let accepting = async {
         let mut failures = Failures::default();
         for accepted in 1_u64.. {
@@ -49,7 +50,9 @@ pub(crate) async fn accept(
                     let client = Client::new(peer, handle.reactor().now(), &section);
                     start(&handle, socket, client, alive.clone());
                 }
-                Err(error) => failures.back_off(handle.reactor(), &section, &error).await,
+                Err(error) => {
+                    back_off(&mut failures, handle.reactor(), &section, &error).await;
+                }
             }
             if accepted.is_multiple_of(ACCEPTS_IN_A_ROW) {
                 future::yield_now().await;
@@ -57,6 +60,7 @@ pub(crate) async fn accept(
         }
     };
     future::or(shutdown.begun(), accepting).await;
+    section.is_accepting.set(false);
 }
 
 /// Starts the task of one client, on the worker with the fewest connections: of its handshake or,
@@ -77,7 +81,7 @@ fn start(handle: &Handle, socket: TcpStream, client: Client, alive: Guard) {
 
 /// Consecutive failures to accept.
 #[derive(Debug, Default)]
-struct Failures {
+pub(crate) struct Failures {
     /// The last pause; `None` after a success.
     pause: Option<Duration>,
     /// Time of the last log record.
@@ -87,23 +91,40 @@ struct Failures {
 }
 
 impl Failures {
-    fn clear(&mut self) {
+    /// Notes that accepting has succeeded.
+    pub(crate) fn clear(&mut self) {
         self.pause = None;
     }
 
-    /// Logs a failure, and waits, longer each time: most failures mean that descriptors or memory
-    /// are short, and trying again at once would only burn the CPU that the tunnels need to end
-    /// and give some back.
-    async fn back_off(&mut self, reactor: &Rc<Reactor>, section: &Section, error: &io::Error) {
+    /// Counts a failure. Returns the pause after it, longer each time, and the number of failures
+    /// that the log is to be told of now, if it is.
+    ///
+    /// Most failures mean that descriptors or memory are short, and trying again at once would only
+    /// burn the CPU that the tunnels need to end and give some back.
+    pub(crate) fn count(&mut self) -> (Duration, Option<u64>) {
         let (first, most) = BACKOFF;
         let pause = self.pause.map_or(first, |pause| (pause * 2).min(most));
         self.pause = Some(pause);
         self.unlogged += 1;
-        if self.logged.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
-            Event::AcceptFailed { section, failures: self.unlogged, pause, error }.emit();
+        let is_told = self.logged.is_none_or(|logged| logged.elapsed() >= LOG_EVERY);
+        let told = is_told.then(|| {
             self.logged = Some(Instant::now());
-            self.unlogged = 0;
-        }
-        Timer::after(reactor, pause).await;
+            std::mem::take(&mut self.unlogged)
+        });
+        (pause, told)
     }
+}
+
+/// Logs a failure to accept, and waits.
+async fn back_off(
+    failures: &mut Failures,
+    reactor: &Rc<Reactor>,
+    section: &Section,
+    error: &io::Error,
+) {
+    let (pause, told) = failures.count();
+    if let Some(failures) = told {
+        Event::AcceptFailed { section, failures, pause, error }.emit();
+    }
+    Timer::after(reactor, pause).await;
 }

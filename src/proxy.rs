@@ -24,7 +24,7 @@ use crate::worker::{WorkGroup, Workers};
 pub struct BoundProxy {
     listener: TcpListener,
     local: SocketAddr,
-    section: Section,
+    section: Arc<Section>,
     workers: Workers,
     drain: Drain,
 }
@@ -92,13 +92,26 @@ impl BoundProxy {
         workers: Workers,
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
-        Ok(Self { listener, local, section: Section::new(settings, local), workers, drain })
+        let section = Arc::new(Section::new(settings, local));
+        Ok(Self { listener, local, section, workers, drain })
     }
 
     /// Returns the address that it listens on, with the port that was chosen.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Returns the state that its connections share.
+    #[cfg(feature = "admin")]
+    pub(crate) fn section(&self) -> &Arc<Section> {
+        &self.section
+    }
+
+    /// Returns the threads that it runs on.
+    #[cfg(feature = "admin")]
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     /// Serves until `shutdown` completes, on whatever executor polls it. Then it stops accepting,
@@ -131,6 +144,7 @@ impl BoundProxy {
 
         // Serves until it is asked to stop, or cannot accept any more.
         future::or(shutdown, running.port_closed.wait()).await;
+        running.section.is_draining.set(true);
         let deadline = Deadline::after(drain.timeout);
         running.lame_duck(drain.delay, &deadline).await;
         running.close_port().await;
@@ -140,7 +154,6 @@ impl BoundProxy {
     /// Starts the accept loop on a worker.
     fn start(self) -> Running {
         let Self { listener, local, section, workers, .. } = self;
-        let section = Arc::new(section);
         Event::Listening { section: &section, address: local }.emit();
 
         let group = workers.group();

@@ -24,8 +24,16 @@ pub(crate) struct Section {
     pub(crate) connections: Permits,
     /// Connections over the limit that are told so.
     pub(crate) refusals: Permits,
+    /// Its accept loop runs.
+    pub(crate) is_accepting: Flag,
+    /// Its drain has begun.
+    pub(crate) is_draining: Flag,
     has_hinted_at_host: AtomicBool,
 }
+
+/// A truth about a section that its threads tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Flag(AtomicBool);
 
 /// One accepted connection.
 #[derive(Debug)]
@@ -58,6 +66,8 @@ impl Section {
             pool: Pool::new(settings.backends.iter().cloned()),
             connections: Permits::new(settings.max_connections),
             refusals: Permits::new(Some(REFUSALS_MAX)),
+            is_accepting: Flag::default(),
+            is_draining: Flag::default(),
             has_hinted_at_host: AtomicBool::new(false),
             settings,
         }
@@ -66,6 +76,17 @@ impl Section {
     /// Returns true once, for the one hint at the `host` setting that a section gives.
     pub(crate) fn may_hint_at_host(&self) -> bool {
         !self.has_hinted_at_host.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl Flag {
+    pub(crate) fn set(&self, value: bool) {
+        self.0.store(value, Ordering::Release);
+    }
+
+    #[cfg(feature = "admin")]
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 }
 

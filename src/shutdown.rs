@@ -110,6 +110,12 @@ impl AllDropped {
     pub(crate) async fn wait(&self) {
         until_closed(&self.0).await;
     }
+
+    /// Returns whether no guard is left.
+    #[cfg(feature = "admin")]
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_closed()
+    }
 }
 
 async fn until_closed(channel: &Receiver<Infallible>) {

@@ -65,6 +65,11 @@ impl Backend {
         &self.address.authority
     }
 
+    /// Returns whether it is to be tried after the others: its dials have failed lately.
+    fn is_down(&self, now: Instant) -> bool {
+        self.failures.with_any(|failures| failures.is_down(now)) == Some(true)
+    }
+
     /// Returns whether the log may be told now that an answer of this backend deviates.
     pub(crate) fn may_warn_of_deviation(&self, now: Instant) -> bool {
         let mut warned = lock(&self.warned);

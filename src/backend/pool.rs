@@ -25,9 +25,8 @@ impl Pool {
     /// backend once: those whose dials have failed in the last 10 s come after the others. A lease
     /// is taken only when the iterator reaches it.
     pub(crate) fn pick(&self, now: Instant) -> impl Iterator<Item = Lease> {
-        let (mut down, mut up): (Vec<_>, Vec<_>) = self.backends.iter().partition(|backend| {
-            backend.failures.with_any(|failures| failures.is_down(now)) == Some(true)
-        });
+        let (mut down, mut up): (Vec<_>, Vec<_>) =
+            self.backends.iter().partition(|backend| backend.is_down(now));
         if up.is_empty() {
             std::mem::swap(&mut up, &mut down);
         }
@@ -38,6 +37,12 @@ impl Pool {
             first.failures.with_any(|failures| failures.try_again(now));
         }
         order.into_iter().chain(down).map(Lease::new)
+    }
+
+    /// Returns whether there is a backend whose dials have not failed in the last 10 s.
+    #[cfg(feature = "admin")]
+    pub(crate) fn has_usable(&self, now: Instant) -> bool {
+        self.backends.iter().any(|backend| !backend.is_down(now))
     }
 }
 
@@ -82,6 +87,8 @@ mod tests {
         pool.backends[1].failures.with(|failures| failures.record_dial(start));
         let orders = [(); 4].map(|()| order(start).concat());
         assert_eq!(orders, ["acb", "cab", "acb", "cab"]);
+        #[cfg(feature = "admin")]
+        assert!(pool.has_usable(start));
         // Later one handshake tries it in its turn, and the others wait for what comes of that.
         let later = start + Duration::from_secs(10);
         let orders = [(); 4].map(|()| order(later).concat());
@@ -90,6 +97,8 @@ mod tests {
         for backend in &pool.backends {
             backend.failures.with(|failures| failures.record_dial(later));
         }
+        #[cfg(feature = "admin")]
+        assert_eq!([9, 10].map(|s| pool.has_usable(later + Duration::from_secs(s))), [false, true]);
         let mut firsts = [(); 3].map(|()| order(later)[0].clone());
         firsts.sort_unstable();
         assert_eq!(firsts, ["a", "b", "c"]);

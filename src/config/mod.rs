@@ -5,7 +5,6 @@
 mod table;
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use log::LevelFilter;
 use serde::Deserialize;
@@ -13,9 +12,12 @@ use serde::de::IntoDeserializer;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+pub use self::table::ConfigError;
 use self::table::{SourceText, Table, entry};
 use crate::builder::WsProxy;
 use crate::net::address::Address;
+#[cfg(feature = "admin")]
+use crate::settings::{AdminConfig, RawAdmin};
 use crate::settings::{Drain, Invalid, LogFormat, RawDrain, RawLog, RawSection};
 
 /// Key of the sections.
@@ -26,6 +28,18 @@ const WORKERS: &str = "workers";
 const DRAIN: &str = "drain";
 /// Key of the log's table.
 const LOG: &str = "log";
+/// Key of the admin listener's table.
+#[cfg(feature = "admin")]
+const ADMIN: &str = "admin";
+/// Keys at the top level that are ws-proxy's.
+const OWN_KEYS: &[&str] = &[
+    SECTIONS,
+    WORKERS,
+    DRAIN,
+    LOG,
+    #[cfg(feature = "admin")]
+    ADMIN,
+];
 /// Largest number of worker threads, above any use for them.
 const MAX_WORKERS: i64 = 1_024;
 /// Error text where there is no section.
@@ -59,6 +73,10 @@ pub struct Config {
     /// Most verbose level that is logged, `level` in `[log]`, for the program's logger likewise.
     /// Default: [`LevelFilter::Info`].
     pub log_level: LevelFilter,
+    /// Settings of the admin listener, the table `[admin]`. Default: `None`, no such listener.
+    /// Without the feature `admin` the table is none of ws-proxy's.
+    #[cfg(feature = "admin")]
+    pub admin: Option<AdminConfig>,
     /// Top-level keys and tables that are not ws-proxy's, in alphabetical order.
     pub ignored: Vec<String>,
 }
@@ -81,34 +99,6 @@ impl SectionConfig {
     }
 }
 
-/// A fault of a configuration, and its place.
-///
-/// Its text is `line: key: problem`; the program puts the file's name before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConfigError {
-    /// Line, counted from 1; `None` where the fault has no place, as when there is no section.
-    pub line: Option<usize>,
-    /// Key at fault, if it is one.
-    pub key: Option<String>,
-    /// Problem: the value found, the values allowed, the mend.
-    pub problem: String,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.line {
-            write!(f, "{line}: ")?;
-        }
-        if let Some(key) = &self.key {
-            write!(f, "{key}: ")?;
-        }
-        f.write_str(&self.problem)
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 impl Config {
     /// Reads TOML text with one or more `[[ws_proxy]]` sections.
     ///
@@ -128,6 +118,8 @@ impl Config {
         let workers = read_workers(&document, source)?;
         let drain = read_drain(&document, source)?;
         let (log_format, log_level) = read_log(&document, source)?;
+        #[cfg(feature = "admin")]
+        let admin = read_admin(&document, &sections, source)?;
 
         let with_drain = |section: CheckedSection| {
             SectionConfig::new(section.bind, section.proxy.with_drain(drain.clone()))
@@ -137,6 +129,8 @@ impl Config {
             workers,
             log_format,
             log_level,
+            #[cfg(feature = "admin")]
+            admin,
             ignored: foreign_keys(&document),
         })
     }
@@ -288,10 +282,33 @@ fn read_log(
     Ok((log.format.unwrap_or_default(), log.level.unwrap_or_default().into()))
 }
 
+/// Reads the admin listener's table, and compares its address with those of the sections.
+#[cfg(feature = "admin")]
+fn read_admin(
+    document: &DeTable<'_>,
+    sections: &[CheckedSection],
+    source: SourceText<'_>,
+) -> Result<Option<AdminConfig>, ConfigError> {
+    let Some((_, value)) = entry(document, ADMIN) else { return Ok(None) };
+    let table = Table::new(value, ADMIN, "[admin]", source)?;
+    let raw: RawAdmin = table.read(RawAdmin::KEYS)?;
+    let settings = raw.check().map_err(|invalid| table.invalid(invalid))?;
+    if let Some(section) = sections.iter().find(|one| one.address.collides_with(&settings.bind)) {
+        let problem = format!(
+            "{} is taken by the section whose bind is on line {}: \
+             the admin listener needs a port of its own",
+            settings.bind,
+            source.line(section.bind_at),
+        );
+        return Err(source.error(table.at("bind"), Some("bind"), problem));
+    }
+    Ok(Some(raw.into()))
+}
+
 /// Returns the top-level keys that belong to other programs.
 fn foreign_keys(document: &DeTable<'_>) -> Vec<String> {
     let keys = document.keys().map(|name| name.get_ref().as_ref());
-    keys.filter(|key| ![SECTIONS, WORKERS, DRAIN, LOG].contains(key)).map(str::to_owned).collect()
+    keys.filter(|key| !OWN_KEYS.contains(key)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -1,14 +1,42 @@
 //! Tables of the configuration text, and the places of their faults in it.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::ConfigError;
 use crate::settings::Invalid;
+
+/// A fault of a configuration, and its place.
+///
+/// Its text is `line: key: problem`; the program puts the file's name before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// Line, counted from 1; `None` where the fault has no place, as when there is no section.
+    pub line: Option<usize>,
+    /// Key at fault, if it is one.
+    pub key: Option<String>,
+    /// Problem: the value found, the values allowed, the mend.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "{line}: ")?;
+        }
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
 
 /// A table of ours in the text.
 pub(super) struct Table<'t, 'i> {

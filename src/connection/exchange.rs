@@ -5,7 +5,6 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::head::{self, HeadError};
 use crate::backend::dial::{dial, graver};
 use crate::backend::{Backend, Lease};
 use crate::events::Event;
@@ -15,6 +14,7 @@ use crate::handshake::http::ResponseHead;
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, with_crlf};
 use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
+use crate::head::{self, HeadError};
 use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;

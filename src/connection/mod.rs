@@ -1,11 +1,9 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
-//! [`serve`] tells it. [`head`] reads the request, [`mod@exchange`] brings the handshake to a
-//! backend, [`response`] ends what comes to no tunnel, [`unanswered`] what is cut before its
-//! answer.
+//! [`serve`] tells it. [`mod@exchange`] brings the handshake to a backend, [`response`] ends what
+//! comes to no tunnel, [`unanswered`] what is cut before its answer.
 
 mod exchange;
-mod head;
 mod response;
 mod unanswered;
 
@@ -17,7 +15,6 @@ use std::time::Duration;
 use futures_lite::future;
 
 use self::exchange::{Exchanged, Failed, exchange};
-use self::head::{Head, HeadError};
 use self::response::{Declined, ForwardEnd, forward_response, send_error};
 use self::unanswered::Unanswered;
 use crate::backend::Lease;
@@ -30,6 +27,7 @@ use crate::handshake::scan::HeadScan;
 use crate::handshake::summary::Summary;
 use crate::handshake::trace::request_id;
 use crate::handshake::upgrade::UpgradeRequest;
+use crate::head::{self, Head, HeadError};
 use crate::net::close::linger;
 use crate::net::socket::Socket;
 use crate::net::timer::Timer;

@@ -15,7 +15,7 @@ pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod response;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub(crate) mod scan;
 pub(crate) mod summary;
 pub(crate) mod target;

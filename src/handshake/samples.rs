@@ -5,7 +5,7 @@ pub(super) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(super) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Returns the rows of a table test, which does not compile without any.
-pub(super) fn table<T, const N: usize>(rows: [T; N]) -> [T; N] {
+pub(crate) fn table<T, const N: usize>(rows: [T; N]) -> [T; N] {
     const { assert!(N > 0) };
     rows
 }

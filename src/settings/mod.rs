@@ -1,5 +1,5 @@
-//! The settings of one section, those of the [`drain`], and those of the log: as given, and as
-//! checked by their [`values`].
+//! The settings of one section, those of the [`drain`], of the log and of the `admin` listener: as
+//! given, and as checked by their [`values`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,11 +49,19 @@ macro_rules! raw_table {
 }
 
 // After the macro that they use.
+#[cfg(feature = "admin")]
+mod admin;
 mod drain;
 #[cfg(feature = "config")]
 mod log;
 mod values;
 
+#[cfg(feature = "admin")]
+pub use self::admin::AdminConfig;
+#[cfg(all(feature = "admin", feature = "config"))]
+pub(crate) use self::admin::RawAdmin;
+#[cfg(feature = "admin")]
+pub(crate) use self::admin::{AdminSettings, Token};
 pub(crate) use self::drain::{Drain, RawDrain};
 #[cfg(feature = "config")]
 pub use self::log::LogFormat;

@@ -87,6 +87,8 @@ impl EventLoop {
                     }
                     Command::Drain(group, spread) => self.tunnels.drain(&group, spread),
                     Command::Cut(group) => self.cut(&group),
+                    #[cfg(feature = "admin")]
+                    Command::Answer(guard) => drop(guard),
                     Command::Stop => return Ok(()),
                 }
             }

@@ -6,6 +6,8 @@
 //! carries commands from other threads, [`event_loop`] is the thread.
 
 mod event_loop;
+#[cfg(feature = "admin")]
+pub(crate) mod pulse;
 mod queue;
 
 use std::cell::RefCell;
@@ -81,6 +83,11 @@ impl Workers {
     ///
     /// Those of the system, such as no descriptors left.
     pub fn start(count: usize) -> io::Result<Self> {
+        Self::start_named(count, "worker")
+    }
+
+    /// Starts threads whose names begin with `name`, as [`start`](Workers::start) does.
+    pub(crate) fn start_named(count: usize, name: &str) -> io::Result<Self> {
         let count = match count {
             0 => thread::available_parallelism().map_or(1, usize::from),
             count => count,
@@ -93,7 +100,8 @@ impl Workers {
         let mut threads =
             Threads { shared: Arc::clone(&shared), threads: Vec::with_capacity(count) };
         for (index, reactor) in reactors.into_iter().enumerate() {
-            threads.threads.push(start_thread(Arc::clone(&shared), index, reactor)?);
+            let name = format!("{name}-{index}");
+            threads.threads.push(start_thread(name, Arc::clone(&shared), index, reactor)?);
         }
         Ok(Self(Arc::new(threads)))
     }
@@ -105,7 +113,12 @@ impl Workers {
 }
 
 /// Starts a worker, and returns when it takes commands.
-fn start_thread(shared: Arc<Shared>, index: usize, reactor: Reactor) -> io::Result<JoinHandle<()>> {
+fn start_thread(
+    name: String,
+    shared: Arc<Shared>,
+    index: usize,
+    reactor: Reactor,
+) -> io::Result<JoinHandle<()>> {
     let (started, result) = mpsc::sync_channel(1);
     let run = move || {
         let queue = Arc::clone(&shared.queues[index]);
@@ -130,7 +143,7 @@ fn start_thread(shared: Arc<Shared>, index: usize, reactor: Reactor) -> io::Resu
             Err(error) => drop(started.send(Err(error))),
         }
     };
-    let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
+    let thread = thread::Builder::new().name(name).spawn(run)?;
     result.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread has panicked")))?;
     Ok(thread)
 }

@@ -17,6 +17,9 @@ pub(super) enum Command {
     Drain(Group, Duration),
     /// End all tasks and tunnels of this group at once.
     Cut(Group),
+    /// Drop this, which tells that the loop turns.
+    #[cfg(feature = "admin")]
+    Answer(crate::shutdown::Guard),
     /// End everything.
     Stop,
 }

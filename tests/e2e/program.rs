@@ -379,7 +379,9 @@ fn the_demo_shows_itself_and_goes_on_until_interrupted() {
     while !said.contains("Ctrl-C") {
         assert_ne!(stdout.read_line(&mut said).unwrap(), 0, "it ends after {said}");
     }
-    for part in ["sent:", "received:", "websocat", "new WebSocket(", &format!("ws://{address}/")] {
+    for part in
+        ["sent:", "received:", "websocat", "new WebSocket(", "/readyz", &format!("ws://{address}/")]
+    {
         assert!(said.contains(part), "no {part} in {said}");
     }
     let message = |label: &str| said.split_once(label).unwrap().1.lines().next().unwrap().trim();

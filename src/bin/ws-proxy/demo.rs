@@ -7,7 +7,7 @@ use std::thread;
 use futures_lite::future;
 use smol::channel::bounded;
 use tungstenite::Message;
-use ws_proxy::WsProxy;
+use ws_proxy::{Admin, AdminConfig, WsProxy};
 
 use crate::cli::Demo;
 use crate::{Failure, echo, process};
@@ -31,6 +31,9 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
             }
         })?;
     let address = reachable(proxy.local_addr());
+    let admin = Admin::bind(&AdminConfig::new("127.0.0.1:0"))
+        .map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
+    let admin_address = admin.local_addr();
 
     // The client runs beside the proxy, which takes this thread.
     let (failed, failure) = bounded(1);
@@ -39,7 +42,7 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
             .map_err(|error| {
                 Failure::Runtime(format!("the demo's message did not come back: {error}"))
             })
-            .and_then(|answer| crate::print(&story(backend, address, &answer)));
+            .and_then(|answer| crate::print(&story((backend, address, admin_address), &answer)));
         if let Err(failure) = told {
             // After a signal nobody receives it any more.
             let _ = failed.try_send(failure);
@@ -52,15 +55,12 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
             Err(_) => future::pending().await,
         }
     };
-    let serving = async {
-        process::run(vec![proxy], signals).await;
-        Ok(())
-    };
+    let serving = async { process::run(vec![proxy], Some(admin), signals).await };
     smol::block_on(future::or(failing, serving))
 }
 
 /// Returns the report of the message, and ways to try the proxy.
-fn story(backend: SocketAddr, proxy: SocketAddr, answer: &str) -> String {
+fn story((backend, proxy, admin): (SocketAddr, SocketAddr, SocketAddr), answer: &str) -> String {
     format!(
         "ws-proxy listens on {proxy}, in front of an echo backend on {backend}.
   sent:     {GREETING}
@@ -71,6 +71,9 @@ Try it:
 or in a browser's console:
   ws = new WebSocket(\"ws://{proxy}/\"); ws.onmessage = (e) => console.log(e.data); \
          ws.onopen = () => ws.send(\"hi\")
+Watch and steer it:
+  curl http://{admin}/readyz
+  curl -X POST http://{admin}/drain
 
 Ctrl-C ends it."
     )

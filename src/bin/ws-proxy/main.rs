@@ -62,7 +62,7 @@ fn run() -> Result<(), Failure> {
         // The configuration tells the log's format, so that nothing is logged before it is read.
         logging::start(level, source.log);
         source.tell();
-        return process::serve(source.sections, source.workers);
+        return process::serve(source);
     };
     logging::start(level, LogSettings::default());
     match command {

@@ -6,13 +6,15 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
-use ws_proxy::{BoundProxy, SectionConfig, Shutdown, Workers};
+use ws_proxy::{Admin, BoundProxy, Shutdown, Workers};
 
+use crate::source::Source;
 use crate::{Failure, systemd};
 
-/// Listens for every section, and serves them all until a signal. If one cannot listen, none is
-/// served.
-pub(crate) fn serve(sections: Vec<SectionConfig>, workers: usize) -> Result<(), Failure> {
+/// Listens for every section and for the admin, and serves them all until a signal. If one cannot
+/// listen, none is served.
+pub(crate) fn serve(source: Source) -> Result<(), Failure> {
+    let Source { sections, workers, admin, .. } = source;
     let signals = watch_signals()?;
     raise_descriptor_limit();
     let workers = Workers::start(workers)
@@ -22,8 +24,9 @@ pub(crate) fn serve(sections: Vec<SectionConfig>, workers: usize) -> Result<(), 
         .map(|section| section.proxy.workers(&workers).listen(&section.bind))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::Runtime(error.to_string()))?;
-    smol::block_on(run(bounds, signals));
-    Ok(())
+    let admin = admin.as_ref().map(Admin::bind).transpose();
+    let admin = admin.map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
+    smol::block_on(run(bounds, admin, signals))
 }
 
 /// Watches the signals that the program acts on, from now on.
@@ -34,10 +37,16 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 }
 
 /// Serves until the first SIGTERM, SIGINT or SIGUSR1, then until every section has drained, or a
-/// second SIGTERM or SIGINT, which cuts what is left.
-pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
-    systemd::ready();
+/// second SIGTERM or SIGINT, which cuts what is left. The admin listener ends last.
+pub(crate) async fn run(
+    bounds: Vec<BoundProxy>,
+    admin: Option<Admin>,
+    signals: Signals,
+) -> Result<(), Failure> {
     let shutdown = Shutdown::new();
+    let admin = admin.map(|admin| admin.start(&bounds, &shutdown)).transpose();
+    let admin = admin.map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
+    systemd::ready();
     let executor = Executor::new();
     let sections: Vec<_> =
         bounds.into_iter().map(|bound| executor.spawn(bound.run(shutdown.begun()))).collect();
@@ -45,8 +54,18 @@ pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
         for section in sections {
             section.await;
         }
+        if let Some(admin) = admin {
+            admin.finish().await;
+        }
         None
     };
+    // A signal may begin the drain, and the admin listener too.
+    let begun = shutdown.begun();
+    let tell_of_drain = executor.spawn(async {
+        begun.await;
+        systemd::stopping();
+    });
+    tell_of_drain.detach();
     let told_to_leave = async { Some(obey(signals, &shutdown).await) };
     // On this thread, so that the watchdog starves where nobody would act on a signal any more.
     let watched = async { systemd::feed_watchdog().await };
@@ -56,6 +75,7 @@ pub(crate) async fn run(bounds: Vec<BoundProxy>, signals: Signals) {
     if let Some(signal) = signal {
         log::warn!(signal:?, action = "leave"; "signal");
     }
+    Ok(())
 }
 
 /// Begins the shutdown at the first signal to drain, and returns the one that tells to leave. A
@@ -75,7 +95,6 @@ async fn obey(mut signals: Signals, shutdown: &Shutdown) -> Signal {
         let begins = (is_end || signal == Signal::Usr1) && !shutdown.has_begun();
         if begins {
             shutdown.begin();
-            systemd::stopping();
         }
         let action = if begins { "drain" } else { "none" };
         log::info!(signal:?, action; "signal");

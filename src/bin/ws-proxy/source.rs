@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ws_proxy::{Config, Error, SectionConfig, WsProxy};
+use ws_proxy::{AdminConfig, Config, Error, SectionConfig, WsProxy};
 
 use crate::Failure;
 use crate::cli::Arguments;
@@ -30,6 +30,8 @@ pub(crate) struct Source {
     /// Number of worker threads; 0 is one per CPU.
     pub(crate) workers: usize,
     pub(crate) log: LogSettings,
+    /// Admin listener, if there is to be one.
+    pub(crate) admin: Option<AdminConfig>,
     /// Configuration file; `None` for the command line.
     file: Option<PathBuf>,
     /// The file was found by default, not named.
@@ -72,9 +74,9 @@ impl Source {
             let gap = if error.line.is_some() { "" } else { " " };
             Failure::Usage(format!("{name}:{gap}{error}"))
         })?;
-        let Config { sections, workers, log_format, log_level, ignored, .. } = config;
+        let Config { sections, workers, log_format, log_level, admin, ignored, .. } = config;
         let log = LogSettings { format: log_format, level: log_level };
-        Ok(Self { sections, workers, log, file: Some(file.to_owned()), found, ignored })
+        Ok(Self { sections, workers, log, admin, file: Some(file.to_owned()), found, ignored })
     }
 
     fn from_flags(arguments: &Arguments) -> Result<Self, Failure> {
@@ -107,6 +109,7 @@ impl Source {
             sections: vec![SectionConfig::new(bind, proxy)],
             workers: 0,
             log: LogSettings::default(),
+            admin: None,
             file: None,
             found: false,
             ignored: Vec::new(),
@@ -126,6 +129,9 @@ impl Source {
         let mut report = format!("{place}: good, {count}");
         for section in &self.sections {
             report += &format!("\n  {}", section.bind);
+        }
+        if let Some(admin) = &self.admin {
+            report += &format!("\n  {} (admin)", admin.bind_address());
         }
         if !self.ignored.is_empty() {
             report += &format!("\n  ignored, not ws-proxy's: {}", self.ignored.join(", "));

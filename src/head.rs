@@ -11,7 +11,7 @@ const STEP: usize = 1_024;
 
 /// A complete head, and the bytes that came with it.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     bytes: Vec<u8>,
     /// Offset of the head's end, its blank line included.
     end: usize,
@@ -21,7 +21,7 @@ pub(super) struct Head {
 
 /// Reason for which there is no head. `begun` tells whether anything had come before.
 #[derive(Debug)]
-pub(super) enum HeadError {
+pub(crate) enum HeadError {
     /// The deadline passed.
     TimedOut { begun: bool },
     /// The peer ended its sending.
@@ -36,17 +36,17 @@ pub(super) enum HeadError {
 
 impl Head {
     /// Returns the head itself, its blank line included.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.end]
     }
 
     /// Returns whether one of its lines ends in LF alone.
-    pub(super) fn has_bare_lf(&self) -> bool {
+    pub(crate) fn has_bare_lf(&self) -> bool {
         self.has_bare_lf
     }
 
     /// Returns the bytes that came after it in the same reads.
-    pub(super) fn rest(&self) -> &[u8] {
+    pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.end..]
     }
 }
@@ -59,7 +59,7 @@ impl Head {
 /// # Errors
 ///
 /// See [`HeadError`]; the socket is left as it is, and `bytes` holds what has come.
-pub(super) async fn read(
+pub(crate) async fn read(
     socket: &mut (impl AsyncRead + Unpin),
     bytes: &mut Vec<u8>,
     (max, mut scan): (usize, HeadScan),

@@ -1,0 +1,147 @@
+//! The admin listener: a port by which proxies are watched and steered, apart from all clients.
+//!
+//! [`Admin`] listens, an [`AdminServer`] answers on a thread of its own, so that no tunnel waits
+//! for it. [`server`] speaks HTTP, with each [`request`] and [`reply`] as a value; [`access`] decides
+//! who may do what; [`routes`] is the table of what there is, of which [`site`] tells.
+
+mod access;
+mod reply;
+mod request;
+mod routes;
+mod server;
+mod site;
+
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::future;
+use smol::Timer;
+
+use self::access::Access;
+use self::routes::Router;
+use self::server::Limits;
+use self::site::Site;
+use crate::net;
+use crate::proxy::{BoundProxy, Error};
+use crate::settings::{AdminConfig, AdminSettings};
+use crate::shutdown::{AllDropped, Shutdown, guard};
+use crate::worker::{WorkGroup, Workers};
+
+/// Time for the last responses after the sections have stopped.
+const LAST_RESPONSES: Duration = Duration::from_secs(1);
+
+/// An admin listener that has its port and does not answer yet.
+///
+/// ```
+/// use ws_proxy::{Admin, AdminConfig, Shutdown, WsProxy};
+///
+/// let bound = WsProxy::new(["127.0.0.1:9000"]).listen("127.0.0.1:0")?;
+/// let shutdown = Shutdown::new();
+///
+/// let admin = Admin::bind(&AdminConfig::new("127.0.0.1:0"))?;
+/// println!("GET http://{}/readyz", admin.local_addr());
+/// let server = admin.start([&bound], &shutdown)?;
+///
+/// # shutdown.begin();
+/// smol::block_on(async {
+///     // Until the shutdown begins, be it by POST /drain:
+///     bound.run(shutdown.begun()).await;
+///     server.finish().await;
+/// });
+/// # Ok::<(), ws_proxy::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    local: SocketAddr,
+    settings: AdminSettings,
+}
+
+/// An admin listener that answers, on a thread of its own. Dropping it ends it at once.
+pub struct AdminServer {
+    local: SocketAddr,
+    /// Begins when all sections have stopped.
+    stopped: Shutdown,
+    /// Waits for the responses that are under way.
+    answered: AllDropped,
+    /// Held for its drop, which ends all connections.
+    _group: WorkGroup,
+}
+
+impl Admin {
+    /// Checks the settings, reads the token, and listens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] with the first setting that cannot be used, [`Error::Bind`] if the
+    /// address cannot be listened on.
+    pub fn bind(config: &AdminConfig) -> Result<Self, Error> {
+        let settings = config.check()?;
+        let failed = |source| Error::Bind { address: settings.bind.to_string(), source };
+        let listener = net::listen::listen(&settings.bind, None).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, local, settings })
+    }
+
+    /// Returns the address that it listens on, with the port that was chosen.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Answers from now on for these proxies, which are yet to [run](BoundProxy::run) with this
+    /// `shutdown`: a drain that is asked for begins it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Workers`] if its thread cannot be started.
+    pub fn start<'a>(
+        self,
+        proxies: impl IntoIterator<Item = &'a BoundProxy>,
+        shutdown: &Shutdown,
+    ) -> Result<AdminServer, Error> {
+        let Self { listener, local, settings } = self;
+        let workers =
+            Workers::start_named(1, "admin").map_err(|source| Error::Workers { source })?;
+        let stopped = Shutdown::new();
+        let router = Arc::new(Router {
+            access: Access::new(local, settings.hosts, settings.token),
+            site: Site::new(proxies, shutdown.clone(), stopped.clone()),
+        });
+        let group = workers.group();
+        let (alive, answered) = guard();
+        let until = (alive, stopped.clone());
+        group.start_task(move |handle| {
+            server::accept(handle, listener, router, Limits::default(), until)
+        });
+        log::info!(address:% = local; "admin_listening");
+        Ok(AdminServer { local, stopped, answered, _group: group })
+    }
+}
+
+impl AdminServer {
+    /// Returns the address that it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Tells those who wait for the end of the drain that all proxies have stopped, and completes
+    /// when they have their responses, after one second at the latest. Connections that wait for no
+    /// response keep nobody waiting.
+    pub async fn finish(self) {
+        self.stopped.begin();
+        let too_late = async {
+            Timer::after(LAST_RESPONSES).await;
+        };
+        future::or(self.answered.wait(), too_late).await;
+    }
+}
+
+impl fmt::Debug for AdminServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminServer").field("local", &self.local).finish_non_exhaustive()
+    }
+}

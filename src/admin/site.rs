@@ -1,0 +1,87 @@
+//! The running proxies, as the admin listener sees them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+use smol::Timer;
+
+use crate::proxy::BoundProxy;
+use crate::section::Section;
+use crate::shutdown::Shutdown;
+use crate::worker::pulse::Pulse;
+
+/// Time within which the loop of a worker that is well answers.
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(1);
+
+/// Proxies that are watched and steered together.
+pub(super) struct Site {
+    pub(super) sections: Vec<Arc<Section>>,
+    /// One for each set of workers.
+    workers: Vec<Pulse>,
+    /// Begins the drain of all sections.
+    pub(super) shutdown: Shutdown,
+    /// Begins when all sections have stopped.
+    pub(super) stopped: Shutdown,
+}
+
+impl Site {
+    /// Collects what is to be known of these proxies before they run.
+    pub(super) fn new<'a>(
+        proxies: impl IntoIterator<Item = &'a BoundProxy>,
+        shutdown: Shutdown,
+        stopped: Shutdown,
+    ) -> Self {
+        let (mut workers, mut sections) = (Vec::<Pulse>::new(), Vec::new());
+        for proxy in proxies {
+            sections.push(Arc::clone(proxy.section()));
+            if !workers.iter().any(|known| known.is_of(proxy.workers())) {
+                workers.push(Pulse::new(proxy.workers()));
+            }
+        }
+        Self { sections, workers, shutdown, stopped }
+    }
+
+    /// Asks every worker, and returns a line for each that does not answer.
+    pub(super) async fn stalled_workers(&self) -> Vec<String> {
+        let asked: Vec<_> = { self.workers.iter() }
+            .flat_map(|set| (0..set.count()).map(move |index| (set, index)))
+            .map(|(set, index)| (set, index, set.ask(index, Instant::now())))
+            .collect();
+        let mut lines = Vec::new();
+        for (set, index, question) in asked {
+            let answered = async { Some(set.answer(index, &question).await) };
+            let too_late = async {
+                // Of a question that has waited for long, nothing more is awaited.
+                Timer::at(question.asked + ANSWER_TIME).await;
+                None
+            };
+            match future::or(answered, too_late).await {
+                Some(true) => {}
+                Some(false) => lines.push(format!("worker-{index} has ended")),
+                None => {
+                    lines.push(format!("worker-{index} has not answered for {ANSWER_TIME:?}"));
+                }
+            }
+        }
+        lines
+    }
+
+    /// Returns a line for each reason for which new clients should go elsewhere.
+    pub(super) fn unready_reasons(&self, now: Instant) -> Vec<String> {
+        if self.shutdown.has_begun() || self.sections.iter().any(|one| one.is_draining.is_set()) {
+            return vec!["draining".to_owned()];
+        }
+        let reason = |section: &Arc<Section>| {
+            let name = &section.name;
+            if !section.is_accepting.is_set() {
+                return Some(format!("section {name:?}: its listener is not up"));
+            }
+            let pool = &section.pool;
+            (!pool.has_usable(now)).then(|| {
+                format!("section {name:?}: no backend could be connected to lately ({pool})")
+            })
+        };
+        self.sections.iter().filter_map(reason).collect()
+    }
+}
