@@ -1,8 +1,8 @@
 //! The admin listener: a port by which proxies are watched and steered, apart from all clients.
 //!
 //! [`Admin`] listens, an [`AdminServer`] answers on a thread of its own, so that no tunnel waits
-//! for it. [`server`] speaks HTTP, with each [`request`] and [`reply`] as a value; [`access`] decides
-//! who may do what; [`routes`] is the table of what there is, of which [`site`] tells.
+//! for it. [`server`] speaks HTTP, with each [`request`] and [`reply`] as a value; [`access`]
+//! decides who may do what; [`routes`] is the table of what there is, of which [`site`] tells.
 
 mod access;
 mod reply;

@@ -372,3 +372,100 @@ fn a_taken_port_ends_the_program_with_a_message() {
         Program::output(&["--config", file.to_str().unwrap()], Some(directory.path()));
     assert!(code == 1 && message.contains(&format!("[admin]: cannot listen on {taken}")));
 }
+
+mod commands {
+    use super::*;
+
+    fn run(arguments: &[&str], directory: &Directory) -> (i32, String) {
+        let (code, stdout, stderr) = Program::output(arguments, Some(directory.path()));
+        assert_eq!(stdout, "", "{arguments:?}");
+        (code, stderr)
+    }
+
+    /// A free port, and the configuration of a program that has it for its admin listener.
+    fn configuration(directory: &Directory, lines: &str, backend: &Backend) -> SocketAddr {
+        let (listener, address) = taken_port();
+        drop(listener);
+        let text = format!(
+            "[admin]\nbind = \"0.0.0.0:{}\"\n{lines}{}",
+            address.port(),
+            section(backend.address)
+        );
+        directory.write("ws-proxy.toml", &text);
+        address
+    }
+
+    #[test]
+    fn health_and_drain_find_the_listener_and_its_token_in_the_configuration() {
+        let (directory, backend) = (Directory::new(), Backend::start());
+        let token = directory.write("token", "0123456789abcdef");
+        let lines = format!(
+            "token_file = \"{}\"\n[drain]\ntimeout_ms = 60000\nclose_grace_ms = 60000\n\
+             spread_ms = 0\n",
+            token.display()
+        );
+        configuration(&directory, &lines, &backend);
+        let mut program = Program::start(&[], Some(directory.path()));
+        let proxy = program.address();
+        while run(&["health"], &directory).0 != 0 {}
+        assert_eq!(run(&["health", "--live"], &directory), (0, String::new()));
+
+        let (client, server) = Peer::tunnel(proxy, &backend);
+        assert_eq!(run(&["drain"], &directory), (0, String::new()));
+        let (code, message) = run(&["health"], &directory);
+        assert!(code == 1 && message.contains("503:\n  draining\n"), "{message}");
+        assert_eq!(run(&["health", "--live"], &directory), (0, String::new()));
+        let arguments = ["drain", "--wait"];
+        let mut waiting = Program::start(&arguments, Some(directory.path()));
+        program.wait_for("action=none");
+        drop((client, server));
+        assert_eq!(waiting.wait().code(), Some(0));
+        assert_eq!(program.wait().code(), Some(0));
+        let (code, message) = run(&["health"], &directory);
+        assert!(code == 1 && message.contains("refused"), "{message}");
+    }
+
+    #[test]
+    fn an_address_on_the_command_line_needs_no_configuration() {
+        let mut admin = Admin::start("", "");
+        let (directory, address) = (Directory::new(), admin.address.to_string());
+        assert_eq!(run(&["health", "--admin", &address], &directory), (0, String::new()));
+        assert_eq!(run(&["drain", "--admin", &address], &directory), (0, String::new()));
+        assert_eq!(admin.program.wait().code(), Some(0));
+    }
+
+    #[test]
+    fn without_a_listener_health_probes_each_section_and_drain_sends_a_signal() {
+        let (directory, backend) = (Directory::new(), Backend::start());
+        let (listener, address) = taken_port();
+        drop(listener);
+        let text = section(backend.address).replace("127.0.0.1:0", &address.to_string());
+        let file = directory.write("named.toml", &text);
+        let health = ["health", "--config", file.to_str().unwrap()];
+        let (code, message) = run(&health, &directory);
+        assert!(code == 1 && message.contains("refused"), "{message}");
+        let mut program = Program::start(&health[1..], Some(directory.path()));
+        program.address();
+        assert_eq!(run(&health, &directory), (0, String::new()));
+        let pid = program.pid().as_raw_nonzero().to_string();
+        let arguments = ["drain", "--wait", "--pid", &pid];
+        let mut waiting = Program::start(&arguments, Some(directory.path()));
+        assert_eq!(program.wait().code(), Some(0));
+        assert_eq!(waiting.wait().code(), Some(0));
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_named() {
+        let directory = Directory::new();
+        for (arguments, part) in table([
+            (&["health"][..], "--admin HOST:PORT"),
+            (&["health", "--admin", "127.0.0.1"], "--admin"),
+            (&["health", "--admin", "127.0.0.1:0"], "--admin"),
+            (&["health", "--admin", "127.0.0.1:1", "--timeout-ms", "0"], "--timeout-ms"),
+            (&["drain", "--admin", "127.0.0.1:1", "--pid", "7"], "--pid"),
+        ]) {
+            let message = Program::failure(arguments, &directory, 2);
+            assert!(message.contains(part), "no {part} in {message}");
+        }
+    }
+}

@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Demo(Demo),
     Drain(Drain),
     Echo(Echo),
+    Health(Health),
     Probe(Probe),
 }
 
@@ -74,13 +75,23 @@ pub(crate) struct Demo {
     pub(crate) bind: String,
 }
 
-/// Tell a running ws-proxy to drain and exit (SIGUSR1), without waiting for it: for preStop hooks.
+/// Tell a running ws-proxy to drain and exit: through its admin listener, which the configuration
+/// names, or else by SIGUSR1. For preStop hooks.
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "drain")]
 pub(crate) struct Drain {
-    /// its process id (1, as in a container of its own)
-    #[argh(option, arg_name = "pid", default = "1")]
-    pub(crate) pid: i32,
+    /// wait until the last tunnel has ended
+    #[argh(switch)]
+    pub(crate) wait: bool,
+    /// its admin listener
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) admin: Option<String>,
+    /// configuration file that it was started with
+    #[argh(option, arg_name = "file")]
+    pub(crate) config: Option<PathBuf>,
+    /// its process id, for a signal (1, as in a container of its own)
+    #[argh(option, arg_name = "pid")]
+    pub(crate) pid: Option<i32>,
 }
 
 /// Serve as a WebSocket backend that sends every message back, for trials.
@@ -92,8 +103,32 @@ pub(crate) struct Echo {
     pub(crate) bind: String,
 }
 
+/// Ask a running ws-proxy by the exit code whether it is ready for clients, and print the reasons if
+/// it is not. Without an admin listener, ask each section's port as probe does.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "health",
+    error_code(1, "not ready, or no answer"),
+    error_code(2, "invalid command line or configuration")
+)]
+pub(crate) struct Health {
+    /// ask whether it is alive, and not whether it is ready
+    #[argh(switch)]
+    pub(crate) live: bool,
+    /// its admin listener
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) admin: Option<String>,
+    /// configuration file that it was started with
+    #[argh(option, arg_name = "file")]
+    pub(crate) config: Option<PathBuf>,
+    /// time for it to answer (2000)
+    #[argh(option, arg_name = "ms", default = "2_000")]
+    pub(crate) timeout_ms: u64,
+}
+
 /// Check by the exit code whether the ws-proxy at an address answers, without using a backend: for
-/// health checks.
+/// health checks where no admin listener is configured.
 #[derive(Debug, FromArgs)]
 #[argh(
     subcommand,

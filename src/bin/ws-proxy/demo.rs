@@ -1,7 +1,7 @@
 //! `ws-proxy demo`: the main job, with nothing but this program.
 
 use std::error::Error;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
 use futures_lite::future;
@@ -10,6 +10,7 @@ use tungstenite::Message;
 use ws_proxy::{Admin, AdminConfig, WsProxy};
 
 use crate::cli::Demo;
+use crate::probe::reachable;
 use crate::{Failure, echo, process};
 
 /// Message that is sent through.
@@ -77,19 +78,6 @@ Watch and steer it:
 
 Ctrl-C ends it."
     )
-}
-
-/// Returns an address under which this machine reaches a listener.
-fn reachable(local: SocketAddr) -> SocketAddr {
-    match local {
-        SocketAddr::V4(address) if address.ip().is_unspecified() => {
-            (Ipv4Addr::LOCALHOST, local.port()).into()
-        }
-        SocketAddr::V6(address) if address.ip().is_unspecified() => {
-            (Ipv6Addr::LOCALHOST, local.port()).into()
-        }
-        _ => local,
-    }
 }
 
 /// Opens a WebSocket through the proxy, sends the greeting, and returns the answer.

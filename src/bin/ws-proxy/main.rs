@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+mod admin_client;
 mod cli;
 mod demo;
 mod drain;
 mod echo;
+mod health;
 mod line_queue;
 mod logging;
 mod probe;
@@ -71,8 +73,9 @@ fn run() -> Result<(), Failure> {
             print(&source.report())
         }
         Command::Demo(demo) => demo::run(demo),
-        Command::Drain(drain) => drain::run(drain),
+        Command::Drain(drain) => drain::run(drain, &arguments),
         Command::Echo(echo) => echo::run(echo),
+        Command::Health(health) => health::run(health, &arguments),
         Command::Probe(probe) => probe::run(probe),
     }
 }

@@ -1,7 +1,7 @@
 //! `ws-proxy probe`: a health check, for images that hold nothing else to run.
 
 use std::io::{self, ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
@@ -14,13 +14,21 @@ use crate::cli::Probe;
 /// That takes a live accept loop and a live worker, while the kernel alone completes a connect. No
 /// backend is used, and nothing is logged at `info`.
 pub(crate) fn run(probe: &Probe) -> Result<(), Failure> {
-    let timeout = Duration::from_millis(probe.timeout_ms);
-    if timeout.is_zero() {
+    probe_address(&probe.address, timeout(probe.timeout_ms)?)
+}
+
+/// Returns the time that a command gives a proxy to answer.
+pub(crate) fn timeout(ms: u64) -> Result<Duration, Failure> {
+    if ms == 0 {
         return Err(Failure::Usage(
             "--timeout-ms: 0 leaves no time to answer; the default is 2000".to_owned(),
         ));
     }
-    let address = &probe.address;
+    Ok(Duration::from_millis(ms))
+}
+
+/// Probes the section that listens on `host:port`.
+pub(crate) fn probe_address(address: &str, timeout: Duration) -> Result<(), Failure> {
     let found = address.to_socket_addrs().map_err(|error| {
         Failure::Usage(format!("{address}: {error}; write host:port, as in 127.0.0.1:8080"))
     })?;
@@ -28,20 +36,32 @@ pub(crate) fn run(probe: &Probe) -> Result<(), Failure> {
     // All addresses of a name are tried; the last one's error is reported.
     let mut result = Err(io::Error::new(ErrorKind::NotFound, "no address has this name"));
     for found in found {
-        result = ask(found, deadline);
+        result = ask(reachable(found), deadline);
         if result.is_ok() {
             break;
         }
     }
-    result.map_err(|error| {
-        let problem = match error.kind() {
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-                format!("no answer within {} ms", probe.timeout_ms)
-            }
-            _ => error.to_string(),
-        };
-        Failure::Runtime(format!("{address}: {problem}"))
-    })
+    result.map_err(|error| unanswered(address, &error, Some(timeout)))
+}
+
+/// Returns the failure of an address that gives no answer in time.
+pub(crate) fn unanswered(address: &str, error: &io::Error, timeout: Option<Duration>) -> Failure {
+    let problem = match (error.kind(), timeout) {
+        (ErrorKind::TimedOut | ErrorKind::WouldBlock, Some(timeout)) => {
+            format!("no answer within {} ms", timeout.as_millis())
+        }
+        _ => error.to_string(),
+    };
+    Failure::Runtime(format!("{address}: {problem}"))
+}
+
+/// Returns an address under which this machine reaches a listener.
+pub(crate) fn reachable(local: SocketAddr) -> SocketAddr {
+    match local.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, local.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, local.port()).into(),
+        _ => local,
+    }
 }
 
 /// Connects, ends the sending, and waits for the proxy's end.
@@ -75,7 +95,7 @@ fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
 
 /// Refuses a connection that has met itself, as one to a port of the ephemeral range where nobody
 /// listens may do (RFC 9293, 3.5): it would answer itself. A reset keeps the port free.
-fn refuse_itself(connection: &TcpStream) -> io::Result<()> {
+pub(crate) fn refuse_itself(connection: &TcpStream) -> io::Result<()> {
     if connection.local_addr()? != connection.peer_addr()? {
         return Ok(());
     }

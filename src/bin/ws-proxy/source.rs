@@ -42,26 +42,34 @@ pub(crate) struct Source {
 impl Source {
     /// Finds and checks the settings. `config` is a file that was named after the command.
     pub(crate) fn find(arguments: &Arguments, config: Option<&Path>) -> Result<Self, Failure> {
+        Self::find_any(arguments, config)?.ok_or_else(|| Failure::Usage(USAGE.to_owned()))
+    }
+
+    /// Finds and checks the settings; returns `None` where none are given and there is no file.
+    pub(crate) fn find_any(
+        arguments: &Arguments,
+        config: Option<&Path>,
+    ) -> Result<Option<Self>, Failure> {
         let given_flag = given_flag(arguments);
         if let Some(file) = config.or(arguments.config.as_deref()) {
             return match given_flag {
                 Some(flag) => Err(Failure::Usage(format!(
                     "{flag} and --config exclude each other: put it in the file"
                 ))),
-                None => Self::from_file(file, false),
+                None => Self::from_file(file, false).map(Some),
             };
         }
         if given_flag.is_some() {
-            return Self::from_flags(arguments);
+            return Self::from_flags(arguments).map(Some);
         }
         for file in DEFAULT_FILES.map(Path::new) {
             // A file that exists and cannot be read is an error, not passed over.
             if !matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound)
             {
-                return Self::from_file(file, true);
+                return Self::from_file(file, true).map(Some);
             }
         }
-        Err(Failure::Usage(USAGE.to_owned()))
+        Ok(None)
     }
 
     fn from_file(file: &Path, found: bool) -> Result<Self, Failure> {
