@@ -85,3 +85,54 @@ impl Site {
         self.sections.iter().filter_map(reason).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::builder::WsProxy;
+    use crate::worker::Workers;
+
+    #[test]
+    fn a_stalled_worker_is_named_and_forgiven_when_it_goes_on() {
+        let workers = Workers::start(1).unwrap();
+        let proxy = WsProxy::new(["127.0.0.1:1"]).workers(&workers).listen("127.0.0.1:0").unwrap();
+        let site = Site::new([&proxy, &proxy], Shutdown::new(), Shutdown::new());
+        let stalled = || future::block_on(site.stalled_workers());
+        assert!(stalled().is_empty());
+
+        let (begins, has_begun) = mpsc::channel();
+        let (go_on, told) = mpsc::channel::<()>();
+        let group = workers.group();
+        group.start_task(move |_| async move {
+            begins.send(()).unwrap();
+            told.recv().unwrap_err();
+        });
+        has_begun.recv().unwrap();
+        assert_eq!(stalled(), ["worker-0 has not answered for 1s"]);
+        // The question that waits already is not waited for again.
+        let start = Instant::now();
+        assert_eq!(stalled().len(), 1);
+        assert!(start.elapsed() < ANSWER_TIME);
+        drop(go_on);
+        while !stalled().is_empty() {}
+    }
+
+    #[test]
+    fn a_section_that_does_not_accept_is_not_ready() {
+        let proxy = WsProxy::new(["127.0.0.1:1"]).name("chat").listen("127.0.0.1:0").unwrap();
+        let shutdown = Shutdown::new();
+        let site = Site::new([&proxy], shutdown.clone(), Shutdown::new());
+        let reasons = || site.unready_reasons(Instant::now());
+        assert_eq!(reasons(), ["section \"chat\": its listener is not up"]);
+        proxy.section().is_accepting.set(true);
+        assert!(reasons().is_empty());
+        // A drain of one of them, of which no shutdown here tells.
+        proxy.section().is_draining.set(true);
+        assert_eq!(reasons(), ["draining"]);
+        proxy.section().is_draining.set(false);
+        shutdown.begin();
+        assert_eq!(reasons(), ["draining"]);
+    }
+}

@@ -450,6 +450,19 @@ tunnel_start = true
         for key in RawSection::KEYS.iter().chain(RawDrain::KEYS).chain(RawLog::KEYS) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
         }
+        #[cfg(feature = "admin")]
+        {
+            let admin = "[admin]\nbind = \"[::1]:9600\"\nhosts = [\"proxy.example\"]\n\
+                         token_file = \"/nothing/here\"\n";
+            for key in RawAdmin::KEYS {
+                assert!(admin.contains(&format!("\n{key} = ")), "{key} is not in this test");
+            }
+            assert!(error(&format!("{text}{admin}")).contains(": token_file: /nothing/here"));
+            let admin = admin.rsplit_once("token_file").unwrap().0;
+            let config = Config::parse(&format!("{text}{admin}")).unwrap();
+            assert_eq!(config.admin.unwrap().bind_address(), "[::1]:9600");
+            assert!(config.ignored.is_empty());
+        }
         let config = Config::parse(text).unwrap();
         assert_eq!(config.workers, 2);
         assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::Debug));

@@ -103,7 +103,7 @@ pub(crate) struct Echo {
     pub(crate) bind: String,
 }
 
-/// Ask a running ws-proxy by the exit code whether it is ready for clients, and print the reasons if
+/// Tell by the exit code whether a running ws-proxy is ready for clients, and print the reasons if
 /// it is not. Without an admin listener, ask each section's port as probe does.
 #[derive(Debug, FromArgs)]
 #[argh(
