@@ -78,11 +78,13 @@ mod head;
 #[doc(hidden)]
 pub mod internals;
 mod listener;
+mod metrics;
 mod net;
 mod proxy;
 mod section;
 mod settings;
 mod shutdown;
+mod stats;
 mod tunnel;
 mod worker;
 
@@ -92,6 +94,9 @@ pub use builder::WsProxy;
 #[cfg(feature = "config")]
 pub use config::{Config, ConfigError, SectionConfig};
 pub use handshake::forward::{Forwarded, HostHeader};
+pub use metrics::Metrics;
+#[cfg(feature = "metrics")]
+pub use metrics::MetricsFormat;
 pub use proxy::{BoundProxy, Error};
 #[cfg(feature = "admin")]
 pub use settings::AdminConfig;

@@ -48,6 +48,9 @@ pub(crate) async fn accept(
                 Ok((socket, peer)) => {
                     failures.clear();
                     let client = Client::new(peer, handle.reactor().now(), &section);
+                    if let Some(stats) = &section.stats {
+                        stats.accepted.inc();
+                    }
                     start(&handle, socket, client, alive.clone());
                 }
                 Err(error) => {

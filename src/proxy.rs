@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use smol::Timer;
 
-use crate::events::Event;
+use crate::events::{Event, OUTCOMES};
 use crate::listener;
+use crate::metrics::Metrics;
 use crate::section::Section;
 use crate::settings::{Drain, Invalid, Settings};
 use crate::shutdown::{AllDropped, Shutdown, guard};
+use crate::stats::SectionStats;
+use crate::tunnel::Reason;
 use crate::worker::{WorkGroup, Workers};
 
 /// A proxy that has its port and does not serve yet.
@@ -89,10 +92,17 @@ impl BoundProxy {
         listener: TcpListener,
         settings: Settings,
         drain: Drain,
-        workers: Workers,
+        (workers, metrics): (Workers, Option<&Metrics>),
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
-        let section = Arc::new(Section::new(settings, local));
+        let stats = metrics.map(|_| {
+            let stats = SectionStats::new(&OUTCOMES, &Reason::NAMES, workers.count());
+            Arc::new(stats)
+        });
+        let section = Arc::new(Section::new(settings, local, stats));
+        if let Some(metrics) = metrics {
+            metrics.add(&section);
+        }
         Ok(Self { listener, local, section, workers, drain })
     }
 
@@ -156,7 +166,7 @@ impl BoundProxy {
         let Self { listener, local, section, workers, .. } = self;
         Event::Listening { section: &section, address: local }.emit();
 
-        let group = workers.group();
+        let group = workers.group(section.stats.clone());
         let (alive, ended) = guard();
         let (listening, port_closed) = guard();
         let stop = Shutdown::new();

@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::backend::pool::Pool;
 use crate::net;
 use crate::settings::Settings;
+use crate::stats::SectionStats;
 
 /// Most clients over `max_connections` that are answered at the same time. Others are closed
 /// without an answer.
@@ -29,6 +30,8 @@ pub(crate) struct Section {
     /// Its drain has begun.
     pub(crate) is_draining: Flag,
     has_hinted_at_host: AtomicBool,
+    /// Counts for metrics; `None` where nobody asks for them.
+    pub(crate) stats: Option<Arc<SectionStats>>,
 }
 
 /// A truth about a section that its threads tell each other.
@@ -60,7 +63,11 @@ pub(crate) struct Permit(Arc<AtomicUsize>);
 impl Section {
     /// Creates a section without connections that listens on `local`, which is its name unless
     /// the settings have one.
-    pub(crate) fn new(settings: Settings, local: SocketAddr) -> Self {
+    pub(crate) fn new(
+        settings: Settings,
+        local: SocketAddr,
+        stats: Option<Arc<SectionStats>>,
+    ) -> Self {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
             pool: Pool::new(settings.backends.iter().cloned()),
@@ -69,6 +76,7 @@ impl Section {
             is_accepting: Flag::default(),
             is_draining: Flag::default(),
             has_hinted_at_host: AtomicBool::new(false),
+            stats,
             settings,
         }
     }
@@ -84,7 +92,7 @@ impl Flag {
         self.0.store(value, Ordering::Release);
     }
 
-    #[cfg(feature = "admin")]
+    #[cfg(any(feature = "admin", feature = "metrics"))]
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }

@@ -23,6 +23,7 @@ use self::access::Access;
 use self::routes::Router;
 use self::server::Limits;
 use self::site::Site;
+use crate::metrics::Metrics;
 use crate::net;
 use crate::proxy::{BoundProxy, Error};
 use crate::settings::{AdminConfig, AdminSettings};
@@ -37,11 +38,11 @@ const LAST_RESPONSES: Duration = Duration::from_secs(1);
 /// ```
 /// use ws_proxy::{Admin, AdminConfig, Shutdown, WsProxy};
 ///
-/// let bound = WsProxy::new(["127.0.0.1:9000"]).listen("127.0.0.1:0")?;
-/// let shutdown = Shutdown::new();
-///
 /// let admin = Admin::bind(&AdminConfig::new("127.0.0.1:0"))?;
-/// println!("GET http://{}/readyz", admin.local_addr());
+/// println!("GET http://{}/metrics", admin.local_addr());
+/// let proxy = WsProxy::new(["127.0.0.1:9000"]).metrics(admin.metrics());
+/// let bound = proxy.listen("127.0.0.1:0")?;
+/// let shutdown = Shutdown::new();
 /// let server = admin.start([&bound], &shutdown)?;
 ///
 /// # shutdown.begin();
@@ -57,6 +58,7 @@ pub struct Admin {
     listener: TcpListener,
     local: SocketAddr,
     settings: AdminSettings,
+    metrics: Metrics,
 }
 
 /// An admin listener that answers, on a thread of its own. Dropping it ends it at once.
@@ -82,13 +84,20 @@ impl Admin {
         let failed = |source| Error::Bind { address: settings.bind.to_string(), source };
         let listener = net::listen::listen(&settings.bind, None).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, local, settings })
+        Ok(Self { listener, local, settings, metrics: Metrics::new() })
     }
 
     /// Returns the address that it listens on, with the port that was chosen.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Returns the metrics that `GET /metrics` tells: those of the proxies that are
+    /// [given](crate::WsProxy::metrics) them before they listen, and of the process.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Answers from now on for these proxies, which are yet to [run](BoundProxy::run) with this
@@ -102,15 +111,15 @@ impl Admin {
         proxies: impl IntoIterator<Item = &'a BoundProxy>,
         shutdown: &Shutdown,
     ) -> Result<AdminServer, Error> {
-        let Self { listener, local, settings } = self;
+        let Self { listener, local, settings, metrics } = self;
         let workers =
             Workers::start_named(1, "admin").map_err(|source| Error::Workers { source })?;
         let stopped = Shutdown::new();
         let router = Arc::new(Router {
             access: Access::new(local, settings.hosts, settings.token),
-            site: Site::new(proxies, shutdown.clone(), stopped.clone()),
+            site: Site::new(proxies, metrics, shutdown.clone(), stopped.clone()),
         });
-        let group = workers.group();
+        let group = workers.group(None);
         let (alive, answered) = guard();
         let until = (alive, stopped.clone());
         group.start_task(move |handle| {

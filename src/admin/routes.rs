@@ -11,11 +11,13 @@ use super::reply::Reply;
 use super::request::{Method, Request};
 use super::server::Service;
 use super::site::Site;
+use crate::metrics::MetricsFormat;
 
 /// All routes. Those of one path stand together.
 const ROUTES: &[Route] = &[
     Route::new(Method::Get, "/livez", |call| Box::pin(livez(call))),
     Route::new(Method::Get, "/readyz", |call| Box::pin(readyz(call))),
+    Route::new(Method::Get, "/metrics", |call| Box::pin(metrics(call))),
     Route::new(Method::Post, "/drain", |call| Box::pin(drain(call))),
 ];
 
@@ -123,6 +125,13 @@ fn verdict(reasons: &[String]) -> Reply {
     if reasons.is_empty() { Reply::text(200, &["ok"]) } else { Reply::text(503, reasons) }
 }
 
+/// `GET /metrics`: the counts of all sections, in the format that the client asks for.
+async fn metrics(call: Call<'_>) -> Reply {
+    let accept = call.request.field("accept").unwrap_or_default();
+    let format = MetricsFormat::accepted(&String::from_utf8_lossy(accept));
+    Reply::ok(format.content_type(), call.site.metrics.render(format)).with("Vary", "Accept")
+}
+
 /// `POST /drain`: begins the drain, as SIGUSR1 does. `?wait=1` answers when all sections have
 /// stopped.
 async fn drain(call: Call<'_>) -> Reply {
@@ -172,6 +181,7 @@ mod tests {
             ("GET /livez/x", 404, None),
             ("GET /Livez", 404, None),
             ("POST /livez", 405, Some("GET, HEAD")),
+            ("DELETE /metrics", 405, Some("GET, HEAD")),
             ("PUT /readyz", 405, Some("GET, HEAD")),
             ("GET /drain", 405, Some("POST")),
             ("HEAD /drain", 405, Some("POST")),

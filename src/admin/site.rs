@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use smol::Timer;
 
+use crate::metrics::Metrics;
 use crate::proxy::BoundProxy;
 use crate::section::Section;
 use crate::shutdown::Shutdown;
@@ -19,6 +20,7 @@ pub(super) struct Site {
     pub(super) sections: Vec<Arc<Section>>,
     /// One for each set of workers.
     workers: Vec<Pulse>,
+    pub(super) metrics: Metrics,
     /// Begins the drain of all sections.
     pub(super) shutdown: Shutdown,
     /// Begins when all sections have stopped.
@@ -29,6 +31,7 @@ impl Site {
     /// Collects what is to be known of these proxies before they run.
     pub(super) fn new<'a>(
         proxies: impl IntoIterator<Item = &'a BoundProxy>,
+        metrics: Metrics,
         shutdown: Shutdown,
         stopped: Shutdown,
     ) -> Self {
@@ -39,7 +42,7 @@ impl Site {
                 workers.push(Pulse::new(proxy.workers()));
             }
         }
-        Self { sections, workers, shutdown, stopped }
+        Self { sections, workers, metrics, shutdown, stopped }
     }
 
     /// Asks every worker, and returns a line for each that does not answer.
@@ -98,13 +101,13 @@ mod tests {
     fn a_stalled_worker_is_named_and_forgiven_when_it_goes_on() {
         let workers = Workers::start(1).unwrap();
         let proxy = WsProxy::new(["127.0.0.1:1"]).workers(&workers).listen("127.0.0.1:0").unwrap();
-        let site = Site::new([&proxy, &proxy], Shutdown::new(), Shutdown::new());
+        let site = Site::new([&proxy, &proxy], Metrics::new(), Shutdown::new(), Shutdown::new());
         let stalled = || future::block_on(site.stalled_workers());
         assert!(stalled().is_empty());
 
         let (begins, has_begun) = mpsc::channel();
         let (go_on, told) = mpsc::channel::<()>();
-        let group = workers.group();
+        let group = workers.group(None);
         group.start_task(move |_| async move {
             begins.send(()).unwrap();
             told.recv().unwrap_err();
@@ -123,7 +126,7 @@ mod tests {
     fn a_section_that_does_not_accept_is_not_ready() {
         let proxy = WsProxy::new(["127.0.0.1:1"]).name("chat").listen("127.0.0.1:0").unwrap();
         let shutdown = Shutdown::new();
-        let site = Site::new([&proxy], shutdown.clone(), Shutdown::new());
+        let site = Site::new([&proxy], Metrics::new(), shutdown.clone(), Shutdown::new());
         let reasons = || site.unready_reasons(Instant::now());
         assert_eq!(reasons(), ["section \"chat\": its listener is not up"]);
         proxy.section().is_accepting.set(true);

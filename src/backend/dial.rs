@@ -184,7 +184,7 @@ async fn connect(
 }
 
 /// Returns whether an error is this host's and tells nothing of the backend.
-fn is_shortage(error: &io::Error) -> bool {
+pub(super) fn is_shortage(error: &io::Error) -> bool {
     is_out_of_sockets(error) || net::out_of_ports(error)
 }
 

@@ -10,6 +10,7 @@ mod failures;
 pub(crate) mod pool;
 mod resolve;
 
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use self::failures::SharedFailures;
 use self::resolve::{Name, Resolver};
 use crate::net::address::Address;
+use crate::stats::NamedCounts;
 
 /// A server that handshakes are brought to.
 #[derive(Debug)]
@@ -29,6 +31,10 @@ pub(crate) struct Backend {
     failures: SharedFailures,
     /// Number of leases that are held.
     leases: AtomicUsize,
+    /// Number of tunnels that are open.
+    tunnels: AtomicUsize,
+    /// Failures to connect, by their kind.
+    connect_failures: NamedCounts,
     /// Time of the last warning that its answers deviate.
     warned: Mutex<Option<Instant>>,
 }
@@ -43,6 +49,7 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Lease {
     backend: Arc<Backend>,
+    is_tunnel: bool,
 }
 
 impl Backend {
@@ -55,6 +62,8 @@ impl Backend {
             next_dial: AtomicUsize::new(0),
             failures: SharedFailures::default(),
             leases: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
+            connect_failures: NamedCounts::new(&FAILURE_KINDS),
             warned: Mutex::default(),
         }
     }
@@ -68,6 +77,23 @@ impl Backend {
     /// Returns whether it is to be tried after the others: its dials have failed lately.
     fn is_down(&self, now: Instant) -> bool {
         self.failures.with_any(|failures| failures.is_down(now)) == Some(true)
+    }
+
+    /// Counts a failure to connect.
+    pub(crate) fn count_failure(&self, error: &io::Error) {
+        self.connect_failures.inc(failure_kind(error));
+    }
+
+    /// Returns the failures to connect, by their kind.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn connect_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.connect_failures.iter()
+    }
+
+    /// Returns the number of tunnels that are open.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn tunnels(&self) -> usize {
+        self.tunnels.load(Ordering::Relaxed)
     }
 
     /// Returns whether the log may be told now that an answer of this backend deviates.
@@ -85,17 +111,40 @@ impl Lease {
     pub(crate) fn new(backend: &Arc<Backend>) -> Self {
         // Relaxed: the count guards no other memory.
         backend.leases.fetch_add(1, Ordering::Relaxed);
-        Self { backend: Arc::clone(backend) }
+        Self { backend: Arc::clone(backend), is_tunnel: false }
     }
 
     pub(crate) fn backend(&self) -> &Backend {
         &self.backend
     }
+
+    /// Counts the lease as a tunnel from now on.
+    pub(crate) fn open_tunnel(&mut self) {
+        self.is_tunnel = true;
+        self.backend.tunnels.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.is_tunnel {
+            self.backend.tunnels.fetch_sub(1, Ordering::Relaxed);
+        }
         self.backend.leases.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Kinds of failures to connect.
+const FAILURE_KINDS: [&str; 5] = ["refused", "timeout", "unreachable", "shortage", "other"];
+
+fn failure_kind(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        _ if dial::is_shortage(error) => "shortage",
+        Kind::ConnectionRefused => "refused",
+        Kind::TimedOut => "timeout",
+        Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::ConnectionReset => "unreachable",
+        _ => "other",
     }
 }
 

@@ -46,6 +46,14 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Returns all backends, in their order.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.iter().map(|backend| &**backend)
+    }
+}
+
 impl fmt::Display for Pool {
     /// Writes the backends' names, separated by commas.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

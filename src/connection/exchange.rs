@@ -83,6 +83,7 @@ pub(super) async fn exchange(
                     Event::Shortage { backend, error, response: &response }.emit();
                     return Err(Failed { response, backend: None });
                 }
+                lease.backend().count_failure(&error);
                 Event::BackendUnreachable { backend: lease.backend(), error: &error }.emit();
                 gravest = Some(graver(gravest, error));
                 continue;

@@ -189,12 +189,13 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
 fn open_tunnel(
     handle: &Handle,
     tunnel: NewTunnel,
-    (client, lease, summary): (Client, Lease, Option<Summary>),
+    (client, mut lease, summary): (Client, Lease, Option<Summary>),
     guards: ((Permit, Load), Guard),
 ) {
     // From the accept to the verified 101.
     let handshake = handle.reactor().now().saturating_duration_since(client.accepted);
-    if client.section.settings.tunnel_start {
+    lease.open_tunnel();
+    {
         let (client, lease, summary) = (&client, &lease, summary.as_ref());
         Event::TunnelStarted { client, lease, handshake, summary }.emit();
     }

@@ -3,6 +3,7 @@
 //! An event is made once, where it happens, and [emitted](Event::emit). It knows its name, its
 //! level and its [`fields`], and no format: a log record carries the fields as key-values.
 
+mod counts;
 mod fields;
 
 use std::io;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use log::kv::{self, Source, Value, VisitSource};
 use log::{Level, Record};
 
+pub(crate) use self::counts::OUTCOMES;
 use self::fields::{
     asked_fields, declined_fields, frame_fields, milliseconds, put, refused_fields, request_fields,
     request_id_field, started_fields, text, tunnel_fields,
@@ -118,8 +120,18 @@ pub(crate) fn tells_of_tunnels() -> bool {
 }
 
 impl Event<'_> {
-    /// Feeds the event to everything that observes this proxy: one log record.
+    /// Feeds the event to everything that observes this proxy: the counts of its section, and one
+    /// log record.
     pub(crate) fn emit(&self) {
+        if let Some(stats) = self.section().and_then(|section| section.stats.as_deref()) {
+            self.count(stats);
+        }
+        // The line that tells of a tunnel's start has to be asked for.
+        if let Self::TunnelStarted { client, .. } = self
+            && !client.section.settings.tunnel_start
+        {
+            return;
+        }
         let level = self.level();
         if level > log::STATIC_MAX_LEVEL || level > log::max_level() {
             return;
@@ -358,7 +370,7 @@ mod tests {
         };
         let settings = raw.check(&RawDrain::default().check().unwrap()).unwrap();
         let local = "127.0.0.1:8080".parse().unwrap();
-        let section = Arc::new(Section::new(settings, local));
+        let section = Arc::new(Section::new(settings, local, None));
         let peer = "[::ffff:192.0.2.1]:9".parse().unwrap();
         Client { id: 7, ..Client::new(peer, Instant::now(), &section) }
     }

@@ -47,8 +47,8 @@ pub(super) struct Actions {
 pub(super) struct Closing {
     /// First reason for the end; `None` while the tunnel is open.
     reason: Option<Reason>,
-    /// Sides that were sent a Close of the proxy. None gets a second one.
-    close_sent: PerSide<bool>,
+    /// Codes of the Closes of the proxy that the sides were sent. None gets a second one.
+    close_sent: PerSide<Option<u16>>,
     /// Sides that have to answer it (RFC 6455, 5.5.1).
     awaiting_close: PerSide<bool>,
     /// Side that is dead or takes no bytes: nothing is written to it any more.
@@ -70,6 +70,11 @@ impl Closing {
     /// Returns whether this side's connection is known to be broken.
     pub(super) fn is_broken(&self, side: Side) -> bool {
         self.broken == Some(side)
+    }
+
+    /// Returns the codes of the Closes that the proxy has sent.
+    pub(super) fn sent_codes(&self) -> PerSide<Option<u16>> {
+        self.close_sent
     }
 
     /// Returns the tick at which the tunnel is over in any case, once its grace time runs.
@@ -245,8 +250,9 @@ impl Closing {
     /// Leaves out the Close of a side that was sent one before.
     fn once(&mut self, mut close: PerSide<Option<CloseFrame>>) -> PerSide<Option<CloseFrame>> {
         for side in Side::BOTH {
-            close[side] = close[side].filter(|_| !self.close_sent[side]);
-            self.close_sent[side] |= close[side].is_some();
+            close[side] = close[side].filter(|_| self.close_sent[side].is_none());
+            let code = close[side].map(|frame| frame.code);
+            self.close_sent[side] = self.close_sent[side].or(code);
         }
         close
     }

@@ -33,6 +33,8 @@ struct Liveness {
     payload: PingPayload,
     /// A Ping is still on its way to the socket, though the side may have been heard since.
     ping_pends: bool,
+    /// Number of its Pings.
+    pings: u32,
 }
 
 /// A Ping since which a side has shown no sign of life.
@@ -103,6 +105,7 @@ impl KeepAlive {
                 blocked: None,
                 payload: fastrand::u64(..).to_ne_bytes(),
                 ping_pends: false,
+                pings: 0,
             }),
             data_seen: now,
             lifetime_ends: None,
@@ -118,6 +121,11 @@ impl KeepAlive {
     /// Returns whether the tunnel is to be closed because the proxy shuts down.
     pub(super) fn is_draining(&self) -> bool {
         self.drain_begins.is_some()
+    }
+
+    /// Returns the number of Pings that a side was sent.
+    pub(super) fn pings_sent(&self, side: Side) -> u32 {
+        self.sides[side].pings
     }
 
     /// Records the activity of a turn.
@@ -235,6 +243,7 @@ impl Liveness {
                 // The next tick tells whether it has gone out.
                 self.ping = Some(Ping { at: now, is_waiting: true, written: path.written });
                 self.ping_pends = true;
+                self.pings = self.pings.wrapping_add(1);
                 Verdict::Silent(self.payload)
             }
             None => Verdict::Fine,

@@ -14,6 +14,7 @@ mod closing;
 pub(crate) mod control;
 mod counters;
 mod direction;
+mod end;
 pub(crate) mod filter;
 mod filtered;
 pub(crate) mod frames;
@@ -31,13 +32,16 @@ mod reason;
 mod side;
 mod splice;
 mod ticks;
+mod totals;
 #[expect(clippy::module_inception, reason = "the tunnel among the parts of a tunnel")]
 mod tunnel;
 mod tunnels;
 
+pub(crate) use self::end::TunnelEnd;
 pub(crate) use self::group::Group;
+pub(crate) use self::reason::Reason;
 pub(crate) use self::side::PerSide;
 #[cfg(feature = "internals")]
 pub(crate) use self::side::Side;
-pub(crate) use self::tunnel::{NewTunnel, TunnelEnd};
+pub(crate) use self::tunnel::NewTunnel;
 pub(crate) use self::tunnels::{OnEnd, Tunnels};

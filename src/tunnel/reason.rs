@@ -122,6 +122,25 @@ impl Cause {
 }
 
 impl Reason {
+    /// Names of all reasons.
+    pub(crate) const NAMES: [&str; 15] = [
+        "client_close",
+        "backend_close",
+        "client_eof",
+        "backend_eof",
+        "client_reset",
+        "backend_reset",
+        "idle",
+        "lifetime",
+        "pong_timeout",
+        "blocked",
+        "message_too_big",
+        "rate",
+        "protocol",
+        "drain",
+        "admin",
+    ];
+
     /// Returns the name for logs and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {

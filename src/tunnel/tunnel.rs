@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::buffers::Buffers;
 use super::closing::{Actions, Closing, SideState};
 use super::control;
-use super::counters::FrameCounters;
 use super::direction::Direction;
+use super::end::TunnelEnd;
 use super::filter::FrameFilter;
 use super::keepalive::{Activity, KeepAlive, PathState, TickActions, TickState};
 use super::policy::Policy;
@@ -16,6 +16,7 @@ use super::progress::{Progress, RelayError};
 use super::reason::{Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Clock, Tick};
+use super::totals::{SideTotals, Totals};
 use crate::net::close::linger_now;
 use crate::net::socket::Socket;
 
@@ -30,18 +31,6 @@ pub(crate) struct NewTunnel {
     /// An extension has been negotiated.
     pub(crate) is_extended: bool,
     pub(crate) policy: Arc<Policy>,
-}
-
-/// Account of a tunnel that is over.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TunnelEnd {
-    /// Bytes that were written to each side, without the 101.
-    pub(crate) written_to: PerSide<u64>,
-    pub(crate) reason: Reason,
-    /// Frames that each side sent.
-    pub(crate) sent_by: PerSide<FrameCounters>,
-    /// Number of directions whose frames could not be followed to the end.
-    pub(crate) opaque: u8,
 }
 
 /// A tunnel at work. It only carries out what [`Closing`] and [`KeepAlive`] decide.
@@ -202,7 +191,7 @@ impl Tunnel {
     }
 
     /// Closes both connections, such that what was sent last, perhaps a Close, still arrives.
-    pub(super) fn close(mut self, reason: Reason, buffers: &mut Buffers) -> TunnelEnd {
+    pub(super) fn close(&mut self, reason: Reason, buffers: &mut Buffers) -> TunnelEnd {
         let end = TunnelEnd {
             written_to: PerSide {
                 client: self.from.backend.written().saturating_sub(u64::from(self.head_len)),
@@ -214,6 +203,7 @@ impl Tunnel {
                 .map(|side| u8::from(self.from[side].filter().is_opaque()))
                 .iter()
                 .sum(),
+            closed_with: self.closing.sent_codes(),
         };
         // Where both directions have relayed their ends, everything is on its way already.
         if !self.from.all(Direction::is_done) {
@@ -227,6 +217,24 @@ impl Tunnel {
         self.from.client.abandon(&mut buffers.pipes);
         self.from.backend.abandon(&mut buffers.pipes);
         end
+    }
+
+    /// Returns what each side has sent so far.
+    pub(super) fn totals(&self) -> Totals {
+        PerSide::from_fn(|side| {
+            let from = &self.from[side];
+            let head = if side == Side::Backend { self.head_len } else { 0 };
+            SideTotals {
+                counters: *from.filter().counters(),
+                relayed: from.written().saturating_sub(head.into()),
+                pinged: self.keepalive.as_ref().map_or(0, |times| times.pings_sent(side)),
+            }
+        })
+    }
+
+    /// Returns whether bytes wait for a side that takes none.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.from.all(Direction::is_flushed)
     }
 
     /// Gives the direction from a side its turn; returns whether it has more to do.

@@ -13,11 +13,13 @@ use rustix::time::{
 use slab::Slab;
 
 use super::buffers::Buffers;
+use super::end::TunnelEnd;
 use super::group::Group;
 use super::progress::Progress;
 use super::reason::Reason;
 use super::ticks::{Clock, TICK, Tick, ticks};
-use super::tunnel::{NewTunnel, Tunnel, TunnelEnd};
+use super::totals::publish;
+use super::tunnel::{NewTunnel, Tunnel};
 use crate::net::reactor::Reactor;
 
 /// Token of the ticker's events.
@@ -42,6 +44,8 @@ pub(crate) struct Tunnels {
     is_ticking: bool,
     has_ticked: bool,
     buffers: Buffers,
+    /// Number of the worker, for the counts of its tunnels.
+    worker: usize,
 }
 
 /// A tunnel and its place in the queues.
@@ -51,6 +55,8 @@ struct Entry {
     on_end: OnEnd,
     /// It stands in `ready`.
     is_ready: bool,
+    /// It counts as blocked.
+    is_blocked: bool,
     /// It stands in `due` with this tick, unless that is [`NEVER`]. 8 bytes less than an option.
     due: Tick,
 }
@@ -61,7 +67,7 @@ impl Tunnels {
     /// # Errors
     ///
     /// Those of the system, such as no descriptors left.
-    pub(crate) fn new(reactor: &Reactor) -> io::Result<Self> {
+    pub(crate) fn new(reactor: &Reactor, worker: usize) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let ticker = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         reactor.register_readable(&ticker, TICKER)?;
@@ -74,6 +80,7 @@ impl Tunnels {
             is_ticking: false,
             has_ticked: false,
             buffers: Buffers::default(),
+            worker,
         })
     }
 
@@ -87,7 +94,14 @@ impl Tunnels {
             let now = self.clock.now();
             tunnel.drain_at(now, now);
         }
-        slot.insert(Box::new(Entry { tunnel, group, on_end, is_ready: false, due: NEVER }));
+        slot.insert(Box::new(Entry {
+            tunnel,
+            group,
+            on_end,
+            is_ready: false,
+            is_blocked: false,
+            due: NEVER,
+        }));
         // No event will come for what is pending, nor for what is believed of the sockets already.
         self.enqueue(key);
     }
@@ -128,7 +142,8 @@ impl Tunnels {
             // for which a turn too many does no harm.
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.is_ready = false;
-            match entry.tunnel.advance(&self.clock, &mut self.buffers) {
+            let (clock, buffers) = (&self.clock, &mut self.buffers);
+            match entry.counted(self.worker, |tunnel| tunnel.advance(clock, buffers)) {
                 ControlFlow::Break(reason) => self.end(key, reason),
                 ControlFlow::Continue(progress) => {
                     let is_timed = entry.tunnel.is_timed();
@@ -214,7 +229,7 @@ impl Tunnels {
             self.due.pop_first();
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.due = NEVER;
-            match entry.tunnel.on_tick(now) {
+            match entry.counted(self.worker, |tunnel| tunnel.on_tick(now)) {
                 ControlFlow::Break(reason) => self.end(key, reason),
                 // What it has inserted is written in its turn, after which it is scheduled again.
                 ControlFlow::Continue(()) => self.enqueue(key),
@@ -239,11 +254,34 @@ impl Tunnels {
     }
 
     fn end(&mut self, key: usize, reason: Reason) {
-        let Entry { tunnel, on_end, due, .. } = *self.entries.remove(key);
+        let Entry { mut tunnel, group, on_end, is_blocked, due, .. } = *self.entries.remove(key);
         if due != NEVER {
             self.due.remove(&(due, key));
         }
-        on_end(tunnel.close(reason, &mut self.buffers));
+        let before = tunnel.totals();
+        let end = tunnel.close(reason, &mut self.buffers);
+        if let Some(traffic) = group.traffic(self.worker) {
+            publish(&before, &tunnel.totals(), traffic);
+            if is_blocked {
+                traffic.blocked.dec();
+            }
+        }
+        on_end(end);
+    }
+}
+
+impl Entry {
+    /// Does something with the tunnel, and adds what it has relayed to the counts of its section.
+    fn counted<T>(&mut self, worker: usize, act: impl FnOnce(&mut Tunnel) -> T) -> T {
+        let Some(traffic) = self.group.traffic(worker) else { return act(&mut self.tunnel) };
+        let before = self.tunnel.totals();
+        let result = act(&mut self.tunnel);
+        publish(&before, &self.tunnel.totals(), traffic);
+        let is_blocked = self.tunnel.is_blocked();
+        if is_blocked != std::mem::replace(&mut self.is_blocked, is_blocked) {
+            if is_blocked { traffic.blocked.add(1) } else { traffic.blocked.dec() }
+        }
+        result
     }
 }
 
@@ -270,7 +308,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let reactor = Rc::new(Reactor::new().unwrap().0);
-            let tunnels = Tunnels::new(&reactor).unwrap();
+            let tunnels = Tunnels::new(&reactor, 0).unwrap();
             Self { reactor, tunnels, ended: Rc::default() }
         }
 

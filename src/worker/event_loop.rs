@@ -44,7 +44,7 @@ impl EventLoop {
     ///
     /// Those of the system, such as no descriptors left.
     pub(super) fn new(queue: Arc<Queue>, local: Local) -> io::Result<Self> {
-        let tunnels = Tunnels::new(&local.reactor)?;
+        let tunnels = Tunnels::new(&local.reactor, local.index)?;
         Ok(Self { queue, local: Rc::new(local), tasks: Vec::new(), tunnels })
     }
 

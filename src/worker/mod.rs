@@ -26,6 +26,7 @@ use self::event_loop::EventLoop;
 pub(crate) use self::queue::Load;
 use self::queue::{Command, Queue, Start, Task};
 use crate::net::reactor::Reactor;
+use crate::stats::SectionStats;
 use crate::tunnel::{Group, NewTunnel, OnEnd};
 
 /// Worker threads, which several proxies can share.
@@ -106,9 +107,15 @@ impl Workers {
         Ok(Self(Arc::new(threads)))
     }
 
-    /// Creates a group without tasks and tunnels on these workers.
-    pub(crate) fn group(&self) -> WorkGroup {
-        WorkGroup { group: Group::default(), workers: self.clone() }
+    /// Creates a group without tasks and tunnels on these workers, whose tunnels add to these
+    /// counts.
+    pub(crate) fn group(&self, stats: Option<Arc<SectionStats>>) -> WorkGroup {
+        WorkGroup { group: Group::new(stats), workers: self.clone() }
+    }
+
+    /// Returns the number of threads.
+    pub(crate) fn count(&self) -> usize {
+        self.0.threads.len()
     }
 }
 
@@ -296,7 +303,7 @@ mod tests {
     #[test]
     fn a_worker_that_has_panicked_gets_no_more_tasks_and_keeps_nothing() {
         let workers = Workers::start(2).unwrap();
-        let group = workers.group();
+        let group = workers.group(None);
         let (held, released) = smol::channel::bounded::<()>(1);
         let kept = held.clone();
         group.start_task(move |_| {
@@ -344,7 +351,7 @@ mod tests {
     fn the_worker_with_the_fewest_connections_gets_the_next_one() {
         const TUNNELS: usize = 40;
         let workers = Workers::start(2).unwrap();
-        let group = workers.group();
+        let group = workers.group(None);
         let (held, ends) = smol::channel::bounded::<()>(1);
         let (done, counts) = smol::channel::bounded(1);
         group.start_task(move |handle| async move {
@@ -376,7 +383,7 @@ mod tests {
         }
         let workers = Workers::start(2).unwrap();
         let (done, blocked) = smol::channel::unbounded();
-        let group = workers.group();
+        let group = workers.group(None);
         for _ in 0..2 {
             let done = done.clone();
             group.start_task(move |handle| async move {
@@ -392,7 +399,7 @@ mod tests {
     #[test]
     fn a_cut_group_ends_its_tasks_and_starts_none_and_leaves_the_others() {
         let workers = Workers::start(1).unwrap();
-        let (group, other) = (workers.group(), workers.group());
+        let (group, other) = (workers.group(None), workers.group(None));
         let (held, ended) = smol::channel::bounded::<()>(1);
         let (handles, handle) = smol::channel::bounded(1);
         group.start_task(move |handle| async move {

@@ -17,6 +17,7 @@ mod keepalive;
 mod libraries;
 mod library;
 mod logs;
+mod metrics;
 mod process;
 mod program;
 mod relay;

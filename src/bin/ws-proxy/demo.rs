@@ -7,7 +7,7 @@ use std::thread;
 use futures_lite::future;
 use smol::channel::bounded;
 use tungstenite::Message;
-use ws_proxy::{Admin, AdminConfig, WsProxy};
+use ws_proxy::{AdminConfig, WsProxy};
 
 use crate::cli::Demo;
 use crate::probe::reachable;
@@ -22,18 +22,13 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let signals = process::watch_signals()?;
     let backend = echo::start("127.0.0.1:0")
         .map_err(|error| Failure::Runtime(format!("cannot start the echo backend: {error}")))?;
-    let proxy =
-        WsProxy::new([backend.to_string()]).name("demo").listen(&demo.bind).map_err(|error| {
-            match error {
-                ws_proxy::Error::Setting { problem, .. } => {
-                    Failure::Usage(format!("--bind: {problem}"))
-                }
-                other => Failure::Runtime(format!("{other}; choose another one with --bind")),
-            }
-        })?;
+    let admin = process::bind_admin(&AdminConfig::new("127.0.0.1:0"))?;
+    let proxy = WsProxy::new([backend.to_string()]).name("demo").metrics(admin.metrics());
+    let proxy = proxy.listen(&demo.bind).map_err(|error| match error {
+        ws_proxy::Error::Setting { problem, .. } => Failure::Usage(format!("--bind: {problem}")),
+        other => Failure::Runtime(format!("{other}; choose another one with --bind")),
+    })?;
     let address = reachable(proxy.local_addr());
-    let admin = Admin::bind(&AdminConfig::new("127.0.0.1:0"))
-        .map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
     let admin_address = admin.local_addr();
 
     // The client runs beside the proxy, which takes this thread.
@@ -74,6 +69,7 @@ or in a browser's console:
          ws.onopen = () => ws.send(\"hi\")
 Watch and steer it:
   curl http://{admin}/readyz
+  curl http://{admin}/metrics
   curl -X POST http://{admin}/drain
 
 Ctrl-C ends it."

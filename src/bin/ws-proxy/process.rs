@@ -6,10 +6,10 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
-use ws_proxy::{Admin, BoundProxy, Shutdown, Workers};
+use ws_proxy::{Admin, AdminConfig, BoundProxy, SectionConfig, Shutdown, Workers};
 
 use crate::source::Source;
-use crate::{Failure, systemd};
+use crate::{Failure, logging, systemd};
 
 /// Listens for every section and for the admin, and serves them all until a signal. If one cannot
 /// listen, none is served.
@@ -19,14 +19,29 @@ pub(crate) fn serve(source: Source) -> Result<(), Failure> {
     raise_descriptor_limit();
     let workers = Workers::start(workers)
         .map_err(|error| Failure::Runtime(format!("cannot start the worker threads: {error}")))?;
+    let admin = admin.as_ref().map(bind_admin).transpose()?;
+    let listen = |section: SectionConfig| {
+        let proxy = section.proxy.workers(&workers);
+        let proxy = match &admin {
+            Some(admin) => proxy.metrics(admin.metrics()),
+            None => proxy,
+        };
+        proxy.listen(&section.bind)
+    };
     let bounds = sections
         .into_iter()
-        .map(|section| section.proxy.workers(&workers).listen(&section.bind))
+        .map(listen)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::Runtime(error.to_string()))?;
-    let admin = admin.as_ref().map(Admin::bind).transpose();
-    let admin = admin.map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
     smol::block_on(run(bounds, admin, signals))
+}
+
+/// Listens for the admin, whose metrics tell of the log as well.
+pub(crate) fn bind_admin(config: &AdminConfig) -> Result<Admin, Failure> {
+    let admin =
+        Admin::bind(config).map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
+    admin.metrics().set_dropped_lines(logging::dropped_lines);
+    Ok(admin)
 }
 
 /// Watches the signals that the program acts on, from now on.

@@ -88,7 +88,6 @@ pub(crate) fn finish(failure: Option<&Failure>) {
 }
 
 /// Returns the number of lines that did not reach stderr, since the start.
-#[expect(dead_code, reason = "for the metrics, which are still to come")]
 pub(crate) fn dropped_lines() -> u64 {
     LINES.missing()
 }

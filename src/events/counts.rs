@@ -1,0 +1,76 @@
+//! Counts that events add to.
+
+use super::{Event, Stage};
+use crate::stats::SectionStats;
+
+/// Outcomes of handshakes: the reasons of the proxy's own refusals, and what else may come of one.
+pub(crate) const OUTCOMES: [&str; 20] = [
+    "switched",
+    "backend_status",
+    "client_gone",
+    "malformed",
+    "not_websocket",
+    "origin",
+    "method",
+    "head_timeout",
+    "too_large",
+    "version",
+    "unreachable",
+    "bad_answer",
+    "full",
+    "draining",
+    "out_of_descriptors",
+    "out_of_memory",
+    "out_of_ports",
+    "connect_timeout",
+    "response_timeout",
+    "loop",
+];
+
+impl Event<'_> {
+    /// Adds the event to the counts of its section.
+    pub(super) fn count(&self, stats: &SectionStats) {
+        match self {
+            Self::TunnelStarted { handshake, .. } => {
+                stats.handshakes.inc("switched");
+                stats.handshake_time.observe(*handshake);
+            }
+            Self::Refused { response, .. } => stats.handshakes.inc(response.reason),
+            Self::Dropped { .. } => stats.handshakes.inc("full"),
+            Self::Declined { .. } | Self::ClientGone { stage: Stage::Refusal, .. } => {
+                stats.handshakes.inc("backend_status");
+            }
+            Self::ClientGone { .. } => stats.handshakes.inc("client_gone"),
+            Self::TunnelEnded { lifetime, end, .. } => {
+                stats.ended.inc(end.reason.name());
+                stats.tunnel_time.observe(*lifetime);
+                let [client, backend, proxy] = &stats.closes;
+                let sent = [(client, &end.sent_by.client), (backend, &end.sent_by.backend)];
+                for (counts, sent) in sent {
+                    if sent.has_close() {
+                        // 1005 stands for a Close without a code (RFC 6455, 7.1.5).
+                        counts.inc(sent.close_code().unwrap_or(1_005));
+                    }
+                }
+                let codes = [end.closed_with.client, end.closed_with.backend];
+                codes.into_iter().flatten().for_each(|code| proxy.inc(code));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handshake::error_response::ErrorResponse;
+
+    #[test]
+    fn every_refusal_of_ours_is_an_outcome() {
+        let all = ErrorResponse::all_for_tests();
+        assert!(all.len() > 10);
+        for response in all {
+            assert!(OUTCOMES.contains(&response.reason), "{}", response.reason);
+        }
+    }
+}

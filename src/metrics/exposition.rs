@@ -1,0 +1,195 @@
+//! The metrics as text, through Prometheus' own library.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
+use prometheus_client::registry::Registry;
+
+use super::MetricsFormat;
+use super::process::Process;
+use super::writer::{Writer, labels, section_label};
+use crate::section::Section;
+use crate::stats::{SectionStats, SideTraffic, Traffic};
+
+/// Returns the metrics of these sections and of the process.
+pub(super) fn render(
+    format: MetricsFormat,
+    sections: Vec<Arc<Section>>,
+    dropped_lines: u64,
+) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot { sections, dropped_lines }));
+    let mut text = String::new();
+    let written = match format {
+        MetricsFormat::Prometheus => prometheus_text::encode(&mut text, &registry),
+        MetricsFormat::OpenMetrics => text::encode(&mut text, &registry),
+    };
+    // A string takes everything.
+    debug_assert!(written.is_ok());
+    text
+}
+
+/// The sections at the time of a scrape.
+struct Snapshot {
+    sections: Vec<Arc<Section>>,
+    dropped_lines: u64,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Writer::new(&mut encoder);
+        out.info("ws_proxy_build", "Version of ws-proxy", env!("CARGO_PKG_VERSION"))?;
+        self.handshakes(&mut out)?;
+        self.backends(&mut out)?;
+        self.tunnels(&mut out)?;
+        self.traffic(&mut out)?;
+        out.counter(
+            "ws_proxy_log_lines_dropped",
+            "Log lines that were dropped because nobody read the log",
+            [(Vec::new(), self.dropped_lines)],
+        )?;
+        Process::read().encode(&mut out)
+    }
+}
+
+impl Snapshot {
+    fn stats(&self) -> impl Iterator<Item = (&str, &SectionStats)> {
+        let sections = self.sections.iter();
+        sections.filter_map(|section| Some((&*section.name, section.stats.as_deref()?)))
+    }
+
+    fn handshakes(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        out.counter(
+            "ws_proxy_accepted",
+            "Clients that were accepted",
+            self.stats().map(|(section, stats)| (section_label(section), stats.accepted.get())),
+        )?;
+        let outcomes = self.stats().flat_map(|(section, stats)| {
+            let named = stats.handshakes.iter();
+            named.map(move |(name, count)| (labels(section, [("outcome", name)]), count))
+        });
+        out.counter("ws_proxy_handshakes", "Handshakes by their outcome", outcomes)?;
+        out.histogram(
+            "ws_proxy_handshake_duration_seconds",
+            "Time from the accept to the verified 101",
+            self.stats().map(|(section, stats)| (section, &stats.handshake_time)),
+        )
+    }
+
+    fn backends(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let backends = || {
+            self.sections.iter().flat_map(|section| {
+                section.pool.backends().map(move |backend| (&*section.name, backend))
+            })
+        };
+        let failures = backends().flat_map(|(section, backend)| {
+            backend.connect_failures().map(move |(kind, count)| {
+                (labels(section, [("backend", backend.name()), ("kind", kind)]), count)
+            })
+        });
+        out.counter("ws_proxy_connect_failures", "Failures to connect to a backend", failures)?;
+        out.gauge(
+            "ws_proxy_tunnels",
+            "Tunnels that are open",
+            backends().map(|(section, backend)| {
+                (labels(section, [("backend", backend.name())]), backend.tunnels() as u64)
+            }),
+        )
+    }
+
+    fn tunnels(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let reasons = self.stats().flat_map(|(section, stats)| {
+            let named = stats.ended.iter();
+            named.map(move |(name, count)| (labels(section, [("reason", name)]), count))
+        });
+        out.counter(
+            "ws_proxy_tunnels_ended",
+            "Tunnels that are over, by the reason for their end",
+            reasons,
+        )?;
+        out.histogram(
+            "ws_proxy_tunnel_duration_seconds",
+            "Time from the accept to the end of a tunnel",
+            self.stats().map(|(section, stats)| (section, &stats.tunnel_time)),
+        )?;
+        let codes = self.stats().flat_map(|(section, stats)| {
+            let senders = ["client", "backend", "proxy"].into_iter().zip(&stats.closes);
+            senders.flat_map(move |(from, counts)| {
+                let counts = counts.iter();
+                counts.map(move |(code, count)| {
+                    (labels(section, [("from", from), ("code", code)]), count)
+                })
+            })
+        });
+        out.counter("ws_proxy_close_codes", "Close frames by their sender and code", codes)?;
+        let blocked = |traffic: &Traffic| traffic.blocked.get();
+        out.gauge(
+            "ws_proxy_blocked_tunnels",
+            "Tunnels of which a side takes no bytes",
+            self.stats().map(|(section, stats)| (section_label(section), sum(stats, blocked))),
+        )?;
+        let draining = self
+            .sections
+            .iter()
+            .map(|section| (section_label(&section.name), u64::from(section.is_draining.is_set())));
+        out.gauge("ws_proxy_draining", "Whether the section is shutting down", draining)
+    }
+
+    fn traffic(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let messages = self.stats().flat_map(|(section, stats)| {
+            SIDES.into_iter().flat_map(move |(from, side)| {
+                let kinds: [(_, CountOf); 4] = [
+                    ("text", |side| side.text.get()),
+                    ("binary", |side| side.binary.get()),
+                    ("ping", |side| side.pings.get()),
+                    ("pong", |side| side.pongs.get()),
+                ];
+                kinds.into_iter().map(move |(kind, count)| {
+                    let count = sum(stats, |traffic| count(side(traffic)));
+                    (labels(section, [("from", from), ("kind", kind)]), count)
+                })
+            })
+        });
+        out.counter("ws_proxy_messages", "Messages, Pings and Pongs by their sender", messages)?;
+        let payload: CountOf = |side| side.payload.get();
+        let bytes: CountOf = |side| side.bytes.get();
+        let pinged: CountOf = |side| side.pinged.get();
+        let rows = [
+            ("ws_proxy_payload_bytes", "Payload of all frames, by their sender", "from", payload),
+            ("ws_proxy_bytes", "Bytes that were relayed, by their sender", "from", bytes),
+            ("ws_proxy_pings_sent", "Pings of the proxy, by their receiver", "to", pinged),
+        ];
+        for (name, help, label, field) in rows {
+            let samples = self.stats().flat_map(|(section, stats)| {
+                SIDES.into_iter().map(move |(name, side)| {
+                    let count = sum(stats, |traffic| field(side(traffic)));
+                    (labels(section, [(label, name)]), count)
+                })
+            });
+            out.counter(name, help, samples)?;
+        }
+        Ok(())
+    }
+}
+
+/// One count of a side.
+type CountOf = fn(&SideTraffic) -> u64;
+/// One side of the traffic.
+type SideOf = fn(&Traffic) -> &SideTraffic;
+
+/// Both sides of the traffic, with their labels.
+const SIDES: [(&str, SideOf); 2] =
+    [("client", |traffic| &traffic.client), ("backend", |traffic| &traffic.backend)];
+
+/// Returns the sum over all workers.
+fn sum(stats: &SectionStats, count: impl Fn(&Traffic) -> u64) -> u64 {
+    stats.traffic.iter().map(count).fold(0, u64::wrapping_add)
+}

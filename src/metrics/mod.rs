@@ -1,0 +1,141 @@
+//! Metrics of the sections that are given to it.
+//!
+//! Reading them walks no tunnel and takes no lock that a connection could wait for: the counts of a
+//! section ([`stats`](crate::stats)) are atomics. [`exposition`] tells them to a [`writer`],
+//! [`process`] adds those of the whole process.
+
+#[cfg(feature = "metrics")]
+mod exposition;
+#[cfg(feature = "metrics")]
+mod process;
+#[cfg(feature = "metrics")]
+mod writer;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::section::Section;
+
+/// Counts of one or more proxies, for a monitoring system.
+///
+/// All clones are the same metrics. A proxy counts for them as soon as it
+/// [listens](crate::WsProxy::metrics), until it is dropped.
+///
+/// ```
+/// use ws_proxy::{Metrics, WsProxy};
+///
+/// let metrics = Metrics::new();
+/// let bound = WsProxy::new(["127.0.0.1:9000"]).metrics(&metrics).listen("127.0.0.1:0")?;
+/// # drop(bound);
+/// # Ok::<(), ws_proxy::Error>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Metrics(Arc<Sources>);
+
+#[derive(Default)]
+struct Sources {
+    sections: Mutex<Vec<Weak<Section>>>,
+    /// Source of the number of log lines that were dropped.
+    dropped_lines: Mutex<Option<Box<dyn Fn() -> u64 + Send + Sync>>>,
+}
+
+/// Text format of metrics.
+#[cfg(feature = "metrics")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MetricsFormat {
+    /// Prometheus' own, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Metrics {
+    /// Creates metrics that no proxy counts for yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Has the metrics tell how many log lines were dropped. Default: none.
+    pub fn set_dropped_lines(&self, source: impl Fn() -> u64 + Send + Sync + 'static) {
+        *lock(&self.0.dropped_lines) = Some(Box::new(source));
+    }
+
+    /// Returns all metrics as text.
+    #[cfg(feature = "metrics")]
+    #[must_use]
+    pub fn render(&self, format: MetricsFormat) -> String {
+        let sections = self.sections();
+        let dropped_lines = lock(&self.0.dropped_lines).as_ref().map_or(0, |source| source());
+        exposition::render(format, sections, dropped_lines)
+    }
+
+    /// Adds a section, until it is dropped.
+    pub(crate) fn add(&self, section: &Arc<Section>) {
+        let mut sections = lock(&self.0.sections);
+        sections.retain(|known| known.strong_count() > 0);
+        sections.push(Arc::downgrade(section));
+    }
+
+    /// Returns the sections that are there, in the order in which they came.
+    #[cfg(feature = "metrics")]
+    fn sections(&self) -> Vec<Arc<Section>> {
+        lock(&self.0.sections).iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl MetricsFormat {
+    /// Returns the format that an `Accept` field asks for: OpenMetrics if it is named, else that of
+    /// Prometheus.
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
+        let names_it = |range: &str| {
+            let name = range.split(';').next().unwrap_or_default().trim();
+            name.eq_ignore_ascii_case("application/openmetrics-text")
+        };
+        if accept.split(',').any(names_it) { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Returns the media type of the text.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openmetrics_has_to_be_asked_for() {
+        for (accept, format) in [
+            ("", MetricsFormat::Prometheus),
+            ("*/*", MetricsFormat::Prometheus),
+            ("text/plain;version=0.0.4", MetricsFormat::Prometheus),
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2",
+                MetricsFormat::OpenMetrics,
+            ),
+            ("text/html, Application/OpenMetrics-Text", MetricsFormat::OpenMetrics),
+            ("application/openmetrics-text2", MetricsFormat::Prometheus),
+        ] {
+            assert_eq!(MetricsFormat::accepted(accept), format, "{accept}");
+        }
+    }
+}
