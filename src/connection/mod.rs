@@ -3,6 +3,7 @@
 //! [`serve`] tells it. [`mod@exchange`] brings the handshake to a backend, [`response`] ends what
 //! comes to no tunnel, [`unanswered`] what is cut before its answer.
 
+mod account;
 mod exchange;
 mod response;
 mod unanswered;
@@ -10,10 +11,10 @@ mod unanswered;
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_lite::future;
 
+use self::account::{Guards, TunnelAccount};
 use self::exchange::{Exchanged, Failed, exchange};
 use self::response::{Declined, ForwardEnd, forward_response, send_error};
 use self::unanswered::Unanswered;
@@ -155,7 +156,7 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
     };
     // Made once: each backend that is asked gets it, and each line of the log tells it.
     let request_id = &*request_id(&parsed.fields, fastrand::u128(..));
-    if events::tells_of_tunnels() {
+    if events::tells_of_tunnels() || client.section.stats.is_some() {
         let forwarded = client.section.settings.forwarded;
         unanswered.set_summary(Summary::of(&parsed, forwarded, request_id));
     }
@@ -190,7 +191,7 @@ fn open_tunnel(
     handle: &Handle,
     tunnel: NewTunnel,
     (client, mut lease, summary): (Client, Lease, Option<Summary>),
-    guards: ((Permit, Load), Guard),
+    guards: Guards,
 ) {
     // From the accept to the verified 101.
     let handshake = handle.reactor().now().saturating_duration_since(client.accepted);
@@ -201,15 +202,8 @@ fn open_tunnel(
     }
     // Less than an hour, and every idle tunnel holds it.
     let handshake_us = u32::try_from(handshake.as_micros()).unwrap_or(u32::MAX);
-    let on_end = Box::new(move |end| {
-        let handshake = Duration::from_micros(handshake_us.into());
-        let (client, end, lifetime) = (&client, &end, client.accepted.elapsed());
-        let (lease, summary) = (&lease, summary.as_ref());
-        Event::TunnelEnded { client, lease, handshake, lifetime, end, summary }.emit();
-        Event::TunnelFrames { client, end }.emit();
-        drop((lease, guards));
-    });
-    handle.open_tunnel(tunnel, on_end);
+    let account = TunnelAccount { client, lease, summary, handshake_us, guards };
+    handle.open_tunnel(tunnel, Box::new(account));
 }
 
 /// Returns the request of a head that is an upgrade and may pass (RFC 6455, 4.2.1 and 10.2).

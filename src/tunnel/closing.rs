@@ -7,7 +7,7 @@
 
 use super::control::code;
 use super::policy::Policy;
-use super::reason::{Cause, CloseFrame, Reason};
+use super::reason::{BY_ORDER, Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Tick, ticks};
 
@@ -210,6 +210,7 @@ impl Closing {
         let text = match reason {
             Reason::Drain => Some("shutting down"),
             Reason::Lifetime => Some("maximum lifetime reached"),
+            Reason::Admin => Some(BY_ORDER),
             // The others have told the backend, or it is the one at fault.
             _ => None,
         };

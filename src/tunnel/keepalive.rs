@@ -3,8 +3,10 @@
 //! Activity and ticks go in, actions come out. Silence counts only while a side is read: one that
 //! is not, since the other takes no bytes, is neither pinged nor dead.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::account::CloseOrder;
 use super::control::PingPayload;
 use super::policy::Policy;
 use super::reason::Cause;
@@ -19,6 +21,8 @@ pub(super) struct KeepAlive {
     data_seen: Tick,
     lifetime_ends: Option<Tick>,
     drain_begins: Option<Tick>,
+    /// Order to close the tunnel, and its tick.
+    order: Option<(Tick, Arc<CloseOrder>)>,
 }
 
 /// Signs of life of one side.
@@ -110,12 +114,23 @@ impl KeepAlive {
             data_seen: now,
             lifetime_ends: None,
             drain_begins: None,
+            order: None,
         }
     }
 
     /// Has the tunnel closed at this tick, because the proxy shuts down.
     pub(super) fn drain_at(&mut self, at: Tick) {
         self.drain_begins = Some(at);
+    }
+
+    /// Has the tunnel closed at this tick by an order.
+    pub(super) fn close_at(&mut self, at: Tick, order: &Arc<CloseOrder>) {
+        self.order = Some((at, Arc::clone(order)));
+    }
+
+    /// Returns the order to close the tunnel, if there is one.
+    pub(super) fn order(&self) -> Option<&CloseOrder> {
+        self.order.as_ref().map(|(_, order)| &**order)
     }
 
     /// Returns whether the tunnel is to be closed because the proxy shuts down.
@@ -146,6 +161,10 @@ impl KeepAlive {
         let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
         if is_due(self.drain_begins) {
             Some(Cause::Drain)
+        } else if let Some((at, order)) = &self.order
+            && *at <= now
+        {
+            Some(Cause::Order(order.code))
         } else if is_due(self.lifetime_ends) {
             Some(Cause::Lifetime)
         } else if is_due(self.idle_ends(policy)) {
@@ -184,6 +203,7 @@ impl KeepAlive {
         };
         let times = [
             self.drain_begins,
+            self.order.as_ref().map(|(at, _)| *at),
             self.lifetime_ends,
             self.idle_ends(policy),
             of_side(&self.sides.client),

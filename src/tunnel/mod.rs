@@ -9,6 +9,7 @@
 //! causes and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is what the section
 //! asks for. A [`group`] is what drains and ends together.
 
+mod account;
 mod buffers;
 mod closing;
 pub(crate) mod control;
@@ -37,6 +38,7 @@ mod totals;
 mod tunnel;
 mod tunnels;
 
+pub(crate) use self::account::{Account, CloseOrder, Description, TunnelFilter, TunnelView};
 pub(crate) use self::end::TunnelEnd;
 pub(crate) use self::group::Group;
 pub(crate) use self::reason::Reason;
@@ -44,4 +46,4 @@ pub(crate) use self::side::PerSide;
 #[cfg(feature = "internals")]
 pub(crate) use self::side::Side;
 pub(crate) use self::tunnel::NewTunnel;
-pub(crate) use self::tunnels::{OnEnd, Tunnels};
+pub(crate) use self::tunnels::Tunnels;

@@ -49,7 +49,12 @@ pub(super) enum Cause {
     PongTimeout(Side),
     /// This side takes no bytes.
     Blocked(Side),
+    /// Somebody has ordered it, with this code.
+    Order(u16),
 }
+
+/// Reason in a Close that was ordered without one.
+pub(super) const BY_ORDER: &str = "closed by the operator";
 
 /// Close frame of the proxy: a code and a reason (RFC 6455, 5.5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +75,17 @@ impl Cause {
             Self::Idle => Reason::Idle,
             Self::PongTimeout(_) => Reason::PongTimeout,
             Self::Blocked(_) => Reason::Blocked,
+            Self::Order(_) => Reason::Admin,
         }
     }
 
-    /// Returns whether a time has run out that bounds how long the endpoints may take to end the
-    /// tunnel among themselves.
+    /// Returns whether the cause bounds how long the endpoints may take to end the tunnel among
+    /// themselves: a time has run out, or an order has come.
     pub(super) fn is_timed(self) -> bool {
-        matches!(self, Self::Drain | Self::Lifetime | Self::Idle | Self::Blocked(_))
+        matches!(
+            self,
+            Self::Drain | Self::Lifetime | Self::Idle | Self::Blocked(_) | Self::Order(_)
+        )
     }
 
     /// Returns the Close frame for each side; `None` for a side that is not told.
@@ -101,6 +110,7 @@ impl Cause {
                 client: frame(policy.lifetime_close_code, "maximum lifetime reached"),
                 backend: None,
             },
+            Self::Order(code) => PerSide { client: frame(code, BY_ORDER), backend: None },
             Self::Idle => PerSide {
                 client: frame(code::GOING_AWAY, "idle"),
                 backend: frame(code::GOING_AWAY, "idle"),

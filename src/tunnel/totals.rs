@@ -9,16 +9,17 @@ pub(super) type Totals = PerSide<SideTotals>;
 
 /// What one side has sent so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SideTotals {
-    pub(super) counters: FrameCounters,
+pub(crate) struct SideTotals {
+    pub(crate) counters: FrameCounters,
     /// Bytes that the other side has taken of it.
-    pub(super) relayed: u64,
+    pub(crate) relayed: u64,
     /// Pings of the proxy that the side was sent.
-    pub(super) pinged: u32,
+    pub(crate) pinged: u32,
 }
 
-/// Adds what is new since `before` to the counts of a worker.
-pub(super) fn publish(before: &Totals, after: &Totals, traffic: &Traffic) {
+/// Adds what is new since `before` to the counts of a worker; returns whether there is anything.
+pub(super) fn publish(before: &Totals, after: &Totals, traffic: &Traffic) -> bool {
+    let mut is_new = false;
     for side in Side::BOTH {
         // In a turn, mostly one side alone has sent something.
         if before[side] != after[side] {
@@ -27,15 +28,17 @@ pub(super) fn publish(before: &Totals, after: &Totals, traffic: &Traffic) {
                 Side::Backend => &traffic.backend,
             };
             after[side].publish(&before[side], counts);
+            is_new = true;
         }
     }
+    is_new
 }
 
 impl SideTotals {
     fn publish(&self, before: &Self, counts: &SideTraffic) {
         let (now, then) = (&self.counters, &before.counters);
-        // The counters of a tunnel wrap, and so do these.
-        let new = |now: u32, then: u32| now.wrapping_sub(then) as usize;
+        // The counters of a tunnel wrap, and so do these. A Pong to the proxy takes its count back.
+        let new = |now: u32, then: u32| now.wrapping_sub(then).cast_signed() as usize;
         counts.text.add(new(now.text, then.text));
         counts.binary.add(new(now.binary, then.binary));
         counts.pings.add(new(now.pings, then.pings));
@@ -62,7 +65,8 @@ mod tests {
                 SideTotals::default(),
             )
         };
-        publish(&at(u32::MAX, 5, 9), &at(2, 12, 30), &traffic);
+        assert!(publish(&at(u32::MAX, 5, 9), &at(2, 12, 30), &traffic));
+        assert!(!publish(&at(2, 12, 30), &at(2, 12, 30), &traffic));
         let client = &traffic.client;
         assert_eq!(
             [client.text.get(), client.payload.get(), client.bytes.get(), client.pings.get()],
@@ -70,7 +74,7 @@ mod tests {
         );
         assert_eq!(traffic.backend.bytes.get(), 0);
         // A Pong that was taken out takes its count back.
-        publish(&at(2, 12, 30), &at(1, 12, 30), &traffic);
+        assert!(publish(&at(2, 12, 30), &at(1, 12, 30), &traffic));
         assert_eq!(client.text.get(), 2);
     }
 }

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::account::{CloseOrder, TunnelState};
 use super::buffers::Buffers;
 use super::closing::{Actions, Closing, SideState};
 use super::control;
@@ -13,7 +14,7 @@ use super::filter::FrameFilter;
 use super::keepalive::{Activity, KeepAlive, PathState, TickActions, TickState};
 use super::policy::Policy;
 use super::progress::{Progress, RelayError};
-use super::reason::{Cause, CloseFrame, Reason};
+use super::reason::{BY_ORDER, Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Clock, Tick};
 use super::totals::{SideTotals, Totals};
@@ -180,6 +181,26 @@ impl Tunnel {
         self.keepalive.get_or_insert_with(|| Box::new(KeepAlive::unwatched(now))).drain_at(at);
     }
 
+    /// Has the tunnel closed at this tick by an order.
+    pub(super) fn close_at(&mut self, at: Tick, now: Tick, order: &Arc<CloseOrder>) {
+        self.keepalive
+            .get_or_insert_with(|| Box::new(KeepAlive::unwatched(now)))
+            .close_at(at, order);
+    }
+
+    /// Returns the tunnel's state.
+    pub(super) fn state(&self) -> TunnelState {
+        if !self.closing.is_open() {
+            TunnelState::Closing
+        } else if self.is_blocked() {
+            TunnelState::Blocked
+        } else if self.from.client.is_paused() {
+            TunnelState::Paused
+        } else {
+            TunnelState::Open
+        }
+    }
+
     /// Prepares the tunnel to be cut now; returns the reason for its end.
     pub(super) fn abort(&mut self) -> Reason {
         let is_draining = self.keepalive.as_ref().is_some_and(|times| times.is_draining());
@@ -322,6 +343,9 @@ impl Tunnel {
         let mut has_more = false;
         for side in Side::BOTH {
             if let Some(CloseFrame { code, reason }) = actions.close[side] {
+                let order = self.keepalive.as_ref().and_then(|times| times.order());
+                let ordered = order.filter(|_| reason == BY_ORDER);
+                let reason = ordered.map_or(reason, |order| &order.reason);
                 let frame = control::close(code, reason, mask_for(side));
                 self.to(side).insert(frame, true);
                 has_more = true;

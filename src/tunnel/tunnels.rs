@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{
@@ -12,8 +13,8 @@ use rustix::time::{
 };
 use slab::Slab;
 
+use super::account::{Account, CloseOrder, TunnelFilter, TunnelView};
 use super::buffers::Buffers;
-use super::end::TunnelEnd;
 use super::group::Group;
 use super::progress::Progress;
 use super::reason::Reason;
@@ -26,9 +27,6 @@ use crate::net::reactor::Reactor;
 const TICKER: u32 = u32::MAX;
 /// Tick of a tunnel that is not due.
 const NEVER: Tick = Tick::MAX;
-
-/// Receiver of a tunnel's account, called on the event loop's thread.
-pub(crate) type OnEnd = Box<dyn FnOnce(TunnelEnd)>;
 
 /// The tunnels of one event loop, and what they share.
 pub(crate) struct Tunnels {
@@ -52,11 +50,13 @@ pub(crate) struct Tunnels {
 struct Entry {
     tunnel: Tunnel,
     group: Group,
-    on_end: OnEnd,
+    account: Box<dyn Account>,
     /// It stands in `ready`.
     is_ready: bool,
     /// It counts as blocked.
     is_blocked: bool,
+    /// Tick at which it last relayed something, where its section counts.
+    active: Tick,
     /// It stands in `due` with this tick, unless that is [`NEVER`]. 8 bytes less than an option.
     due: Tick,
 }
@@ -85,7 +85,7 @@ impl Tunnels {
     }
 
     /// Inserts a tunnel, whose sockets are registered with this event loop.
-    pub(crate) fn insert(&mut self, new: NewTunnel, group: Group, on_end: OnEnd) {
+    pub(crate) fn insert(&mut self, new: NewTunnel, group: Group, account: Box<dyn Account>) {
         let slot = self.entries.vacant_entry();
         let key = slot.key();
         // There are fewer tunnels than descriptors, whose numbers have 31 bits.
@@ -97,9 +97,10 @@ impl Tunnels {
         slot.insert(Box::new(Entry {
             tunnel,
             group,
-            on_end,
+            account,
             is_ready: false,
             is_blocked: false,
+            active: self.clock.now(),
             due: NEVER,
         }));
         // No event will come for what is pending, nor for what is believed of the sockets already.
@@ -143,7 +144,7 @@ impl Tunnels {
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.is_ready = false;
             let (clock, buffers) = (&self.clock, &mut self.buffers);
-            match entry.counted(self.worker, |tunnel| tunnel.advance(clock, buffers)) {
+            match entry.counted((self.worker, clock), |tunnel| tunnel.advance(clock, buffers)) {
                 ControlFlow::Break(reason) => self.end(key, reason),
                 ControlFlow::Continue(progress) => {
                     let is_timed = entry.tunnel.is_timed();
@@ -167,8 +168,7 @@ impl Tunnels {
         let now = self.clock.now();
         for key in self.keys_of(group) {
             if let Some(entry) = self.entries.get_mut(key) {
-                let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
-                entry.tunnel.drain_at(now.saturating_add(wait), now);
+                entry.tunnel.drain_at(random_tick(now, spread), now);
                 self.schedule(key);
             }
         }
@@ -182,6 +182,32 @@ impl Tunnels {
                 self.end(key, reason);
             }
         }
+    }
+
+    /// Returns the newest tunnels of those that are meant, at most so many, the newest first.
+    pub(crate) fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
+        let now = self.clock.now();
+        let mut meant: Vec<_> = self.meant(filter).map(|(_, entry)| &**entry).collect();
+        meant.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.account.id()));
+        meant.truncate(limit);
+        meant.into_iter().map(|entry| entry.view(now)).collect()
+    }
+
+    /// Closes those that are meant by an order from outside; returns their number.
+    pub(crate) fn close(&mut self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> usize {
+        let now = self.clock.now();
+        let keys: Vec<_> = self.meant(filter).map(|(key, _)| key).collect();
+        for &key in &keys {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.tunnel.close_at(random_tick(now, order.spread), now, order);
+                self.schedule(key);
+            }
+        }
+        keys.len()
+    }
+
+    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (usize, &Box<Entry>)> {
+        self.entries.iter().filter(|(_, entry)| entry.account.matches(filter))
     }
 
     fn keys_of(&self, group: &Group) -> Vec<usize> {
@@ -229,7 +255,8 @@ impl Tunnels {
             self.due.pop_first();
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.due = NEVER;
-            match entry.counted(self.worker, |tunnel| tunnel.on_tick(now)) {
+            let clock = &self.clock;
+            match entry.counted((self.worker, clock), |tunnel| tunnel.on_tick(now)) {
                 ControlFlow::Break(reason) => self.end(key, reason),
                 // What it has inserted is written in its turn, after which it is scheduled again.
                 ControlFlow::Continue(()) => self.enqueue(key),
@@ -254,7 +281,7 @@ impl Tunnels {
     }
 
     fn end(&mut self, key: usize, reason: Reason) {
-        let Entry { mut tunnel, group, on_end, is_blocked, due, .. } = *self.entries.remove(key);
+        let Entry { mut tunnel, group, account, is_blocked, due, .. } = *self.entries.remove(key);
         if due != NEVER {
             self.due.remove(&(due, key));
         }
@@ -266,17 +293,38 @@ impl Tunnels {
                 traffic.blocked.dec();
             }
         }
-        on_end(end);
+        account.end(end);
     }
 }
 
+/// Returns a random tick within this time.
+fn random_tick(now: Tick, spread: Duration) -> Tick {
+    let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
+    now.saturating_add(wait)
+}
+
 impl Entry {
+    fn view(&self, now: Tick) -> TunnelView {
+        TunnelView {
+            description: self.account.describe(),
+            idle: TICK * now.saturating_sub(self.active),
+            sent_by: self.tunnel.totals(),
+            state: self.tunnel.state(),
+        }
+    }
+
     /// Does something with the tunnel, and adds what it has relayed to the counts of its section.
-    fn counted<T>(&mut self, worker: usize, act: impl FnOnce(&mut Tunnel) -> T) -> T {
+    fn counted<T>(
+        &mut self,
+        (worker, clock): (usize, &Clock),
+        act: impl FnOnce(&mut Tunnel) -> T,
+    ) -> T {
         let Some(traffic) = self.group.traffic(worker) else { return act(&mut self.tunnel) };
         let before = self.tunnel.totals();
         let result = act(&mut self.tunnel);
-        publish(&before, &self.tunnel.totals(), traffic);
+        if publish(&before, &self.tunnel.totals(), traffic) {
+            self.active = clock.now();
+        }
         let is_blocked = self.tunnel.is_blocked();
         if is_blocked != std::mem::replace(&mut self.is_blocked, is_blocked) {
             if is_blocked { traffic.blocked.add(1) } else { traffic.blocked.dec() }
@@ -291,18 +339,40 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::rc::Rc;
-    use std::sync::Arc;
 
     use super::*;
     use crate::net::socket::Socket;
-    use crate::tunnel::PerSide;
     use crate::tunnel::policy::Policy;
+    use crate::tunnel::{Description, PerSide, TunnelEnd};
 
     /// The tunnels of a reactor, and the reasons of those that have ended.
     struct Bench {
         reactor: Rc<Reactor>,
         tunnels: Tunnels,
         ended: Rc<RefCell<Vec<&'static str>>>,
+    }
+
+    /// Notes the reason for the end of its tunnel.
+    struct Noted {
+        ended: Rc<RefCell<Vec<&'static str>>>,
+    }
+
+    impl Account for Noted {
+        fn matches(&self, filter: &TunnelFilter) -> bool {
+            filter.is_empty()
+        }
+
+        fn id(&self) -> u64 {
+            0
+        }
+
+        fn describe(&self) -> Description {
+            unreachable!("nobody lists the tunnels of a test")
+        }
+
+        fn end(self: Box<Self>, end: TunnelEnd) {
+            self.ended.borrow_mut().push(end.reason.name());
+        }
     }
 
     impl Bench {
@@ -330,8 +400,7 @@ mod tests {
                 policy: Arc::new(policy),
             };
             let ended = Rc::clone(&self.ended);
-            let on_end = Box::new(move |end: TunnelEnd| ended.borrow_mut().push(end.reason.name()));
-            self.tunnels.insert(new, group.clone(), on_end);
+            self.tunnels.insert(new, group.clone(), Box::new(Noted { ended }));
             PerSide { client: at_client, backend: at_backend }
         }
 

@@ -89,6 +89,13 @@ impl EventLoop {
                     Command::Cut(group) => self.cut(&group),
                     #[cfg(feature = "admin")]
                     Command::Answer(guard) => drop(guard),
+                    // Whoever asked may have gone away.
+                    Command::List(filter, limit, answer) => {
+                        let _ = answer.try_send(self.tunnels.list(&filter, limit));
+                    }
+                    Command::Close(filter, order, answer) => {
+                        let _ = answer.try_send(self.tunnels.close(&filter, &order));
+                    }
                     Command::Stop => return Ok(()),
                 }
             }
@@ -108,8 +115,8 @@ impl EventLoop {
         for (group, task) in self.local.started.take() {
             self.spawn(&group, task);
         }
-        for (group, tunnel, on_end) in self.local.opened.take() {
-            self.tunnels.insert(tunnel, group, on_end);
+        for (group, tunnel, account) in self.local.opened.take() {
+            self.tunnels.insert(tunnel, group, account);
         }
     }
 

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use smol::channel::Sender;
+
 use super::Handle;
 use crate::net::reactor::ReactorWaker;
-use crate::tunnel::Group;
+use crate::tunnel::{CloseOrder, Group, TunnelFilter, TunnelView};
 
 /// A command for one worker.
 pub(super) enum Command {
@@ -20,6 +22,10 @@ pub(super) enum Command {
     /// Drop this, which tells that the loop turns.
     #[cfg(feature = "admin")]
     Answer(crate::shutdown::Guard),
+    /// Return the newest tunnels of those that are meant, at most so many.
+    List(TunnelFilter, usize, Sender<Vec<TunnelView>>),
+    /// Close those that are meant, and return their number.
+    Close(TunnelFilter, Arc<CloseOrder>, Sender<usize>),
     /// End everything.
     Stop,
 }
