@@ -10,6 +10,7 @@ mod request;
 mod routes;
 mod server;
 mod site;
+mod tunnels;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};

@@ -11,6 +11,7 @@ use super::reply::Reply;
 use super::request::{Method, Request};
 use super::server::Service;
 use super::site::Site;
+use super::tunnels;
 use crate::metrics::MetricsFormat;
 
 /// All routes. Those of one path stand together.
@@ -18,6 +19,10 @@ const ROUTES: &[Route] = &[
     Route::new(Method::Get, "/livez", |call| Box::pin(livez(call))),
     Route::new(Method::Get, "/readyz", |call| Box::pin(readyz(call))),
     Route::new(Method::Get, "/metrics", |call| Box::pin(metrics(call))),
+    Route::new(Method::Get, "/tunnels", |call| Box::pin(tunnels::list(call))),
+    Route::new(Method::Delete, "/tunnels", |call| Box::pin(tunnels::close_all(call))),
+    Route::new(Method::Get, "/tunnels/{id}", |call| Box::pin(tunnels::show(call))),
+    Route::new(Method::Delete, "/tunnels/{id}", |call| Box::pin(tunnels::close_one(call))),
     Route::new(Method::Post, "/drain", |call| Box::pin(drain(call))),
 ];
 
@@ -36,10 +41,10 @@ type Handler = for<'a> fn(Call<'a>) -> Pin<Box<dyn Future<Output = Reply> + 'a>>
 
 /// A request, and what its handler may use.
 #[derive(Clone, Copy)]
-struct Call<'a> {
-    site: &'a Site,
-    request: &'a Request,
-    peer: SocketAddr,
+pub(super) struct Call<'a> {
+    pub(super) site: &'a Site,
+    pub(super) request: &'a Request,
+    pub(super) peer: SocketAddr,
 }
 
 /// Brings each request that may pass to its handler.

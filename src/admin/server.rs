@@ -273,7 +273,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let group = Workers::start(1).unwrap().group();
+        let group = Workers::start(1).unwrap().group(None);
         let (alive, ended) = guard();
         let stop = Shutdown::new();
         let until = (alive, stop.clone());

@@ -1,5 +1,6 @@
 //! The running proxies, as the admin listener sees them.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use crate::metrics::Metrics;
 use crate::proxy::BoundProxy;
 use crate::section::Section;
 use crate::shutdown::Shutdown;
-use crate::worker::pulse::Pulse;
+use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
+use crate::worker::watch::Watch;
 
 /// Time within which the loop of a worker that is well answers.
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -19,7 +21,7 @@ pub(super) const ANSWER_TIME: Duration = Duration::from_secs(1);
 pub(super) struct Site {
     pub(super) sections: Vec<Arc<Section>>,
     /// One for each set of workers.
-    workers: Vec<Pulse>,
+    workers: Vec<Watch>,
     pub(super) metrics: Metrics,
     /// Begins the drain of all sections.
     pub(super) shutdown: Shutdown,
@@ -35,11 +37,11 @@ impl Site {
         shutdown: Shutdown,
         stopped: Shutdown,
     ) -> Self {
-        let (mut workers, mut sections) = (Vec::<Pulse>::new(), Vec::new());
+        let (mut workers, mut sections) = (Vec::<Watch>::new(), Vec::new());
         for proxy in proxies {
             sections.push(Arc::clone(proxy.section()));
             if !workers.iter().any(|known| known.is_of(proxy.workers())) {
-                workers.push(Pulse::new(proxy.workers()));
+                workers.push(Watch::new(proxy.workers()));
             }
         }
         Self { sections, workers, metrics, shutdown, stopped }
@@ -70,6 +72,39 @@ impl Site {
         lines
     }
 
+    /// Returns the newest tunnels of those that are meant, at most so many, the newest first;
+    /// `None` if a worker does not answer.
+    pub(super) async fn tunnels(
+        &self,
+        filter: &TunnelFilter,
+        limit: usize,
+    ) -> Option<Vec<TunnelView>> {
+        in_time(async {
+            let mut views = Vec::new();
+            for set in &self.workers {
+                views.extend(set.list(filter, limit).await);
+            }
+            views.sort_unstable_by_key(|view| Reverse(view.description.id));
+            views.truncate(limit);
+            views
+        })
+        .await
+    }
+
+    /// Closes the tunnels that are meant; returns their number, or `None` if a worker does not
+    /// answer, which closes its own as soon as it goes on.
+    pub(super) async fn close(&self, filter: &TunnelFilter, order: CloseOrder) -> Option<usize> {
+        let order = Arc::new(order);
+        in_time(async {
+            let mut count = 0;
+            for set in &self.workers {
+                count += set.close(filter, &order).await;
+            }
+            count
+        })
+        .await
+    }
+
     /// Returns a line for each reason for which new clients should go elsewhere.
     pub(super) fn unready_reasons(&self, now: Instant) -> Vec<String> {
         if self.shutdown.has_begun() || self.sections.iter().any(|one| one.is_draining.is_set()) {
@@ -87,6 +122,15 @@ impl Site {
         };
         self.sections.iter().filter_map(reason).collect()
     }
+}
+
+/// Awaits what workers answer, for as long as one that is well may take.
+async fn in_time<T>(answer: impl Future<Output = T>) -> Option<T> {
+    future::or(async { Some(answer.await) }, async {
+        Timer::after(ANSWER_TIME).await;
+        None
+    })
+    .await
 }
 
 #[cfg(test)]

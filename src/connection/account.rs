@@ -7,7 +7,9 @@ use crate::events::Event;
 use crate::handshake::summary::Summary;
 use crate::section::{Client, Permit};
 use crate::shutdown::Guard;
-use crate::tunnel::{Account, Description, TunnelEnd, TunnelFilter};
+use crate::tunnel::{Account, TunnelEnd};
+#[cfg(feature = "admin")]
+use crate::tunnel::{Description, TunnelFilter};
 use crate::worker::Load;
 
 /// What is counted until a tunnel is over.
@@ -24,15 +26,18 @@ pub(super) struct TunnelAccount {
 }
 
 impl Account for TunnelAccount {
+    #[cfg(feature = "admin")]
     fn matches(&self, filter: &TunnelFilter) -> bool {
         let Client { id, peer, section, .. } = &self.client;
         filter.admits(*id, &section.name, self.lease.backend().name(), peer.ip())
     }
 
+    #[cfg(feature = "admin")]
     fn id(&self) -> u64 {
         self.client.id
     }
 
+    #[cfg(feature = "admin")]
     fn describe(&self) -> Description {
         let Client { id, peer, accepted, section } = &self.client;
         let values = self.summary.as_ref().map(Summary::values).unwrap_or_default();

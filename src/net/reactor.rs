@@ -319,7 +319,7 @@ mod tests {
         let (reactor, waker) = Reactor::new().unwrap();
         for _ in 0..2 {
             waker.wake().unwrap();
-            assert_eq!(turn(&reactor, false), []);
+            assert!(turn(&reactor, false).is_empty());
         }
     }
 
@@ -335,7 +335,7 @@ mod tests {
 
         peer.write_all(b"x").unwrap();
         while count.get() == 0 {
-            assert_eq!(turn(&reactor, false), []);
+            assert!(turn(&reactor, false).is_empty());
         }
         assert!(reactor.with_readiness(key, |readiness| readiness.readable));
 
@@ -347,6 +347,6 @@ mod tests {
         // Events of a descriptor that is still open find nobody after it was deregistered.
         reactor.deregister(key);
         peer.write_all(b"z").unwrap();
-        assert_eq!(turn(&reactor, false), []);
+        assert!(turn(&reactor, false).is_empty());
     }
 }

@@ -67,6 +67,8 @@ pub(crate) use self::drain::{Drain, RawDrain};
 pub use self::log::LogFormat;
 #[cfg(feature = "config")]
 pub(crate) use self::log::RawLog;
+#[cfg(feature = "admin")]
+pub(crate) use self::values::{SENDABLE, is_sendable};
 use self::values::{close_code, limit, lost_code, rate, refuse_itself, time, time_or, timeout};
 
 raw_table! {

@@ -103,10 +103,19 @@ pub(super) fn lost_code(key: &'static str, given: Option<i64>) -> Result<Option<
 /// Checks a close code (RFC 6455, section 7.4.2, and IANA's registry).
 pub(super) fn sendable(key: &'static str, given: i64, or_else: &str) -> Result<u16, Invalid> {
     match u16::try_from(given) {
-        Ok(code @ (1_000..=1_003 | 1_007..=1_014 | 3_000..=4_999)) => Ok(code),
+        Ok(code) if is_sendable(code) => Ok(code),
         _ => {
-            let allowed = format!("1000-1003, 1007-1014, 3000-4999{or_else}");
+            let allowed = format!("{SENDABLE}{or_else}");
             Err(Invalid::new(key, format!("{given} is not a sendable close code ({allowed})")))
         }
     }
+}
+
+/// The codes that are [sendable](is_sendable).
+pub(crate) const SENDABLE: &str = "1000-1003, 1007-1014, 3000-4999";
+
+/// Returns whether an endpoint may put this code into a Close (RFC 6455, section 7.4.2, and IANA's
+/// registry).
+pub(crate) fn is_sendable(code: u16) -> bool {
+    matches!(code, 1_000..=1_003 | 1_007..=1_014 | 3_000..=4_999)
 }

@@ -6,10 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::account::CloseOrder;
 use super::control::PingPayload;
 use super::policy::Policy;
-use super::reason::Cause;
+use super::reason::{Cause, CloseOrder};
 use super::side::{PerSide, Side};
 use super::ticks::{Tick, ticks};
 
@@ -20,7 +19,15 @@ pub(super) struct KeepAlive {
     /// Tick of the last data frame in either direction.
     data_seen: Tick,
     lifetime_ends: Option<Tick>,
-    drain_begins: Option<Tick>,
+    /// What others than time want; mostly nothing, and every idle tunnel holds it.
+    wanted: Option<Box<Wanted>>,
+}
+
+/// Ends that somebody wants.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// The proxy shuts down, and this is the tunnel's tick.
+    drain: Option<Tick>,
     /// Order to close the tunnel, and its tick.
     order: Option<(Tick, Arc<CloseOrder>)>,
 }
@@ -113,29 +120,33 @@ impl KeepAlive {
             }),
             data_seen: now,
             lifetime_ends: None,
-            drain_begins: None,
-            order: None,
+            wanted: None,
         }
     }
 
     /// Has the tunnel closed at this tick, because the proxy shuts down.
     pub(super) fn drain_at(&mut self, at: Tick) {
-        self.drain_begins = Some(at);
+        self.wanted.get_or_insert_default().drain = Some(at);
     }
 
     /// Has the tunnel closed at this tick by an order.
+    #[cfg(feature = "admin")]
     pub(super) fn close_at(&mut self, at: Tick, order: &Arc<CloseOrder>) {
-        self.order = Some((at, Arc::clone(order)));
+        self.wanted.get_or_insert_default().order = Some((at, Arc::clone(order)));
+    }
+
+    fn drain_begins(&self) -> Option<Tick> {
+        self.wanted.as_ref()?.drain
     }
 
     /// Returns the order to close the tunnel, if there is one.
     pub(super) fn order(&self) -> Option<&CloseOrder> {
-        self.order.as_ref().map(|(_, order)| &**order)
+        self.wanted.as_ref()?.order.as_ref().map(|(_, order)| &**order)
     }
 
     /// Returns whether the tunnel is to be closed because the proxy shuts down.
     pub(super) fn is_draining(&self) -> bool {
-        self.drain_begins.is_some()
+        self.drain_begins().is_some()
     }
 
     /// Returns the number of Pings that a side was sent.
@@ -159,9 +170,9 @@ impl KeepAlive {
     /// Returns the cause for which the tunnel is closed at this tick, if a time has run out.
     pub(super) fn due(&self, now: Tick, policy: &Policy) -> Option<Cause> {
         let is_due = |at: Option<Tick>| at.is_some_and(|at| at <= now);
-        if is_due(self.drain_begins) {
+        if is_due(self.drain_begins()) {
             Some(Cause::Drain)
-        } else if let Some((at, order)) = &self.order
+        } else if let Some((at, order)) = self.wanted.as_ref().and_then(|it| it.order.as_ref())
             && *at <= now
         {
             Some(Cause::Order(order.code))
@@ -202,8 +213,8 @@ impl KeepAlive {
             Some(liveness.next_tick(interval, policy.pong_timeout))
         };
         let times = [
-            self.drain_begins,
-            self.order.as_ref().map(|(at, _)| *at),
+            self.drain_begins(),
+            self.wanted.as_ref().and_then(|it| it.order.as_ref()).map(|(at, _)| *at),
             self.lifetime_ends,
             self.idle_ends(policy),
             of_side(&self.sides.client),

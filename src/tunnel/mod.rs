@@ -7,7 +7,8 @@
 //! ([`frames`], [`counters`], [`limits`], [`rate`]), takes out the [`pongs`] to the proxy's Pings,
 //! and inserts its own frames ([`control`]); [`closing`] is the end of a tunnel ([`reason`] its
 //! causes and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is what the section
-//! asks for. A [`group`] is what drains and ends together.
+//! asks for. A [`group`] is what drains and ends together,
+//! an [`account`] the owner of one.
 
 mod account;
 mod buffers;
@@ -37,13 +38,19 @@ mod totals;
 #[expect(clippy::module_inception, reason = "the tunnel among the parts of a tunnel")]
 mod tunnel;
 mod tunnels;
+#[cfg(feature = "admin")]
+mod view;
 
-pub(crate) use self::account::{Account, CloseOrder, Description, TunnelFilter, TunnelView};
+pub(crate) use self::account::Account;
 pub(crate) use self::end::TunnelEnd;
 pub(crate) use self::group::Group;
+#[cfg(feature = "admin")]
+pub(crate) use self::reason::CloseOrder;
 pub(crate) use self::reason::Reason;
 pub(crate) use self::side::PerSide;
 #[cfg(feature = "internals")]
 pub(crate) use self::side::Side;
 pub(crate) use self::tunnel::NewTunnel;
 pub(crate) use self::tunnels::Tunnels;
+#[cfg(feature = "admin")]
+pub(crate) use self::view::{Description, TunnelFilter, TunnelView};

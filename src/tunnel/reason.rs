@@ -1,5 +1,7 @@
 //! Causes for which the proxy closes a tunnel, and reasons by which its end is named.
 
+use std::time::Duration;
+
 use super::control::code;
 use super::limits::Violation;
 use super::policy::Policy;
@@ -55,6 +57,16 @@ pub(super) enum Cause {
 
 /// Reason in a Close that was ordered without one.
 pub(super) const BY_ORDER: &str = "closed by the operator";
+
+/// A Close that tunnels are to end with, by an order from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CloseOrder {
+    pub(crate) code: u16,
+    /// Reason for the client, at most 123 bytes of it.
+    pub(crate) reason: String,
+    /// Time over which the tunnels are closed, each at a random moment.
+    pub(crate) spread: Duration,
+}
 
 /// Close frame of the proxy: a code and a reason (RFC 6455, 5.5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

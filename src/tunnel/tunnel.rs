@@ -1,23 +1,25 @@
 //! One tunnel: two sockets, the two directions between them, and the state machines of its end and
 //! its time.
 
+mod snapshot;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::account::{CloseOrder, TunnelState};
 use super::buffers::Buffers;
-use super::closing::{Actions, Closing, SideState};
+use super::closing::{Actions, Closing};
 use super::control;
 use super::direction::Direction;
 use super::end::TunnelEnd;
 use super::filter::FrameFilter;
-use super::keepalive::{Activity, KeepAlive, PathState, TickActions, TickState};
+use super::keepalive::{Activity, KeepAlive, TickActions};
 use super::policy::Policy;
 use super::progress::{Progress, RelayError};
+#[cfg(feature = "admin")]
+use super::reason::CloseOrder;
 use super::reason::{BY_ORDER, Cause, CloseFrame, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Clock, Tick};
-use super::totals::{SideTotals, Totals};
 use crate::net::close::linger_now;
 use crate::net::socket::Socket;
 
@@ -182,23 +184,11 @@ impl Tunnel {
     }
 
     /// Has the tunnel closed at this tick by an order.
+    #[cfg(feature = "admin")]
     pub(super) fn close_at(&mut self, at: Tick, now: Tick, order: &Arc<CloseOrder>) {
         self.keepalive
             .get_or_insert_with(|| Box::new(KeepAlive::unwatched(now)))
             .close_at(at, order);
-    }
-
-    /// Returns the tunnel's state.
-    pub(super) fn state(&self) -> TunnelState {
-        if !self.closing.is_open() {
-            TunnelState::Closing
-        } else if self.is_blocked() {
-            TunnelState::Blocked
-        } else if self.from.client.is_paused() {
-            TunnelState::Paused
-        } else {
-            TunnelState::Open
-        }
     }
 
     /// Prepares the tunnel to be cut now; returns the reason for its end.
@@ -238,24 +228,6 @@ impl Tunnel {
         self.from.client.abandon(&mut buffers.pipes);
         self.from.backend.abandon(&mut buffers.pipes);
         end
-    }
-
-    /// Returns what each side has sent so far.
-    pub(super) fn totals(&self) -> Totals {
-        PerSide::from_fn(|side| {
-            let from = &self.from[side];
-            let head = if side == Side::Backend { self.head_len } else { 0 };
-            SideTotals {
-                counters: *from.filter().counters(),
-                relayed: from.written().saturating_sub(head.into()),
-                pinged: self.keepalive.as_ref().map_or(0, |times| times.pings_sent(side)),
-            }
-        })
-    }
-
-    /// Returns whether bytes wait for a side that takes none.
-    pub(super) fn is_blocked(&self) -> bool {
-        !self.from.all(Direction::is_flushed)
     }
 
     /// Gives the direction from a side its turn; returns whether it has more to do.
@@ -378,47 +350,6 @@ impl Tunnel {
     /// Returns the direction to a side.
     fn to(&mut self, side: Side) -> &mut Direction {
         &mut self.from[side.other()]
-    }
-
-    fn states(&self) -> PerSide<SideState> {
-        PerSide::from_fn(|side| {
-            let (from, to) = (&self.from[side], &self.from[side.other()]);
-            SideState {
-                sent_close: from.filter().counters().has_close(),
-                is_between_frames: from.filter().is_between_frames(),
-                has_ended: from.is_done(),
-                taken: to.written(),
-                // A Close for the backend that still waits for a boundary waits for the client,
-                // which may be dead.
-                is_flushed: to.is_flushed()
-                    && (side == Side::Backend || !to.filter().has_insertion()),
-                is_closed: to.filter().is_closed(),
-            }
-        })
-    }
-
-    fn tick_state(&self) -> TickState {
-        TickState {
-            paths: PerSide::from_fn(|side| {
-                let to = &self.from[side.other()];
-                PathState {
-                    is_read: self.from[side].is_reading(),
-                    written: to.written(),
-                    waits_for_boundary: to.filter().has_insertion(),
-                    waits_for_room: !to.is_flushed(),
-                }
-            }),
-            can_ping: self.can_ping(),
-        }
-    }
-
-    /// Returns whether both sides could be sent a Ping and answer it.
-    fn can_ping(&self) -> bool {
-        let is_open = |direction: &Direction| {
-            let filter = direction.filter();
-            !direction.is_done() && !filter.is_opaque() && !filter.is_closed()
-        };
-        self.closing.is_open() && self.from.all(is_open)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+#[cfg(feature = "admin")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +14,18 @@ use rustix::time::{
 };
 use slab::Slab;
 
-use super::account::{Account, CloseOrder, TunnelFilter, TunnelView};
+use super::account::Account;
 use super::buffers::Buffers;
 use super::group::Group;
 use super::progress::Progress;
+#[cfg(feature = "admin")]
+use super::reason::CloseOrder;
 use super::reason::Reason;
 use super::ticks::{Clock, TICK, Tick, ticks};
 use super::totals::publish;
 use super::tunnel::{NewTunnel, Tunnel};
+#[cfg(feature = "admin")]
+use super::view::{TunnelFilter, TunnelView};
 use crate::net::reactor::Reactor;
 
 /// Token of the ticker's events.
@@ -184,32 +189,6 @@ impl Tunnels {
         }
     }
 
-    /// Returns the newest tunnels of those that are meant, at most so many, the newest first.
-    pub(crate) fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
-        let now = self.clock.now();
-        let mut meant: Vec<_> = self.meant(filter).map(|(_, entry)| &**entry).collect();
-        meant.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.account.id()));
-        meant.truncate(limit);
-        meant.into_iter().map(|entry| entry.view(now)).collect()
-    }
-
-    /// Closes those that are meant by an order from outside; returns their number.
-    pub(crate) fn close(&mut self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> usize {
-        let now = self.clock.now();
-        let keys: Vec<_> = self.meant(filter).map(|(key, _)| key).collect();
-        for &key in &keys {
-            if let Some(entry) = self.entries.get_mut(key) {
-                entry.tunnel.close_at(random_tick(now, order.spread), now, order);
-                self.schedule(key);
-            }
-        }
-        keys.len()
-    }
-
-    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (usize, &Box<Entry>)> {
-        self.entries.iter().filter(|(_, entry)| entry.account.matches(filter))
-    }
-
     fn keys_of(&self, group: &Group) -> Vec<usize> {
         let members = self.entries.iter().filter(|(_, entry)| entry.group.is(group));
         members.map(|(key, _)| key).collect()
@@ -297,6 +276,35 @@ impl Tunnels {
     }
 }
 
+#[cfg(feature = "admin")]
+impl Tunnels {
+    /// Returns the newest tunnels of those that are meant, at most so many, the newest first.
+    pub(crate) fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
+        let now = self.clock.now();
+        let mut meant: Vec<_> = self.meant(filter).map(|(_, entry)| &**entry).collect();
+        meant.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.account.id()));
+        meant.truncate(limit);
+        meant.into_iter().map(|entry| entry.view(self.worker, now)).collect()
+    }
+
+    /// Closes those that are meant by an order from outside; returns their number.
+    pub(crate) fn close(&mut self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> usize {
+        let now = self.clock.now();
+        let keys: Vec<_> = self.meant(filter).map(|(key, _)| key).collect();
+        for &key in &keys {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.tunnel.close_at(random_tick(now, order.spread), now, order);
+                self.schedule(key);
+            }
+        }
+        keys.len()
+    }
+
+    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (usize, &Box<Entry>)> {
+        self.entries.iter().filter(|(_, entry)| entry.account.matches(filter))
+    }
+}
+
 /// Returns a random tick within this time.
 fn random_tick(now: Tick, spread: Duration) -> Tick {
     let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
@@ -304,10 +312,11 @@ fn random_tick(now: Tick, spread: Duration) -> Tick {
 }
 
 impl Entry {
-    fn view(&self, now: Tick) -> TunnelView {
+    #[cfg(feature = "admin")]
+    fn view(&self, worker: usize, now: Tick) -> TunnelView {
         TunnelView {
             description: self.account.describe(),
-            idle: TICK * now.saturating_sub(self.active),
+            idle: self.group.traffic(worker).map(|_| TICK * now.saturating_sub(self.active)),
             sent_by: self.tunnel.totals(),
             state: self.tunnel.state(),
         }
@@ -342,8 +351,10 @@ mod tests {
 
     use super::*;
     use crate::net::socket::Socket;
+    #[cfg(feature = "admin")]
+    use crate::tunnel::Description;
     use crate::tunnel::policy::Policy;
-    use crate::tunnel::{Description, PerSide, TunnelEnd};
+    use crate::tunnel::{PerSide, TunnelEnd};
 
     /// The tunnels of a reactor, and the reasons of those that have ended.
     struct Bench {
@@ -358,14 +369,17 @@ mod tests {
     }
 
     impl Account for Noted {
+        #[cfg(feature = "admin")]
         fn matches(&self, filter: &TunnelFilter) -> bool {
             filter.is_empty()
         }
 
+        #[cfg(feature = "admin")]
         fn id(&self) -> u64 {
             0
         }
 
+        #[cfg(feature = "admin")]
         fn describe(&self) -> Description {
             unreachable!("nobody lists the tunnels of a test")
         }

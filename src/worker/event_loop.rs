@@ -90,9 +90,11 @@ impl EventLoop {
                     #[cfg(feature = "admin")]
                     Command::Answer(guard) => drop(guard),
                     // Whoever asked may have gone away.
+                    #[cfg(feature = "admin")]
                     Command::List(filter, limit, answer) => {
                         let _ = answer.try_send(self.tunnels.list(&filter, limit));
                     }
+                    #[cfg(feature = "admin")]
                     Command::Close(filter, order, answer) => {
                         let _ = answer.try_send(self.tunnels.close(&filter, &order));
                     }

@@ -6,12 +6,11 @@
 //! carries commands from other threads, [`event_loop`] is the thread.
 
 mod event_loop;
-#[cfg(feature = "admin")]
-pub(crate) mod pulse;
 mod queue;
+#[cfg(feature = "admin")]
+pub(crate) mod watch;
 
 use std::cell::RefCell;
-use std::cmp::Reverse;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -23,15 +22,15 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use futures_lite::StreamExt;
-use smol::channel;
-
 use self::event_loop::EventLoop;
 pub(crate) use self::queue::Load;
 use self::queue::{Command, Queue, Start, Task};
 use crate::net::reactor::Reactor;
 use crate::stats::SectionStats;
-use crate::tunnel::{Account, CloseOrder, Group, NewTunnel, TunnelFilter, TunnelView};
+use crate::tunnel::{Account, Group, NewTunnel};
+
+/// A tunnel that a task has opened.
+type Opened = (Group, NewTunnel, Box<dyn Account>);
 
 /// Worker threads, which several proxies can share.
 ///
@@ -78,7 +77,7 @@ struct Local {
     /// Tasks that tasks have started, for the loop to take over.
     started: RefCell<Vec<(Group, Task)>>,
     /// Tunnels that tasks have opened, for the loop to take over.
-    opened: RefCell<Vec<(Group, NewTunnel, Box<dyn Account>)>>,
+    opened: RefCell<Vec<Opened>>,
 }
 
 impl Workers {
@@ -120,31 +119,6 @@ impl Workers {
     /// Returns the number of threads.
     pub(crate) fn count(&self) -> usize {
         self.0.threads.len()
-    }
-
-    /// Returns the newest tunnels of those that are meant, at most so many, the newest first. One
-    /// worker that does not answer holds up the caller, and nobody else.
-    pub(crate) async fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
-        let (sender, answers) = channel::unbounded();
-        for queue in &self.0.shared.queues {
-            queue.send(Command::List(filter.clone(), limit, sender.clone()));
-        }
-        drop(sender);
-        let mut views: Vec<_> = answers.collect::<Vec<_>>().await.into_iter().flatten().collect();
-        views.sort_unstable_by_key(|view| Reverse(view.description.id));
-        views.truncate(limit);
-        views
-    }
-
-    /// Closes the tunnels that are meant; returns their number.
-    pub(crate) async fn close(&self, filter: &TunnelFilter, order: CloseOrder) -> usize {
-        let (sender, answers) = channel::unbounded();
-        let order = Arc::new(order);
-        for queue in &self.0.shared.queues {
-            queue.send(Command::Close(filter.clone(), Arc::clone(&order), sender.clone()));
-        }
-        drop(sender);
-        answers.collect::<Vec<_>>().await.into_iter().sum()
     }
 }
 

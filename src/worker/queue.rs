@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+#[cfg(feature = "admin")]
 use smol::channel::Sender;
 
 use super::Handle;
 use crate::net::reactor::ReactorWaker;
-use crate::tunnel::{CloseOrder, Group, TunnelFilter, TunnelView};
+use crate::tunnel::Group;
+#[cfg(feature = "admin")]
+use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
 
 /// A command for one worker.
 pub(super) enum Command {
@@ -23,8 +26,10 @@ pub(super) enum Command {
     #[cfg(feature = "admin")]
     Answer(crate::shutdown::Guard),
     /// Return the newest tunnels of those that are meant, at most so many.
+    #[cfg(feature = "admin")]
     List(TunnelFilter, usize, Sender<Vec<TunnelView>>),
     /// Close those that are meant, and return their number.
+    #[cfg(feature = "admin")]
     Close(TunnelFilter, Arc<CloseOrder>, Sender<usize>),
     /// End everything.
     Stop,

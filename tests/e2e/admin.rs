@@ -1,5 +1,7 @@
 //! The admin listener, in literal bytes.
 
+mod tunnels;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

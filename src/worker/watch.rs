@@ -1,14 +1,19 @@
-//! Asks workers whether their event loops still turn.
+//! Asks workers whether their event loops still turn, and for their tunnels.
 
+use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
+use futures_lite::StreamExt;
+use smol::channel;
 
 use super::queue::Command;
 use super::{Shared, Workers};
 use crate::shutdown::{AllDropped, guard};
+use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
 
 /// The workers of a set, each with at most one question that it has not answered yet.
-pub(crate) struct Pulse {
+pub(crate) struct Watch {
     shared: Arc<Shared>,
     asked: Vec<Mutex<Option<Arc<Question>>>>,
 }
@@ -20,7 +25,7 @@ pub(crate) struct Question {
     answered: AllDropped,
 }
 
-impl Pulse {
+impl Watch {
     /// Watches these workers. It keeps their queues, but not their threads.
     pub(crate) fn new(workers: &Workers) -> Self {
         let shared = Arc::clone(&workers.0.shared);
@@ -58,6 +63,30 @@ impl Pulse {
         question.answered.wait().await;
         self.shared.queues[index].is_open()
     }
+
+    /// Returns the newest tunnels of those that are meant, at most so many, the newest first. It
+    /// waits for every worker that has not ended.
+    pub(crate) async fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
+        let (sender, answers) = channel::unbounded();
+        for queue in &self.shared.queues {
+            queue.send(Command::List(filter.clone(), limit, sender.clone()));
+        }
+        drop(sender);
+        let mut views: Vec<_> = answers.collect::<Vec<_>>().await.into_iter().flatten().collect();
+        views.sort_unstable_by_key(|view| Reverse(view.description.id));
+        views.truncate(limit);
+        views
+    }
+
+    /// Closes the tunnels that are meant; returns their number. It waits likewise.
+    pub(crate) async fn close(&self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> usize {
+        let (sender, answers) = channel::unbounded();
+        for queue in &self.shared.queues {
+            queue.send(Command::Close(filter.clone(), Arc::clone(order), sender.clone()));
+        }
+        drop(sender);
+        answers.collect::<Vec<_>>().await.into_iter().sum()
+    }
 }
 
 #[cfg(test)]
@@ -71,13 +100,13 @@ mod tests {
     #[test]
     fn a_worker_that_is_stalled_is_asked_once_and_answers_when_it_goes_on() {
         let workers = Workers::start(1).unwrap();
-        let pulse = Pulse::new(&workers);
-        let ask = || pulse.ask(0, Instant::now());
-        assert!(future::block_on(async { pulse.answer(0, &ask()).await }));
+        let watch = Watch::new(&workers);
+        let ask = || watch.ask(0, Instant::now());
+        assert!(future::block_on(async { watch.answer(0, &ask()).await }));
 
         let (stalled, is_stalled) = mpsc::channel();
         let (go_on, told) = mpsc::channel::<()>();
-        let group = workers.group();
+        let group = workers.group(None);
         group.start_task(move |_| async move {
             stalled.send(()).unwrap();
             told.recv().unwrap_err();
@@ -87,19 +116,19 @@ mod tests {
         for _ in 0..100 {
             assert!(Arc::ptr_eq(&first, &ask()));
         }
-        let answer = future::block_on(future::poll_once(pulse.answer(0, &first)));
+        let answer = future::block_on(future::poll_once(watch.answer(0, &first)));
         assert_eq!(answer, None);
         drop(go_on);
-        assert!(future::block_on(pulse.answer(0, &first)));
+        assert!(future::block_on(watch.answer(0, &first)));
         assert!(!Arc::ptr_eq(&first, &ask()));
     }
 
     #[test]
     fn a_worker_that_has_ended_does_not_answer() {
         let workers = Workers::start(1).unwrap();
-        let pulse = Pulse::new(&workers);
+        let watch = Watch::new(&workers);
         drop(workers);
-        let question = pulse.ask(0, Instant::now());
-        assert!(!future::block_on(pulse.answer(0, &question)));
+        let question = watch.ask(0, Instant::now());
+        assert!(!future::block_on(watch.answer(0, &question)));
     }
 }
