@@ -20,6 +20,8 @@ pub(crate) struct Section {
     pub(crate) settings: Settings,
     /// Name in the log.
     pub(crate) name: String,
+    /// Address that it listens on.
+    pub(crate) local: SocketAddr,
     pub(crate) pool: Pool,
     /// Connections that are served, from the handshake to the tunnel's end.
     pub(crate) connections: Permits,
@@ -70,6 +72,7 @@ impl Section {
     ) -> Self {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
+            local,
             pool: Pool::new(settings.backends.iter().cloned()),
             connections: Permits::new(settings.max_connections),
             refusals: Permits::new(Some(REFUSALS_MAX)),
@@ -117,6 +120,18 @@ impl Permits {
     /// Allows `limit` connections at the same time; `None` is no limit.
     pub(crate) fn new(limit: Option<usize>) -> Self {
         Self { taken: Arc::default(), limit }
+    }
+
+    /// Returns the number of connections that are counted.
+    #[cfg(feature = "admin")]
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of connections that there may be.
+    #[cfg(feature = "admin")]
+    pub(crate) fn limit(&self) -> Option<usize> {
+        self.limit
     }
 
     /// Counts one connection, or returns `None` if the limit is reached.

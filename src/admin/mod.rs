@@ -8,6 +8,7 @@ mod access;
 mod reply;
 mod request;
 mod routes;
+mod sections;
 mod server;
 mod site;
 mod tunnels;

@@ -24,6 +24,11 @@ impl Reply {
         Self { status, ..Self::ok("text/plain; charset=utf-8", body) }
     }
 
+    /// Creates a 200 with a JSON text and a line break.
+    pub(super) fn json(value: &serde_json::Value) -> Self {
+        Self::ok("application/json", format!("{value}\n"))
+    }
+
     /// Creates an error: one line that names the fault and the mend.
     pub(super) fn error(status: u16, problem: impl Into<String>) -> Self {
         Self::text(status, &[problem.into()])

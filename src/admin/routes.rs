@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::access::Access;
 use super::reply::Reply;
 use super::request::{Method, Request};
+use super::sections;
 use super::server::Service;
 use super::site::Site;
 use super::tunnels;
@@ -19,6 +20,8 @@ const ROUTES: &[Route] = &[
     Route::new(Method::Get, "/livez", |call| Box::pin(livez(call))),
     Route::new(Method::Get, "/readyz", |call| Box::pin(readyz(call))),
     Route::new(Method::Get, "/metrics", |call| Box::pin(metrics(call))),
+    Route::new(Method::Get, "/sections", |call| Box::pin(sections::sections(call))),
+    Route::new(Method::Get, "/backends", |call| Box::pin(sections::backends(call))),
     Route::new(Method::Get, "/tunnels", |call| Box::pin(tunnels::list(call))),
     Route::new(Method::Delete, "/tunnels", |call| Box::pin(tunnels::close_all(call))),
     Route::new(Method::Get, "/tunnels/{id}", |call| Box::pin(tunnels::show(call))),

@@ -40,7 +40,7 @@ pub(super) async fn list(call: Call<'_>) -> Reply {
         Err(refusal) => return refusal,
     };
     match call.site.tunnels(&filter, usize::try_from(limit).unwrap_or(usize::MAX)).await {
-        Some(views) => json(&views.iter().map(view_of).collect()),
+        Some(views) => Reply::json(&views.iter().map(view_of).collect()),
         None => busy(),
     }
 }
@@ -52,7 +52,7 @@ pub(super) async fn show(call: Call<'_>) -> Reply {
         Err(refusal) => return refusal,
     };
     match call.site.tunnels(&filter, 1).await.as_deref() {
-        Some([view, ..]) => json(&view_of(view)),
+        Some([view, ..]) => Reply::json(&view_of(view)),
         Some([]) => no_such_tunnel(),
         None => busy(),
     }
@@ -87,7 +87,7 @@ async fn close(call: Call<'_>, filter: &TunnelFilter) -> Reply {
         Some(0) if filter.id.is_some() => no_such_tunnel(),
         Some(count) => {
             log::info!(client:% = call.peer, tunnels = count, code; "admin_close");
-            json(&json!({ "closing": count }))
+            Reply::json(&json!({ "closing": count }))
         }
         None => busy(),
     }
@@ -156,10 +156,6 @@ fn no_such_tunnel() -> Reply {
 
 fn busy() -> Reply {
     Reply::error(503, "a worker has not answered within a second: GET /livez names it")
-}
-
-fn json(value: &Value) -> Reply {
-    Reply::ok("application/json", format!("{value}\n"))
 }
 
 /// Returns the tunnel's object, with the names that `tunnel_end` has in the log.

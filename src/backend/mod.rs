@@ -75,7 +75,7 @@ impl Backend {
     }
 
     /// Returns whether it is to be tried after the others: its dials have failed lately.
-    fn is_down(&self, now: Instant) -> bool {
+    pub(crate) fn is_down(&self, now: Instant) -> bool {
         self.failures.with_any(|failures| failures.is_down(now)) == Some(true)
     }
 

@@ -44,9 +44,7 @@ impl Pool {
     pub(crate) fn has_usable(&self, now: Instant) -> bool {
         self.backends.iter().any(|backend| !backend.is_down(now))
     }
-}
 
-impl Pool {
     /// Returns all backends, in their order.
     #[cfg(feature = "metrics")]
     pub(crate) fn backends(&self) -> impl Iterator<Item = &Backend> {

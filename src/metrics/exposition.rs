@@ -140,7 +140,7 @@ impl Snapshot {
             .sections
             .iter()
             .map(|section| (section_label(&section.name), u64::from(section.is_draining.is_set())));
-        out.gauge("ws_proxy_draining", "Whether the section is shutting down", draining)
+        out.gauge("ws_proxy_draining", "Sections with this name that are shutting down", draining)
     }
 
     fn traffic(&self, out: &mut Writer<'_, '_>) -> fmt::Result {

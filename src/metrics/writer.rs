@@ -1,5 +1,6 @@
 //! Families of samples, as Prometheus' library takes them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -25,6 +26,16 @@ pub(super) fn labels<'a, const N: usize>(
     [("section", section)].into_iter().chain(more).collect()
 }
 
+/// Adds up samples with the same labels, which no scrape may have twice: two sections can have one
+/// name, and one backend can stand in a section several times.
+fn merged<'a>(samples: impl IntoIterator<Item = (Labels<'a>, u64)>) -> BTreeMap<Labels<'a>, u64> {
+    let mut merged = BTreeMap::new();
+    for (labels, value) in samples {
+        *merged.entry(labels).or_default() += value;
+    }
+    merged
+}
+
 /// Writes families of samples.
 pub(super) struct Writer<'w, 'e>(&'w mut DescriptorEncoder<'e>);
 
@@ -42,7 +53,7 @@ impl<'w, 'e> Writer<'w, 'e> {
         samples: impl IntoIterator<Item = (Labels<'a>, u64)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, count) in samples {
+        for (labels, count) in merged(samples) {
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
@@ -56,7 +67,7 @@ impl<'w, 'e> Writer<'w, 'e> {
         samples: impl IntoIterator<Item = (Labels<'a>, u64)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in samples {
+        for (labels, value) in merged(samples) {
             let value = i64::try_from(value).unwrap_or(i64::MAX);
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
@@ -86,8 +97,21 @@ impl<'w, 'e> Writer<'w, 'e> {
         samples: impl IntoIterator<Item = (&'a str, &'a Histogram)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let mut merged = BTreeMap::new();
         for (section, histogram) in samples {
-            let (sum, count, buckets) = histogram.read();
+            let read = histogram.read();
+            merged
+                .entry(section)
+                .and_modify(|(sum, count, buckets): &mut (f64, u64, Vec<(f64, u64)>)| {
+                    *sum += read.0;
+                    *count += read.1;
+                    for (bucket, more) in buckets.iter_mut().zip(&read.2) {
+                        bucket.1 += more.1;
+                    }
+                })
+                .or_insert(read);
+        }
+        for (section, (sum, count, buckets)) in merged {
             let labels = section_label(section);
             let mut encoder = family.encode_family(&labels)?;
             encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;

@@ -272,6 +272,8 @@ impl Tunnels {
                 traffic.blocked.dec();
             }
         }
+        // Whoever hears of the end finds the sockets closed.
+        drop(tunnel);
         account.end(end);
     }
 }

@@ -1,5 +1,6 @@
 //! The admin listener, in literal bytes.
 
+mod sections;
 mod tunnels;
 
 use std::net::SocketAddr;

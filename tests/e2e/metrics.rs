@@ -185,3 +185,18 @@ fn both_formats_have_their_form() {
     Peer::tunnel(plain.address, &backend);
     assert_eq!(value(&metrics, "ws_proxy_accepted_total", &[]), 0.0);
 }
+
+#[test]
+fn what_has_the_same_labels_is_one_sample() {
+    let backend = Backend::start();
+    let metrics = Metrics::new();
+    let proxies = [(); 2]
+        .map(|()| Proxy::start(Proxy::to(&[&backend, &backend]).name("chat").metrics(&metrics)));
+    let _tunnels: Vec<_> = { proxies.iter().cycle().take(4) }
+        .map(|proxy| Peer::tunnel(proxy.address, &backend))
+        .collect();
+    let name = backend.address.to_string();
+    expect(&metrics, "ws_proxy_tunnels", &[("section", "chat"), ("backend", &name)], 4.0);
+    expect(&metrics, "ws_proxy_accepted_total", &[("section", "chat")], 4.0);
+    expect(&metrics, "ws_proxy_handshake_duration_seconds", &[("section", "chat")], 4.0);
+}

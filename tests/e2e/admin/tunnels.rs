@@ -14,7 +14,7 @@ impl Admin {
     }
 
     /// Returns the object or array that a request is answered with.
-    fn json(&self, start: &str) -> Value {
+    pub(super) fn json(&self, start: &str) -> Value {
         let (status, text) = self.ask(start, "");
         assert_eq!(status, 200, "{text}");
         assert!(text.contains("\r\nContent-Type: application/json\r\n"), "{text}");
