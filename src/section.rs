@@ -21,6 +21,7 @@ pub(crate) struct Section {
     /// Name in the log.
     pub(crate) name: String,
     /// Address that it listens on.
+    #[cfg(feature = "admin")]
     pub(crate) local: SocketAddr,
     pub(crate) pool: Pool,
     /// Connections that are served, from the handshake to the tunnel's end.
@@ -72,6 +73,7 @@ impl Section {
     ) -> Self {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
+            #[cfg(feature = "admin")]
             local,
             pool: Pool::new(settings.backends.iter().cloned()),
             connections: Permits::new(settings.max_connections),

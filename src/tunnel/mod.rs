@@ -33,6 +33,7 @@ mod rate;
 mod reason;
 mod side;
 mod splice;
+mod tally;
 mod ticks;
 mod totals;
 #[expect(clippy::module_inception, reason = "the tunnel among the parts of a tunnel")]

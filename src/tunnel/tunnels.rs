@@ -21,8 +21,8 @@ use super::progress::Progress;
 #[cfg(feature = "admin")]
 use super::reason::CloseOrder;
 use super::reason::Reason;
+use super::tally::Tallies;
 use super::ticks::{Clock, TICK, Tick, ticks};
-use super::totals::publish;
 use super::tunnel::{NewTunnel, Tunnel};
 #[cfg(feature = "admin")]
 use super::view::{TunnelFilter, TunnelView};
@@ -47,8 +47,7 @@ pub(crate) struct Tunnels {
     is_ticking: bool,
     has_ticked: bool,
     buffers: Buffers,
-    /// Number of the worker, for the counts of its tunnels.
-    worker: usize,
+    tallies: Tallies,
 }
 
 /// A tunnel and its place in the queues.
@@ -58,10 +57,8 @@ struct Entry {
     account: Box<dyn Account>,
     /// It stands in `ready`.
     is_ready: bool,
-    /// It counts as blocked.
-    is_blocked: bool,
-    /// Tick at which it last relayed something, where its section counts.
-    active: Tick,
+    /// Its news is noted, or nobody counts it.
+    is_noted: bool,
     /// It stands in `due` with this tick, unless that is [`NEVER`]. 8 bytes less than an option.
     due: Tick,
 }
@@ -85,7 +82,7 @@ impl Tunnels {
             is_ticking: false,
             has_ticked: false,
             buffers: Buffers::default(),
-            worker,
+            tallies: Tallies::new(worker),
         })
     }
 
@@ -99,13 +96,13 @@ impl Tunnels {
             let now = self.clock.now();
             tunnel.drain_at(now, now);
         }
+        let is_counted = self.tallies.begin(key, &group, &self.clock);
         slot.insert(Box::new(Entry {
             tunnel,
             group,
             account,
             is_ready: false,
-            is_blocked: false,
-            active: self.clock.now(),
+            is_noted: !is_counted,
             due: NEVER,
         }));
         // No event will come for what is pending, nor for what is believed of the sockets already.
@@ -149,10 +146,14 @@ impl Tunnels {
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.is_ready = false;
             let (clock, buffers) = (&self.clock, &mut self.buffers);
-            match entry.counted((self.worker, clock), |tunnel| tunnel.advance(clock, buffers)) {
+            match entry.tunnel.advance(clock, buffers) {
                 ControlFlow::Break(reason) => self.end(key, reason),
                 ControlFlow::Continue(progress) => {
                     let is_timed = entry.tunnel.is_timed();
+                    if !std::mem::replace(&mut entry.is_noted, true) {
+                        self.tallies.note(key);
+                        self.start_ticking();
+                    }
                     if progress == Progress::More {
                         self.enqueue(key);
                     }
@@ -217,6 +218,10 @@ impl Tunnels {
             self.due.remove(&(due, key));
         }
         self.due.insert((next, key));
+        self.start_ticking();
+    }
+
+    fn start_ticking(&mut self) {
         if !self.is_ticking {
             self.is_ticking = true;
             self.clock.update();
@@ -224,9 +229,19 @@ impl Tunnels {
         }
     }
 
+    /// Adds what is new of all tunnels to the counts of their sections.
+    fn count(&mut self, now: Tick) {
+        for key in self.tallies.take_changed() {
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            let is_counted = self.tallies.add(key, &entry.group, &entry.tunnel, now);
+            entry.is_noted = !is_counted;
+        }
+    }
+
     /// Looks at the tunnels that are due.
     fn tick(&mut self) {
         let now = self.clock.now();
+        self.count(now);
         while let Some(&(due, key)) = self.due.first() {
             if due > now {
                 break;
@@ -234,8 +249,7 @@ impl Tunnels {
             self.due.pop_first();
             let Some(entry) = self.entries.get_mut(key) else { continue };
             entry.due = NEVER;
-            let clock = &self.clock;
-            match entry.counted((self.worker, clock), |tunnel| tunnel.on_tick(now)) {
+            match entry.tunnel.on_tick(now) {
                 ControlFlow::Break(reason) => self.end(key, reason),
                 // What it has inserted is written in its turn, after which it is scheduled again.
                 ControlFlow::Continue(()) => self.enqueue(key),
@@ -260,18 +274,12 @@ impl Tunnels {
     }
 
     fn end(&mut self, key: usize, reason: Reason) {
-        let Entry { mut tunnel, group, account, is_blocked, due, .. } = *self.entries.remove(key);
+        let Entry { mut tunnel, group, account, due, .. } = *self.entries.remove(key);
         if due != NEVER {
             self.due.remove(&(due, key));
         }
-        let before = tunnel.totals();
         let end = tunnel.close(reason, &mut self.buffers);
-        if let Some(traffic) = group.traffic(self.worker) {
-            publish(&before, &tunnel.totals(), traffic);
-            if is_blocked {
-                traffic.blocked.dec();
-            }
-        }
+        self.tallies.end(key, &group, &tunnel, &self.clock);
         // Whoever hears of the end finds the sockets closed.
         drop(tunnel);
         account.end(end);
@@ -283,10 +291,20 @@ impl Tunnels {
     /// Returns the newest tunnels of those that are meant, at most so many, the newest first.
     pub(crate) fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
         let now = self.clock.now();
-        let mut meant: Vec<_> = self.meant(filter).map(|(_, entry)| &**entry).collect();
-        meant.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.account.id()));
+        let mut meant: Vec<_> = self.meant(filter).collect();
+        meant.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.account.id()));
         meant.truncate(limit);
-        meant.into_iter().map(|entry| entry.view(self.worker, now)).collect()
+        let view = |(key, entry): (usize, &Entry)| {
+            let Entry { tunnel, group, account, .. } = entry;
+            let active = self.tallies.active(key, group);
+            TunnelView {
+                description: account.describe(),
+                idle: active.map(|active| TICK * now.saturating_sub(active)),
+                sent_by: tunnel.totals(),
+                state: tunnel.state(),
+            }
+        };
+        meant.into_iter().map(view).collect()
     }
 
     /// Closes those that are meant by an order from outside; returns their number.
@@ -302,8 +320,9 @@ impl Tunnels {
         keys.len()
     }
 
-    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (usize, &Box<Entry>)> {
-        self.entries.iter().filter(|(_, entry)| entry.account.matches(filter))
+    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (usize, &Entry)> {
+        let entries = self.entries.iter().map(|(key, entry)| (key, &**entry));
+        entries.filter(|(_, entry)| entry.account.matches(filter))
     }
 }
 
@@ -311,37 +330,6 @@ impl Tunnels {
 fn random_tick(now: Tick, spread: Duration) -> Tick {
     let wait = if spread.is_zero() { 0 } else { fastrand::u32(0..=ticks(spread)) };
     now.saturating_add(wait)
-}
-
-impl Entry {
-    #[cfg(feature = "admin")]
-    fn view(&self, worker: usize, now: Tick) -> TunnelView {
-        TunnelView {
-            description: self.account.describe(),
-            idle: self.group.traffic(worker).map(|_| TICK * now.saturating_sub(self.active)),
-            sent_by: self.tunnel.totals(),
-            state: self.tunnel.state(),
-        }
-    }
-
-    /// Does something with the tunnel, and adds what it has relayed to the counts of its section.
-    fn counted<T>(
-        &mut self,
-        (worker, clock): (usize, &Clock),
-        act: impl FnOnce(&mut Tunnel) -> T,
-    ) -> T {
-        let Some(traffic) = self.group.traffic(worker) else { return act(&mut self.tunnel) };
-        let before = self.tunnel.totals();
-        let result = act(&mut self.tunnel);
-        if publish(&before, &self.tunnel.totals(), traffic) {
-            self.active = clock.now();
-        }
-        let is_blocked = self.tunnel.is_blocked();
-        if is_blocked != std::mem::replace(&mut self.is_blocked, is_blocked) {
-            if is_blocked { traffic.blocked.add(1) } else { traffic.blocked.dec() }
-        }
-        result
-    }
 }
 
 #[cfg(test)]
