@@ -1,6 +1,7 @@
 //! The admin listener, in literal bytes.
 
 mod sections;
+mod tunnel_commands;
 mod tunnels;
 
 use std::net::SocketAddr;

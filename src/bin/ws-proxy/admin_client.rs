@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Failure;
+use crate::cli::Arguments;
 use crate::probe::{reachable, refuse_itself, unanswered};
 use crate::source::Source;
 
@@ -48,6 +49,26 @@ impl AdminClient {
         }
         let token = config.and_then(|config| config.token_path()).map(read_token).transpose()?;
         Ok(Some(Self { address, token }))
+    }
+
+    /// Finds the listener for a command that needs one; `config` is a file that was named after
+    /// the command.
+    pub(crate) fn require(
+        address: Option<&str>,
+        config: Option<&Path>,
+        arguments: &Arguments,
+    ) -> Result<Self, Failure> {
+        let is_named = config.is_some() || arguments.config.is_some();
+        let source = match Source::find_any(arguments, config) {
+            // A named listener needs no file, so that one found by chance must not fail it.
+            Err(_) if address.is_some() && !is_named => None,
+            found => found?,
+        };
+        Self::find(address, source.as_ref())?.ok_or_else(|| {
+            let problem = "there is no admin listener to ask: add [admin] to the configuration of \
+                           the proxy, or name a listener with --admin HOST:PORT";
+            Failure::Usage(problem.to_owned())
+        })
     }
 
     /// Returns the address as it was given.
@@ -131,8 +152,35 @@ fn parse(bytes: &[u8]) -> io::Result<Response> {
     let httparse::Status::Complete(end) = status else {
         return Err(io::Error::new(ErrorKind::UnexpectedEof, "it closed without an answer"));
     };
-    let body = String::from_utf8_lossy(&bytes[end..]).into_owned();
+    let length = content_length(head.headers)
+        .map_err(|()| fault("its Content-Length is not a number of bytes"))?;
+    let body = &bytes[end..];
+    let body = match length {
+        Some(length) => body.get(..length).ok_or_else(|| cut(length, body.len()))?,
+        // The end of the connection is not seen past the maximum.
+        None if bytes.len() as u64 >= RESPONSE_MAX => return Err(cut(usize::MAX, body.len())),
+        None => body,
+    };
+    let body = String::from_utf8_lossy(body).into_owned();
     Ok(Response { status: head.code.unwrap_or_default(), body })
+}
+
+/// Returns the length of the body, if the response tells it.
+fn content_length(fields: &[httparse::Header<'_>]) -> Result<Option<usize>, ()> {
+    let field = fields.iter().find(|field| field.name.eq_ignore_ascii_case("Content-Length"));
+    let Some(field) = field else { return Ok(None) };
+    let digits = std::str::from_utf8(field.value).map_err(drop)?;
+    digits.trim().parse().map(Some).map_err(drop)
+}
+
+/// Returns the error for a body of which only the beginning has come.
+fn cut(length: usize, got: usize) -> io::Error {
+    if length as u64 >= RESPONSE_MAX {
+        let problem = format!("its response is longer than {RESPONSE_MAX} bytes: ask for less");
+        return io::Error::new(ErrorKind::InvalidData, problem);
+    }
+    let problem = format!("it closed after {got} of the {length} bytes of its response");
+    io::Error::new(ErrorKind::UnexpectedEof, problem)
 }
 
 impl Response {
@@ -143,5 +191,30 @@ impl Response {
         }
         let lines: String = self.body.lines().map(|line| format!("\n  {line}")).collect();
         Err(Failure::Runtime(format!("{address} answers {}:{lines}", self.status)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_is_whole_or_an_error() {
+        let parsed = |text: &str| parse(text.as_bytes()).map(|response| response.body);
+        let error = |text: &str| parsed(text).unwrap_err().to_string();
+        let with = |fields: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}");
+        assert_eq!(parsed(&with("content-length: 3\r\n", "[1]")).unwrap(), "[1]");
+        assert_eq!(parsed(&with("Content-Length: 3\r\n", "[1]more")).unwrap(), "[1]");
+        assert_eq!(parsed(&with("", "to the end")).unwrap(), "to the end");
+        let short = error(&with("Content-Length: 4\r\n", "[1]"));
+        assert!(short.contains("after 3 of the 4 bytes"), "{short}");
+        let odd = error(&with("Content-Length: four\r\n", "[1]"));
+        assert!(odd.contains("Content-Length"), "{odd}");
+        for fields in ["", "Content-Length: 99999999\r\n"] {
+            let long = error(&with(fields, &"x".repeat(RESPONSE_MAX as usize)));
+            assert!(long.contains("longer than 16777216"), "{long}");
+        }
+        assert!(error("HTTP/1.1 200 OK\r\n").contains("without an answer"));
+        assert!(error("SSH-2.0\r\n").contains("HTTP/1.1"));
     }
 }

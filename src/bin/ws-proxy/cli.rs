@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use argh::FromArgs;
@@ -50,11 +51,13 @@ pub(crate) struct Arguments {
 #[argh(subcommand)]
 pub(crate) enum Command {
     Check(Check),
+    Close(Close),
     Demo(Demo),
     Drain(Drain),
     Echo(Echo),
     Health(Health),
     Probe(Probe),
+    Tunnels(Tunnels),
 }
 
 /// Check the configuration, and report the first fault with its line. Opens nothing.
@@ -62,6 +65,45 @@ pub(crate) enum Command {
 #[argh(subcommand, name = "check")]
 pub(crate) struct Check {
     /// configuration file
+    #[argh(option, arg_name = "file")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Close tunnels of a running ws-proxy through its admin listener: one by its id, or all that match
+/// every filter given.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "close",
+    error_code(1, "no such tunnel, refused, or no answer"),
+    error_code(2, "invalid command line or configuration")
+)]
+pub(crate) struct Close {
+    /// id of the tunnel, as tunnels lists it
+    #[argh(positional, arg_name = "id")]
+    pub(crate) id: Option<u64>,
+    /// tunnels to this backend
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) backend: Option<String>,
+    /// tunnels of this section
+    #[argh(option, arg_name = "name")]
+    pub(crate) section: Option<String>,
+    /// tunnels of this client
+    #[argh(option, arg_name = "ip")]
+    pub(crate) client: Option<IpAddr>,
+    /// close code (1001)
+    #[argh(option, arg_name = "code")]
+    pub(crate) code: Option<u16>,
+    /// reason in the Close, at most 123 bytes (closed by the operator)
+    #[argh(option, arg_name = "text")]
+    pub(crate) reason: Option<String>,
+    /// time over which the tunnels are closed (0: at once)
+    #[argh(option, arg_name = "ms")]
+    pub(crate) spread_ms: Option<u64>,
+    /// its admin listener
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) admin: Option<String>,
+    /// configuration file that it was started with
     #[argh(option, arg_name = "file")]
     pub(crate) config: Option<PathBuf>,
 }
@@ -145,10 +187,42 @@ pub(crate) struct Probe {
     pub(crate) timeout_ms: u64,
 }
 
+/// List the open tunnels of a running ws-proxy, the newest first, through its admin listener.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "tunnels",
+    error_code(1, "refused, or no answer"),
+    error_code(2, "invalid command line or configuration")
+)]
+pub(crate) struct Tunnels {
+    /// tunnels of this section
+    #[argh(option, arg_name = "name")]
+    pub(crate) section: Option<String>,
+    /// tunnels to this backend
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) backend: Option<String>,
+    /// tunnels of this client
+    #[argh(option, arg_name = "ip")]
+    pub(crate) client: Option<IpAddr>,
+    /// most tunnels to list, up to 10000 (100)
+    #[argh(option, arg_name = "number")]
+    pub(crate) limit: Option<u64>,
+    /// print the JSON array of the admin listener
+    #[argh(switch)]
+    pub(crate) json: bool,
+    /// its admin listener
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) admin: Option<String>,
+    /// configuration file that it was started with
+    #[argh(option, arg_name = "file")]
+    pub(crate) config: Option<PathBuf>,
+}
+
 /// Request of the command line.
 #[derive(Debug)]
 pub(crate) enum Read {
-    Run(Arguments),
+    Run(Box<Arguments>),
     /// Only print this.
     Print(String),
 }
@@ -167,7 +241,7 @@ pub(crate) fn read() -> Result<Read, Failure> {
         Ok(arguments) if arguments.version => {
             Ok(Read::Print(concat!("ws-proxy ", env!("CARGO_PKG_VERSION")).to_owned()))
         }
-        Ok(arguments) => Ok(Read::Run(arguments)),
+        Ok(arguments) => Ok(Read::Run(Box::new(arguments))),
         Err(exit) if exit.status.is_ok() => Ok(Read::Print(exit.output)),
         Err(exit) => Err(Failure::Usage(exit.output.trim_end().to_owned())),
     }

@@ -4,6 +4,7 @@
 
 mod admin_client;
 mod cli;
+mod close;
 mod demo;
 mod drain;
 mod echo;
@@ -12,8 +13,10 @@ mod line_queue;
 mod logging;
 mod probe;
 mod process;
+mod query;
 mod source;
 mod systemd;
+mod tunnels;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -72,11 +75,13 @@ fn run() -> Result<(), Failure> {
             let source = Source::find(&arguments, check.config.as_deref())?;
             print(&source.report())
         }
+        Command::Close(close) => close::run(close, &arguments),
         Command::Demo(demo) => demo::run(demo),
         Command::Drain(drain) => drain::run(drain, &arguments),
         Command::Echo(echo) => echo::run(echo),
         Command::Health(health) => health::run(health, &arguments),
         Command::Probe(probe) => probe::run(probe),
+        Command::Tunnels(tunnels) => tunnels::run(tunnels, &arguments),
     }
 }
 
