@@ -5,6 +5,7 @@
 //! decides who may do what; [`routes`] is the table of what there is, of which [`site`] tells.
 
 mod access;
+mod call;
 mod reply;
 mod request;
 mod routes;

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use super::access::Access;
+use super::call::Call;
 use super::reply::Reply;
 use super::request::{Method, Request};
 use super::sections;
@@ -41,14 +42,6 @@ struct Route {
 /// Answers a request that may pass. It runs on the admin listener's thread, and holds up nothing
 /// but other admin requests.
 type Handler = for<'a> fn(Call<'a>) -> Pin<Box<dyn Future<Output = Reply> + 'a>>;
-
-/// A request, and what its handler may use.
-#[derive(Clone, Copy)]
-pub(super) struct Call<'a> {
-    pub(super) site: &'a Site,
-    pub(super) request: &'a Request,
-    pub(super) peer: SocketAddr,
-}
 
 /// Brings each request that may pass to its handler.
 pub(super) struct Router {

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use super::call::Call;
 use super::reply::Reply;
-use super::routes::Call;
 use crate::backend::Backend;
 use crate::section::Section;
 

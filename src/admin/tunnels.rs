@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::call::Call;
 use super::reply::Reply;
 use super::request::Request;
-use super::routes::Call;
 use crate::digits;
 use crate::settings::{SENDABLE, is_sendable};
 use crate::tunnel::{CloseOrder, PerSide, TunnelFilter, TunnelView};

@@ -81,6 +81,13 @@ fn messages_and_bytes_are_counted_while_tunnels_live() {
     expect(&metrics, "ws_proxy_accepted_total", &[("section", "chat")], 3.0);
     expect(&metrics, "ws_proxy_tunnels_ended_total", &[("reason", "client_close")], 0.0);
 
+    // What comes after it has been counted once.
+    let (client, server) = &mut tunnels[0];
+    client.send(C.text("more"));
+    server.expect(C.text("more"));
+    let labels = [("from", "client"), ("kind", "text")];
+    expect(&metrics, "ws_proxy_messages_total", &labels, 4.0);
+
     // One ends by Closes with codes, one by a Close without, one by its client's end.
     let (mut client, mut server) = tunnels.pop().unwrap();
     client.send(C.close(4_123));
