@@ -206,7 +206,7 @@ impl Histogram {
     /// bucket with its bound.
     #[cfg(any(test, feature = "metrics"))]
     pub(crate) fn read(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = self.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(self.buckets.iter().map(Count::get)).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         (self.sum.get() as f64 / 1e6, count, buckets)
@@ -225,7 +225,7 @@ mod tests {
         }
         let (sum, count, buckets) = histogram.read();
         assert!((sum - 102.002).abs() < 1e-9, "{sum}");
-        assert_eq!((count, buckets), (6, vec![(1.0, 2), (5.0, 2), (f64::MAX, 2)]));
+        assert_eq!((count, buckets), (6, vec![(1.0, 2), (5.0, 2), (f64::INFINITY, 2)]));
         assert!(HANDSHAKE_BOUNDS.is_sorted() && TUNNEL_BOUNDS.is_sorted());
     }
 

@@ -187,6 +187,15 @@ fn both_formats_have_their_form() {
     let open = metrics.render(MetricsFormat::OpenMetrics);
     assert!(open.contains("# TYPE ws_proxy_accepted counter\n"), "{open}");
     assert!(open.ends_with("# EOF\n"));
+    for text in [&classic, &open] {
+        let buckets = "ws_proxy_handshake_duration_seconds_bucket{";
+        let bounds: Vec<_> = { text.lines().filter(|line| line.starts_with(buckets)) }
+            .map(|line| line.split_once("le=\"").unwrap().1.split('"').next().unwrap())
+            .collect();
+        let (last, before) = bounds.split_last().unwrap();
+        let before: Vec<f64> = before.iter().map(|bound| bound.parse().unwrap()).collect();
+        assert_eq!((before[0], before.last(), *last), (0.0005, Some(&30.0), "+Inf"));
+    }
     // A proxy that nobody asked to count has no samples.
     let plain = Proxy::before(&backend);
     Peer::tunnel(plain.address, &backend);
