@@ -49,8 +49,11 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Lease {
     backend: Arc<Backend>,
-    is_tunnel: bool,
 }
+
+/// A lease for a tunnel. A type of its own, since every idle tunnel holds one.
+#[derive(Debug)]
+pub(crate) struct TunnelLease(Lease);
 
 impl Backend {
     pub(crate) fn new(address: Address) -> Self {
@@ -111,7 +114,7 @@ impl Lease {
     pub(crate) fn new(backend: &Arc<Backend>) -> Self {
         // Relaxed: the count guards no other memory.
         backend.leases.fetch_add(1, Ordering::Relaxed);
-        Self { backend: Arc::clone(backend), is_tunnel: false }
+        Self { backend: Arc::clone(backend) }
     }
 
     pub(crate) fn backend(&self) -> &Backend {
@@ -119,17 +122,27 @@ impl Lease {
     }
 
     /// Counts the lease as a tunnel from now on.
-    pub(crate) fn open_tunnel(&mut self) {
-        self.is_tunnel = true;
+    pub(crate) fn into_tunnel(self) -> TunnelLease {
         self.backend.tunnels.fetch_add(1, Ordering::Relaxed);
+        TunnelLease(self)
+    }
+}
+
+impl TunnelLease {
+    /// Returns the lease as that of any connection.
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.0
+    }
+}
+
+impl Drop for TunnelLease {
+    fn drop(&mut self) {
+        self.0.backend.tunnels.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.is_tunnel {
-            self.backend.tunnels.fetch_sub(1, Ordering::Relaxed);
-        }
         self.backend.leases.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::backend::Lease;
+use crate::backend::TunnelLease;
 use crate::events::Event;
 use crate::handshake::summary::Summary;
 use crate::section::{Client, Permit};
@@ -18,7 +18,7 @@ pub(super) type Guards = ((Permit, Load), Guard);
 /// Account of a tunnel. Every idle tunnel has one.
 pub(super) struct TunnelAccount {
     pub(super) client: Client,
-    pub(super) lease: Lease,
+    pub(super) lease: TunnelLease,
     pub(super) summary: Option<Summary>,
     /// Time from the accept to the verified 101, in microseconds.
     pub(super) handshake_us: u32,
@@ -29,7 +29,7 @@ impl Account for TunnelAccount {
     #[cfg(feature = "admin")]
     fn matches(&self, filter: &TunnelFilter) -> bool {
         let Client { id, peer, section, .. } = &self.client;
-        filter.admits(*id, &section.name, self.lease.backend().name(), peer.ip())
+        filter.admits(*id, &section.name, self.lease.lease().backend().name(), peer.ip())
     }
 
     #[cfg(feature = "admin")]
@@ -45,7 +45,7 @@ impl Account for TunnelAccount {
             id: *id,
             section: section.name.clone(),
             client: *peer,
-            backend: self.lease.backend().name().to_owned(),
+            backend: self.lease.lease().backend().name().to_owned(),
             accepted: *accepted,
             request: values.map(|value| value.map(str::to_owned)),
         }
@@ -55,7 +55,7 @@ impl Account for TunnelAccount {
         let Self { client, lease, summary, handshake_us, guards } = *self;
         let handshake = Duration::from_micros(handshake_us.into());
         {
-            let (client, lease, summary) = (&client, &lease, summary.as_ref());
+            let (client, lease, summary) = (&client, lease.lease(), summary.as_ref());
             let (end, lifetime) = (&end, client.accepted.elapsed());
             Event::TunnelEnded { client, lease, handshake, lifetime, end, summary }.emit();
             Event::TunnelFrames { client, end }.emit();

@@ -190,14 +190,14 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
 fn open_tunnel(
     handle: &Handle,
     tunnel: NewTunnel,
-    (client, mut lease, summary): (Client, Lease, Option<Summary>),
+    (client, lease, summary): (Client, Lease, Option<Summary>),
     guards: Guards,
 ) {
     // From the accept to the verified 101.
     let handshake = handle.reactor().now().saturating_duration_since(client.accepted);
-    lease.open_tunnel();
+    let lease = lease.into_tunnel();
     {
-        let (client, lease, summary) = (&client, &lease, summary.as_ref());
+        let (client, lease, summary) = (&client, lease.lease(), summary.as_ref());
         Event::TunnelStarted { client, lease, handshake, summary }.emit();
     }
     // Less than an hour, and every idle tunnel holds it.

@@ -5,6 +5,8 @@
 //! alone is not yet the end of the tunnel and gives way to whatever follows. `docs/closing.md`
 //! tells the same rules from the outside.
 
+use std::num::NonZero;
+
 use super::control::code;
 use super::policy::Policy;
 use super::reason::{BY_ORDER, Cause, CloseFrame, Reason};
@@ -48,7 +50,7 @@ pub(super) struct Closing {
     /// First reason for the end; `None` while the tunnel is open.
     reason: Option<Reason>,
     /// Codes of the Closes of the proxy that the sides were sent. None gets a second one.
-    close_sent: PerSide<Option<u16>>,
+    close_sent: PerSide<Option<NonZero<u16>>>,
     /// Sides that have to answer it (RFC 6455, 5.5.1).
     awaiting_close: PerSide<bool>,
     /// Side that is dead or takes no bytes: nothing is written to it any more.
@@ -74,7 +76,7 @@ impl Closing {
 
     /// Returns the codes of the Closes that the proxy has sent.
     pub(super) fn sent_codes(&self) -> PerSide<Option<u16>> {
-        self.close_sent
+        PerSide::from_fn(|side| self.close_sent[side].map(NonZero::get))
     }
 
     /// Returns the tick at which the tunnel is over in any case, once its grace time runs.
@@ -252,7 +254,8 @@ impl Closing {
     fn once(&mut self, mut close: PerSide<Option<CloseFrame>>) -> PerSide<Option<CloseFrame>> {
         for side in Side::BOTH {
             close[side] = close[side].filter(|_| self.close_sent[side].is_none());
-            let code = close[side].map(|frame| frame.code);
+            // No code is 0 (RFC 6455, 7.4.2).
+            let code = close[side].and_then(|frame| NonZero::new(frame.code));
             self.close_sent[side] = self.close_sent[side].or(code);
         }
         close
