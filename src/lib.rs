@@ -72,12 +72,14 @@ mod config;
 mod connection;
 mod digits;
 mod events;
+mod handle;
 mod handshake;
 mod head;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
 mod listener;
+mod live;
 mod metrics;
 mod net;
 mod proxy;
@@ -93,6 +95,7 @@ pub use admin::{Admin, AdminServer};
 pub use builder::WsProxy;
 #[cfg(feature = "config")]
 pub use config::{Config, ConfigError, SectionConfig};
+pub use handle::{BackendStats, ProxyHandle, ProxyStats};
 pub use handshake::forward::{Forwarded, HostHeader};
 pub use metrics::Metrics;
 #[cfg(feature = "metrics")]
@@ -101,7 +104,7 @@ pub use proxy::{BoundProxy, Error};
 #[cfg(feature = "admin")]
 pub use settings::AdminConfig;
 #[cfg(feature = "config")]
-pub use settings::LogFormat;
+pub use settings::{LogFormat, OnRemoved};
 pub use shutdown::Shutdown;
 pub use tunnel::policy::RateAction;
 pub use worker::Workers;

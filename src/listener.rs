@@ -10,6 +10,8 @@ use futures_lite::future;
 
 use crate::connection;
 use crate::events::Event;
+use crate::live::{Latest, LiveSection};
+use crate::net::listen::limit_buffers;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Listener;
 use crate::net::timer::Timer;
@@ -26,35 +28,42 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Accepts clients until `shutdown` begins, and then closes the listening socket. Each client gets
 /// a task on the worker with the fewest connections, and a clone of `alive` to hold until its
-/// connection ends.
+/// connection ends. It has the settings that are in force when it is accepted.
 pub(crate) async fn accept(
     handle: Handle,
     listener: TcpListener,
-    section: Arc<Section>,
+    live: Arc<LiveSection>,
     alive: Guard,
     shutdown: Shutdown,
 ) {
+    let mut latest = Latest::of(&live);
     let listener = match Listener::new(handle.reactor(), listener) {
         Ok(listener) => listener,
         Err(error) => {
-            return Event::ListenFailed { section: &section, error: &error }.emit();
+            return Event::ListenFailed { section: latest.get(), error: &error }.emit();
         }
     };
-    section.is_accepting.set(true);
+    live.is_accepting.set(true);
     let accepting = async {
         let mut failures = Failures::default();
+        let mut buffer = latest.get().settings.socket_buffer;
         for accepted in 1_u64.. {
             match listener.accept().await {
                 Ok((socket, peer)) => {
                     failures.clear();
-                    let client = Client::new(peer, handle.reactor().now(), &section);
+                    let section = latest.get();
+                    if section.settings.socket_buffer != buffer {
+                        buffer = section.settings.socket_buffer;
+                        change_buffers(&listener, &socket, section);
+                    }
+                    let client = Client::new(peer, handle.reactor().now(), section);
                     if let Some(stats) = &section.stats {
                         stats.accepted.inc();
                     }
                     start(&handle, socket, client, alive.clone());
                 }
                 Err(error) => {
-                    back_off(&mut failures, handle.reactor(), &section, &error).await;
+                    back_off(&mut failures, handle.reactor(), latest.get(), &error).await;
                 }
             }
             if accepted.is_multiple_of(ACCEPTS_IN_A_ROW) {
@@ -63,7 +72,17 @@ pub(crate) async fn accept(
         }
     };
     future::or(shutdown.begun(), accepting).await;
-    section.is_accepting.set(false);
+    live.is_accepting.set(false);
+}
+
+/// Gives the listener the buffers that a reload asks for, which accepted sockets inherit, and the
+/// first such socket too.
+fn change_buffers(listener: &Listener, accepted: &TcpStream, section: &Section) {
+    let buffer = section.settings.socket_buffer;
+    let changed = limit_buffers(listener, buffer).and_then(|()| limit_buffers(accepted, buffer));
+    if let Err(error) = changed {
+        log::warn!(section:% = section.name, error:%; "socket_buffer_unchanged");
+    }
 }
 
 /// Starts the task of one client, on the worker with the fewest connections: of its handshake or,

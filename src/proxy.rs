@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use smol::Timer;
 
 use crate::events::{Event, OUTCOMES};
 use crate::listener;
+use crate::live::LiveSection;
 use crate::metrics::Metrics;
 use crate::section::Section;
 use crate::settings::{Drain, Invalid, Settings};
@@ -26,13 +28,11 @@ use crate::worker::{WorkGroup, Workers};
 #[derive(Debug)]
 pub struct BoundProxy {
     listener: TcpListener,
-    local: SocketAddr,
-    section: Arc<Section>,
+    live: Arc<LiveSection>,
     workers: Workers,
-    drain: Drain,
 }
 
-/// The error of a proxy that could not be started.
+/// The error of a proxy that could not be started or reloaded.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -55,6 +55,8 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+    /// The proxy has stopped, so that it cannot be reloaded.
+    Stopped,
 }
 
 impl fmt::Display for Error {
@@ -63,6 +65,7 @@ impl fmt::Display for Error {
             Self::Setting { key, problem } => write!(f, "{key}: {problem}"),
             Self::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
             Self::Workers { source } => write!(f, "cannot start the worker threads: {source}"),
+            Self::Stopped => f.write_str("the proxy has stopped: start another one"),
         }
     }
 }
@@ -70,7 +73,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Setting { .. } => None,
+            Self::Setting { .. } | Self::Stopped => None,
             Self::Bind { source, .. } | Self::Workers { source } => Some(source),
         }
     }
@@ -83,15 +86,14 @@ impl From<Invalid> for Error {
 }
 
 impl BoundProxy {
-    /// Puts a listening socket and checked settings together.
+    /// Puts a socket that listens on `bind` and checked settings together.
     ///
     /// # Errors
     ///
     /// Those of getsockname(2).
     pub(crate) fn new(
-        listener: TcpListener,
-        settings: Settings,
-        drain: Drain,
+        (listener, bind): (TcpListener, String),
+        settings: (Settings, Drain),
         (workers, metrics): (Workers, Option<&Metrics>),
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
@@ -99,23 +101,22 @@ impl BoundProxy {
             let stats = SectionStats::new(&OUTCOMES, &Reason::NAMES, workers.count());
             Arc::new(stats)
         });
-        let section = Arc::new(Section::new(settings, local, stats));
+        let live = Arc::new(LiveSection::new(bind, Section::new(settings, local, stats)));
         if let Some(metrics) = metrics {
-            metrics.add(&section);
+            metrics.add(&live);
         }
-        Ok(Self { listener, local, section, workers, drain })
+        Ok(Self { listener, live, workers })
     }
 
     /// Returns the address that it listens on, with the port that was chosen.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.local
+        self.live.local()
     }
 
-    /// Returns the state that its connections share.
-    #[cfg(feature = "admin")]
-    pub(crate) fn section(&self) -> &Arc<Section> {
-        &self.section
+    /// Returns its section, which lives as long as it serves.
+    pub(crate) fn live(&self) -> &Arc<LiveSection> {
+        &self.live
     }
 
     /// Returns the threads that it runs on.
@@ -149,39 +150,59 @@ impl BoundProxy {
     /// # Ok::<(), ws_proxy::Error>(())
     /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let drain = self.drain;
         let running = self.start();
+        let live = Arc::clone(&running.live);
+        let mut shutdown = pin!(future::or(shutdown, live.shutdown.begun()));
 
-        // Serves until it is asked to stop, or cannot accept any more.
-        future::or(shutdown, running.port_closed.wait()).await;
-        running.section.is_draining.set(true);
-        let deadline = Deadline::after(drain.timeout);
-        running.lame_duck(drain.delay, &deadline).await;
+        // Serves until it is asked to stop or to retire, or cannot accept any more.
+        let asked_to_stop = async {
+            shutdown.as_mut().await;
+            true
+        };
+        let alone = async {
+            future::or(live.retirement.begun(), running.port_closed.wait()).await;
+            false
+        };
+        let is_asked_to_stop = future::or(asked_to_stop, alone).await;
+        if live.retirement.has_begun() {
+            running.close_port().await;
+            Event::Retired { section: &live.current() }.emit();
+            // The last tunnel may end long before the shutdown.
+            if !is_asked_to_stop && running.all_end_before(shutdown).await {
+                return Event::Stopped { section: &live.current(), all_ended: true }.emit();
+            }
+        }
+        live.is_draining.set(true);
+        // A reload may have changed it until now.
+        let Drain { delay, spread, timeout, .. } = live.current().drain;
+        let deadline = Deadline::after(timeout);
+        running.lame_duck(delay, &deadline).await;
         running.close_port().await;
-        running.drain(drain.spread, &deadline).await;
+        running.drain(spread, &deadline).await;
     }
 
     /// Starts the accept loop on a worker.
     fn start(self) -> Running {
-        let Self { listener, local, section, workers, .. } = self;
-        Event::Listening { section: &section, address: local }.emit();
+        let Self { listener, live, workers } = self;
+        let section = live.current();
+        Event::Listening { section: &section, address: section.local }.emit();
 
         let group = workers.group(section.stats.clone());
         let (alive, ended) = guard();
         let (listening, port_closed) = guard();
         let stop = Shutdown::new();
-        let (accepting, stopping) = (Arc::clone(&section), stop.clone());
+        let (accepting, stopping) = (Arc::clone(&live), stop.clone());
         group.start_task(move |handle| async move {
             listener::accept(handle, listener, accepting, alive, stopping).await;
             drop(listening);
         });
-        Running { section, group, stop, port_closed, ended }
+        Running { live, group, stop, port_closed, ended }
     }
 }
 
 /// A proxy that serves. Dropping it cuts its connections.
 struct Running {
-    section: Arc<Section>,
+    live: Arc<LiveSection>,
     group: WorkGroup,
     /// Stops the accept loop.
     stop: Shutdown,
@@ -197,7 +218,7 @@ impl Running {
         if delay.is_zero() {
             return;
         }
-        Event::LameDuck { section: &self.section, delay }.emit();
+        Event::LameDuck { section: &self.live.current(), delay }.emit();
         let delayed = async {
             Timer::after(delay).await;
         };
@@ -210,10 +231,24 @@ impl Running {
         self.port_closed.wait().await;
     }
 
+    /// Waits for all connections to end, or for `shutdown`; returns whether they have ended.
+    async fn all_end_before(&self, shutdown: impl Future<Output = ()>) -> bool {
+        let ended = async {
+            self.ended.wait().await;
+            true
+        };
+        let shut_down = async {
+            shutdown.await;
+            false
+        };
+        future::or(ended, shut_down).await
+    }
+
     /// Closes the tunnels, each at a time of its own within `spread`, waits for them, and cuts
     /// those that are left at the deadline.
     async fn drain(self, spread: Duration, deadline: &Deadline) {
-        let Self { section, group, ended, .. } = self;
+        let Self { live, group, ended, .. } = self;
+        let section = live.current();
         // This closes every tunnel, also those whose handshake is under way.
         Event::Draining { section: &section, spread }.emit();
         group.drain(spread);

@@ -1,4 +1,4 @@
-//! The section: what the connections of one listener share.
+//! The section: what the connections of one listener share, as long as its settings stay.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,39 +7,32 @@ use std::time::Instant;
 
 use crate::backend::pool::Pool;
 use crate::net;
-use crate::settings::Settings;
+use crate::settings::{Drain, Settings};
 use crate::stats::SectionStats;
 
 /// Most clients over `max_connections` that are answered at the same time. Others are closed
 /// without an answer.
 const REFUSALS_MAX: usize = 256;
 
-/// The settings and the state of one section.
+/// The settings of one section, and the state that goes with them. A reload makes a successor, for
+/// the connections that come after it.
 #[derive(Debug)]
 pub(crate) struct Section {
     pub(crate) settings: Settings,
+    pub(crate) drain: Drain,
     /// Name in the log.
     pub(crate) name: String,
     /// Address that it listens on.
-    #[cfg(feature = "admin")]
     pub(crate) local: SocketAddr,
     pub(crate) pool: Pool,
     /// Connections that are served, from the handshake to the tunnel's end.
     pub(crate) connections: Permits,
     /// Connections over the limit that are told so.
     pub(crate) refusals: Permits,
-    /// Its accept loop runs.
-    pub(crate) is_accepting: Flag,
-    /// Its drain has begun.
-    pub(crate) is_draining: Flag,
     has_hinted_at_host: AtomicBool,
     /// Counts for metrics; `None` where nobody asks for them.
     pub(crate) stats: Option<Arc<SectionStats>>,
 }
-
-/// A truth about a section that its threads tell each other.
-#[derive(Debug, Default)]
-pub(crate) struct Flag(AtomicBool);
 
 /// One accepted connection.
 #[derive(Debug)]
@@ -67,39 +60,36 @@ impl Section {
     /// Creates a section without connections that listens on `local`, which is its name unless
     /// the settings have one.
     pub(crate) fn new(
-        settings: Settings,
+        (settings, drain): (Settings, Drain),
         local: SocketAddr,
         stats: Option<Arc<SectionStats>>,
     ) -> Self {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
-            #[cfg(feature = "admin")]
             local,
             pool: Pool::new(settings.backends.iter().cloned()),
             connections: Permits::new(settings.max_connections),
             refusals: Permits::new(Some(REFUSALS_MAX)),
-            is_accepting: Flag::default(),
-            is_draining: Flag::default(),
             has_hinted_at_host: AtomicBool::new(false),
             stats,
             settings,
+            drain,
+        }
+    }
+
+    /// Creates the section that follows this one with other settings. Counts go on.
+    pub(crate) fn successor(&self, (settings, drain): (Settings, Drain)) -> Self {
+        Self {
+            pool: self.pool.successor(settings.backends.iter().cloned()),
+            connections: self.connections.with_limit(settings.max_connections),
+            refusals: self.refusals.with_limit(self.refusals.limit),
+            ..Self::new((settings, drain), self.local, self.stats.clone())
         }
     }
 
     /// Returns true once, for the one hint at the `host` setting that a section gives.
     pub(crate) fn may_hint_at_host(&self) -> bool {
         !self.has_hinted_at_host.swap(true, Ordering::Relaxed)
-    }
-}
-
-impl Flag {
-    pub(crate) fn set(&self, value: bool) {
-        self.0.store(value, Ordering::Release);
-    }
-
-    #[cfg(any(feature = "admin", feature = "metrics"))]
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
     }
 }
 
@@ -124,8 +114,12 @@ impl Permits {
         Self { taken: Arc::default(), limit }
     }
 
+    /// Returns permits that count the same connections against another limit.
+    pub(crate) fn with_limit(&self, limit: Option<usize>) -> Self {
+        Self { taken: Arc::clone(&self.taken), limit }
+    }
+
     /// Returns the number of connections that are counted.
-    #[cfg(feature = "admin")]
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
@@ -163,6 +157,10 @@ mod tests {
         assert!(first.is_some() && second.is_some());
         assert!(permits.take().is_none());
         drop(first);
+        assert!(permits.take().is_some());
+        // A lower limit counts those that are there already.
+        let lower = permits.with_limit(Some(1));
+        assert!(lower.taken() == 1 && lower.take().is_none());
         assert!(permits.take().is_some());
         assert!(Permits::new(None).take().is_some());
         assert!(Permits::new(Some(0)).take().is_none());

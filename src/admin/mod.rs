@@ -6,6 +6,7 @@
 
 mod access;
 mod call;
+mod reload;
 mod reply;
 mod request;
 mod routes;
@@ -16,13 +17,14 @@ mod tunnels;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_lite::future;
 use smol::Timer;
 
 use self::access::Access;
+use self::reload::Configuration;
 use self::routes::Router;
 use self::server::Limits;
 use self::site::Site;
@@ -62,11 +64,13 @@ pub struct Admin {
     local: SocketAddr,
     settings: AdminSettings,
     metrics: Metrics,
+    configuration: Configuration,
 }
 
 /// An admin listener that answers, on a thread of its own. Dropping it ends it at once.
 pub struct AdminServer {
     local: SocketAddr,
+    router: Arc<Router>,
     /// Begins when all sections have stopped.
     stopped: Shutdown,
     /// Waits for the responses that are under way.
@@ -87,7 +91,8 @@ impl Admin {
         let failed = |source| Error::Bind { address: settings.bind.to_string(), source };
         let listener = net::listen::listen(&settings.bind, None).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, local, settings, metrics: Metrics::new() })
+        let (metrics, configuration) = (Metrics::new(), Configuration::default());
+        Ok(Self { listener, local, settings, metrics, configuration })
     }
 
     /// Returns the address that it listens on, with the port that was chosen.
@@ -103,6 +108,22 @@ impl Admin {
         &self.metrics
     }
 
+    /// Sets the text that `GET /config` answers. Default: none, and 404.
+    pub fn set_config(&self, toml: impl Into<String>) {
+        self.configuration.set_text(toml.into());
+    }
+
+    /// Has `POST /reload` call this, and answer 200 with the lines that come of it, or 422 with the
+    /// error. The future runs on the listener's thread, which answers nobody else while it is
+    /// polled: the work belongs to another one. Default: 422.
+    pub fn on_reload<F, R>(&mut self, reload: F)
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Vec<String>, String>> + Send + 'static,
+    {
+        self.configuration.set_reload(Box::new(move || Box::pin(reload())));
+    }
+
     /// Answers from now on for these proxies, which are yet to [run](BoundProxy::run) with this
     /// `shutdown`: a drain that is asked for begins it.
     ///
@@ -114,22 +135,23 @@ impl Admin {
         proxies: impl IntoIterator<Item = &'a BoundProxy>,
         shutdown: &Shutdown,
     ) -> Result<AdminServer, Error> {
-        let Self { listener, local, settings, metrics } = self;
+        let Self { listener, local, settings, metrics, configuration } = self;
         let workers =
             Workers::start_named(1, "admin").map_err(|source| Error::Workers { source })?;
         let stopped = Shutdown::new();
         let router = Arc::new(Router {
-            access: Access::new(local, settings.hosts, settings.token),
-            site: Site::new(proxies, metrics, shutdown.clone(), stopped.clone()),
+            access: Mutex::new(Access::new(local, settings.hosts, settings.token)),
+            site: Site::new(proxies, (configuration, metrics), shutdown.clone(), stopped.clone()),
         });
         let group = workers.group(None);
         let (alive, answered) = guard();
         let until = (alive, stopped.clone());
+        let service = Arc::clone(&router);
         group.start_task(move |handle| {
-            server::accept(handle, listener, router, Limits::default(), until)
+            server::accept(handle, listener, service, Limits::default(), until)
         });
         log::info!(address:% = local; "admin_listening");
-        Ok(AdminServer { local, stopped, answered, _group: group })
+        Ok(AdminServer { local, router, stopped, answered, _group: group })
     }
 }
 
@@ -138,6 +160,34 @@ impl AdminServer {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Returns the metrics that `GET /metrics` tells, for proxies that are yet to listen.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.router.site.metrics
+    }
+
+    /// Answers for this proxy as well, which is yet to run, until it has stopped.
+    pub fn watch(&self, proxy: &BoundProxy) {
+        self.router.site.add(proxy);
+    }
+
+    /// Replaces the text that `GET /config` answers.
+    pub fn set_config(&self, toml: impl Into<String>) {
+        self.router.site.configuration.set_text(toml.into());
+    }
+
+    /// Replaces the hosts and the token, which is read anew. The address that it listens on stays
+    /// what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] with the first setting that cannot be used; nothing is changed then.
+    pub fn reload(&self, config: &AdminConfig) -> Result<(), Error> {
+        let AdminSettings { hosts, token, .. } = config.check()?;
+        *self.router.access() = Access::new(self.local, hosts, token);
+        Ok(())
     }
 
     /// Tells those who wait for the end of the drain that all proxies have stopped, and completes

@@ -34,6 +34,13 @@ impl Reply {
         Self::text(status, &[problem.into()])
     }
 
+    /// Adds a line to a body of text.
+    pub(super) fn and_line(mut self, line: &str) -> Self {
+        self.body.extend_from_slice(line.as_bytes());
+        self.body.push(b'\n');
+        self
+    }
+
     /// Adds a field.
     pub(super) fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.fields.push((name, value.into()));

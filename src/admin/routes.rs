@@ -4,10 +4,12 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::access::Access;
 use super::call::Call;
+use super::reload;
 use super::reply::Reply;
 use super::request::{Method, Request};
 use super::sections;
@@ -27,6 +29,8 @@ const ROUTES: &[Route] = &[
     Route::new(Method::Delete, "/tunnels", |call| Box::pin(tunnels::close_all(call))),
     Route::new(Method::Get, "/tunnels/{id}", |call| Box::pin(tunnels::show(call))),
     Route::new(Method::Delete, "/tunnels/{id}", |call| Box::pin(tunnels::close_one(call))),
+    Route::new(Method::Get, "/config", |call| Box::pin(reload::config(call))),
+    Route::new(Method::Post, "/reload", |call| Box::pin(reload::reload(call))),
     Route::new(Method::Post, "/drain", |call| Box::pin(drain(call))),
 ];
 
@@ -45,13 +49,21 @@ type Handler = for<'a> fn(Call<'a>) -> Pin<Box<dyn Future<Output = Reply> + 'a>>
 
 /// Brings each request that may pass to its handler.
 pub(super) struct Router {
-    pub(super) access: Access,
+    pub(super) access: Mutex<Access>,
     pub(super) site: Site,
+}
+
+impl Router {
+    /// Returns the rules in force; no code that waits runs under the lock.
+    pub(super) fn access(&self) -> MutexGuard<'_, Access> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Service for Router {
     async fn answer(&self, request: Request, peer: SocketAddr) -> Reply {
-        if let Err(refusal) = self.access.judge(&request, peer) {
+        let judged = self.access().judge(&request, peer);
+        if let Err(refusal) = judged {
             return refusal;
         }
         match find(&request) {
@@ -118,7 +130,12 @@ async fn livez(call: Call<'_>) -> Reply {
 
 /// `GET /readyz`: whether new clients should come.
 async fn readyz(call: Call<'_>) -> Reply {
-    verdict(&call.site.unready_reasons(Instant::now()))
+    let reply = verdict(&call.site.unready_reasons(Instant::now()));
+    match call.site.metrics.reload_error() {
+        // It serves as before, and its configuration is not what the file says.
+        Some(error) => reply.and_line(&format!("the last reload failed: {error}")),
+        None => reply,
+    }
 }
 
 /// Returns 200 where there is no reason against it.

@@ -7,28 +7,38 @@ use serde_json::{Map, Value, json};
 use super::call::Call;
 use super::reply::Reply;
 use crate::backend::Backend;
+use crate::live::LiveSection;
 use crate::section::Section;
 
 /// `GET /sections`.
 pub(super) async fn sections(call: Call<'_>) -> Reply {
-    Reply::json(&call.site.sections.iter().map(|section| section_of(section)).collect())
+    Reply::json(&call.site.sections().iter().map(|live| section_of(live)).collect())
 }
 
 /// `GET /backends`: those of all sections, in their order.
 pub(super) async fn backends(call: Call<'_>) -> Reply {
     let now = Instant::now();
-    let backends = call.site.sections.iter().flat_map(|section| {
-        section.pool.backends().map(move |backend| backend_of(section, backend, now))
-    });
-    Reply::json(&backends.collect())
+    let mut backends = Vec::new();
+    for live in call.site.sections() {
+        let section = live.current();
+        backends.extend(section.pool.backends().map(|backend| {
+            let state = if backend.is_down(now) { "failing" } else { "usable" };
+            backend_of(&section, backend, state)
+        }));
+        let leaving = section.pool.leaving();
+        backends.extend(leaving.map(|backend| backend_of(&section, &backend, "removed")));
+    }
+    Reply::json(&backends.into())
 }
 
-fn section_of(section: &Section) -> Value {
+fn section_of(live: &LiveSection) -> Value {
+    let section = live.current();
     let backends: Vec<_> = section.pool.backends().map(Backend::name).collect();
-    let tunnels: usize = section.pool.backends().map(Backend::tunnels).sum();
-    let state = if section.is_draining.is_set() {
+    let state = if live.is_draining.is_set() {
         "draining"
-    } else if section.is_accepting.is_set() {
+    } else if live.retirement.has_begun() {
+        "removed"
+    } else if live.is_accepting.is_set() {
         "accepting"
     } else {
         "starting"
@@ -40,17 +50,17 @@ fn section_of(section: &Section) -> Value {
         "backends": backends,
         "connections": section.connections.taken(),
         "max_connections": section.connections.limit(),
-        "tunnels": tunnels,
+        "tunnels": section.pool.tunnels(),
     })
 }
 
-fn backend_of(section: &Section, backend: &Backend, now: Instant) -> Value {
+fn backend_of(section: &Section, backend: &Backend, state: &str) -> Value {
     let failures: Map<_, _> =
         backend.connect_failures().map(|(kind, count)| (kind.to_owned(), count.into())).collect();
     json!({
         "section": section.name,
         "backend": backend.name(),
-        "state": if backend.is_down(now) { "failing" } else { "usable" },
+        "state": state,
         "tunnels": backend.tunnels(),
         "connect_failures": failures,
     })

@@ -1,15 +1,16 @@
 //! The running proxies, as the admin listener sees them.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use smol::Timer;
 
+use super::reload::Configuration;
+use crate::live::LiveSection;
 use crate::metrics::Metrics;
 use crate::proxy::BoundProxy;
-use crate::section::Section;
 use crate::shutdown::Shutdown;
 use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
 use crate::worker::watch::Watch;
@@ -19,9 +20,8 @@ pub(super) const ANSWER_TIME: Duration = Duration::from_secs(1);
 
 /// Proxies that are watched and steered together.
 pub(super) struct Site {
-    pub(super) sections: Vec<Arc<Section>>,
-    /// One for each set of workers.
-    workers: Vec<Watch>,
+    watched: Mutex<Watched>,
+    pub(super) configuration: Configuration,
     pub(super) metrics: Metrics,
     /// Begins the drain of all sections.
     pub(super) shutdown: Shutdown,
@@ -29,27 +29,54 @@ pub(super) struct Site {
     pub(super) stopped: Shutdown,
 }
 
+/// The proxies and their threads.
+#[derive(Default)]
+struct Watched {
+    sections: Vec<Weak<LiveSection>>,
+    /// One for each set of workers.
+    workers: Vec<Arc<Watch>>,
+}
+
 impl Site {
     /// Collects what is to be known of these proxies before they run.
     pub(super) fn new<'a>(
         proxies: impl IntoIterator<Item = &'a BoundProxy>,
-        metrics: Metrics,
+        (configuration, metrics): (Configuration, Metrics),
         shutdown: Shutdown,
         stopped: Shutdown,
     ) -> Self {
-        let (mut workers, mut sections) = (Vec::<Watch>::new(), Vec::new());
-        for proxy in proxies {
-            sections.push(Arc::clone(proxy.section()));
-            if !workers.iter().any(|known| known.is_of(proxy.workers())) {
-                workers.push(Watch::new(proxy.workers()));
-            }
+        let site = Self { watched: Mutex::default(), configuration, metrics, shutdown, stopped };
+        proxies.into_iter().for_each(|proxy| site.add(proxy));
+        site
+    }
+
+    /// Adds a proxy, to the end of its last connection.
+    pub(super) fn add(&self, proxy: &BoundProxy) {
+        let mut watched = self.lock();
+        watched.sections.retain(|known| known.strong_count() > 0);
+        watched.sections.push(Arc::downgrade(proxy.live()));
+        if !watched.workers.iter().any(|known| known.is_of(proxy.workers())) {
+            watched.workers.push(Arc::new(Watch::new(proxy.workers())));
         }
-        Self { sections, workers, metrics, shutdown, stopped }
+    }
+
+    /// Returns the sections that are there, in the order in which they came.
+    pub(super) fn sections(&self) -> Vec<Arc<LiveSection>> {
+        self.lock().sections.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn workers(&self) -> Vec<Arc<Watch>> {
+        self.lock().workers.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Watched> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks every worker, and returns a line for each that does not answer.
     pub(super) async fn stalled_workers(&self) -> Vec<String> {
-        let asked: Vec<_> = { self.workers.iter() }
+        let workers = self.workers();
+        let asked: Vec<_> = { workers.iter() }
             .flat_map(|set| (0..set.count()).map(move |index| (set, index)))
             .map(|(set, index)| (set, index, set.ask(index, Instant::now())))
             .collect();
@@ -81,7 +108,7 @@ impl Site {
     ) -> Option<Vec<TunnelView>> {
         in_time(async {
             let mut views = Vec::new();
-            for set in &self.workers {
+            for set in self.workers() {
                 views.extend(set.list(filter, limit).await);
             }
             views.sort_unstable_by_key(|view| Reverse(view.description.id));
@@ -97,7 +124,7 @@ impl Site {
         let order = Arc::new(order);
         in_time(async {
             let mut count = 0;
-            for set in &self.workers {
+            for set in self.workers() {
                 count += set.close(filter, &order).await;
             }
             count
@@ -107,12 +134,16 @@ impl Site {
 
     /// Returns a line for each reason for which new clients should go elsewhere.
     pub(super) fn unready_reasons(&self, now: Instant) -> Vec<String> {
-        if self.shutdown.has_begun() || self.sections.iter().any(|one| one.is_draining.is_set()) {
+        let mut sections = self.sections();
+        // One that a reload has removed is missed by nobody.
+        sections.retain(|live| !live.retirement.has_begun());
+        if self.shutdown.has_begun() || sections.iter().any(|one| one.is_draining.is_set()) {
             return vec!["draining".to_owned()];
         }
-        let reason = |section: &Arc<Section>| {
+        let reason = |live: &Arc<LiveSection>| {
+            let section = live.current();
             let name = &section.name;
-            if !section.is_accepting.is_set() {
+            if !live.is_accepting.is_set() {
                 return Some(format!("section {name:?}: its listener is not up"));
             }
             let pool = &section.pool;
@@ -120,7 +151,7 @@ impl Site {
                 format!("section {name:?}: no backend could be connected to lately ({pool})")
             })
         };
-        self.sections.iter().filter_map(reason).collect()
+        sections.iter().filter_map(reason).collect()
     }
 }
 
@@ -145,7 +176,8 @@ mod tests {
     fn a_stalled_worker_is_named_and_forgiven_when_it_goes_on() {
         let workers = Workers::start(1).unwrap();
         let proxy = WsProxy::new(["127.0.0.1:1"]).workers(&workers).listen("127.0.0.1:0").unwrap();
-        let site = Site::new([&proxy, &proxy], Metrics::new(), Shutdown::new(), Shutdown::new());
+        let told = (Configuration::default(), Metrics::new());
+        let site = Site::new([&proxy, &proxy], told, Shutdown::new(), Shutdown::new());
         let stalled = || future::block_on(site.stalled_workers());
         assert!(stalled().is_empty());
 
@@ -170,15 +202,18 @@ mod tests {
     fn a_section_that_does_not_accept_is_not_ready() {
         let proxy = WsProxy::new(["127.0.0.1:1"]).name("chat").listen("127.0.0.1:0").unwrap();
         let shutdown = Shutdown::new();
-        let site = Site::new([&proxy], Metrics::new(), shutdown.clone(), Shutdown::new());
+        let told = (Configuration::default(), Metrics::new());
+        let site = Site::new([&proxy], told, shutdown.clone(), Shutdown::new());
         let reasons = || site.unready_reasons(Instant::now());
         assert_eq!(reasons(), ["section \"chat\": its listener is not up"]);
-        proxy.section().is_accepting.set(true);
+        proxy.live().is_accepting.set(true);
         assert!(reasons().is_empty());
         // A drain of one of them, of which no shutdown here tells.
-        proxy.section().is_draining.set(true);
+        proxy.live().is_draining.set(true);
         assert_eq!(reasons(), ["draining"]);
-        proxy.section().is_draining.set(false);
+        // A section that was removed takes no part, even if it drains.
+        proxy.live().retirement.begin();
+        assert!(reasons().is_empty());
         shutdown.begin();
         assert_eq!(reasons(), ["draining"]);
     }

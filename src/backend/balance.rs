@@ -9,6 +9,11 @@ pub(crate) struct RoundRobin {
 }
 
 impl RoundRobin {
+    /// Creates one that goes on where this one is.
+    pub(crate) fn successor(&self) -> Self {
+        Self { next: AtomicUsize::new(self.next.load(Ordering::Relaxed)) }
+    }
+
     /// Returns the order in which one handshake tries `count` backends, as indices: each once,
     /// beginning one after the first of the previous handshake.
     pub(crate) fn order(&self, count: usize) -> impl Iterator<Item = usize> + use<> {

@@ -94,7 +94,6 @@ impl Backend {
     }
 
     /// Returns the number of tunnels that are open.
-    #[cfg(feature = "metrics")]
     pub(crate) fn tunnels(&self) -> usize {
         self.tunnels.load(Ordering::Relaxed)
     }

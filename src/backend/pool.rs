@@ -1,7 +1,7 @@
 //! The backends of one section.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::balance::RoundRobin;
@@ -12,13 +12,30 @@ use crate::net::address::Address;
 #[derive(Debug)]
 pub(crate) struct Pool {
     backends: Vec<Arc<Backend>>,
+    /// Backends of earlier settings, for as long as a connection holds one.
+    removed: Vec<Weak<Backend>>,
     balance: RoundRobin,
 }
 
 impl Pool {
     pub(crate) fn new(addresses: impl IntoIterator<Item = Address>) -> Self {
         let backends = addresses.into_iter().map(Backend::new).map(Arc::new).collect();
-        Self { backends, balance: RoundRobin::default() }
+        Self { backends, removed: Vec::new(), balance: RoundRobin::default() }
+    }
+
+    /// Creates the pool that follows this one, with these addresses. A backend that stays, or comes
+    /// back while a connection holds it, keeps its counts and its failures; the turns go on.
+    pub(crate) fn successor(&self, addresses: impl IntoIterator<Item = Address>) -> Self {
+        let mut known: Vec<_> = self.backends.iter().cloned().chain(self.removed()).collect();
+        let backends = addresses.into_iter().map(|address| {
+            match known.iter().position(|backend| backend.name() == address.authority) {
+                Some(index) => known.remove(index),
+                None => Arc::new(Backend::new(address)),
+            }
+        });
+        let backends = backends.collect();
+        let removed = known.iter().map(Arc::downgrade).collect();
+        Self { backends, removed, balance: self.balance.successor() }
     }
 
     /// Returns the leases for one handshake in the order in which they are to be tried, each
@@ -46,9 +63,25 @@ impl Pool {
     }
 
     /// Returns all backends, in their order.
-    #[cfg(feature = "metrics")]
     pub(crate) fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.backends.iter().map(|backend| &**backend)
+    }
+
+    /// Returns the backends of earlier settings that are still there.
+    fn removed(&self) -> impl Iterator<Item = Arc<Backend>> {
+        self.removed.iter().filter_map(Weak::upgrade)
+    }
+
+    /// Returns the backends of earlier settings to which tunnels are open.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = Arc<Backend>> {
+        self.removed().filter(|backend| backend.tunnels() > 0)
+    }
+
+    /// Returns the number of open tunnels, those to backends of earlier settings included.
+    pub(crate) fn tunnels(&self) -> usize {
+        let removed: usize = self.removed().map(|backend| backend.tunnels()).sum();
+        removed + self.backends().map(Backend::tunnels).sum::<usize>()
     }
 }
 
@@ -108,6 +141,36 @@ mod tests {
         let mut firsts = [(); 3].map(|()| order(later)[0].clone());
         firsts.sort_unstable();
         assert_eq!(firsts, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_successor_keeps_turns_and_counts_and_what_is_still_held() {
+        let now = Instant::now();
+        let addresses = |names: &[&str]| -> Vec<_> {
+            names.iter().map(|name| Address::backend(name).unwrap()).collect()
+        };
+        let names = |pool: &Pool| -> Vec<_> {
+            pool.pick(now).map(|lease| lease.backend().name().to_owned()).collect()
+        };
+        let first = pool(&["a:1", "b:2", "c:3"]);
+        let tunnel = first.pick(now).next().unwrap().into_tunnel();
+        let second = first.successor(addresses(&["c:3", "b:2"]));
+        // The turn that comes next begins with the second one.
+        assert_eq!(names(&second), ["b:2", "c:3"]);
+        assert!(Arc::ptr_eq(&second.backends[0], &first.backends[2]));
+        assert_eq!(second.tunnels(), 1);
+        drop(first);
+        // Back again, it has the tunnel that it has had all the while.
+        let third = second.successor(addresses(&["b:2"])).successor(addresses(&["a:1", "a:1"]));
+        assert_eq!(third.backends.iter().map(|one| one.tunnels()).collect::<Vec<_>>(), [1, 0]);
+        let fourth = third.successor(addresses(&["b:2"]));
+        drop((second, third));
+        assert_eq!(fourth.removed().map(|one| one.name().to_owned()).collect::<Vec<_>>(), ["a:1"]);
+        #[cfg(feature = "metrics")]
+        assert_eq!(fourth.leaving().count(), 1);
+        drop(tunnel);
+        assert_eq!((fourth.tunnels(), fourth.removed().count()), (0, 0));
+        assert_eq!(fourth.successor(addresses(&["b:2"])).removed.len(), 0);
     }
 
     #[test]

@@ -197,12 +197,13 @@ impl WsProxy {
     ///
     /// See [`Error`].
     pub fn listen(self, address: &str) -> Result<BoundProxy, Error> {
-        let (settings, drain) = self.settings(address)?;
+        let settings = self.settings(address)?;
         let failed = |source| Error::Bind { address: address.to_owned(), source };
-        let listener =
-            net::listen::listen(&settings.bind, settings.socket_buffer).map_err(failed)?;
+        let (bind, buffer) = (&settings.0.bind, settings.0.socket_buffer);
+        let listener = net::listen::listen(bind, buffer).map_err(failed)?;
         let workers = self.own_workers()?;
-        BoundProxy::new(listener, settings, drain, (workers, self.metrics.as_ref())).map_err(failed)
+        let listener = (listener, address.to_owned());
+        BoundProxy::new(listener, settings, (workers, self.metrics.as_ref())).map_err(failed)
     }
 
     /// Takes a socket that listens already, instead of opening one: for socket activation, for
@@ -232,11 +233,12 @@ impl WsProxy {
             address: "the socket that was passed".to_owned(),
             source,
         })?;
-        let (settings, drain) = self.settings(&local.to_string())?;
+        let settings = self.settings(&local.to_string())?;
         let failed = |source| Error::Bind { address: local.to_string(), source };
-        net::listen::adopt(&listener, settings.socket_buffer).map_err(failed)?;
+        net::listen::adopt(&listener, settings.0.socket_buffer).map_err(failed)?;
         let workers = self.own_workers()?;
-        BoundProxy::new(listener, settings, drain, (workers, self.metrics.as_ref())).map_err(failed)
+        let listener = (listener, local.to_string());
+        BoundProxy::new(listener, settings, (workers, self.metrics.as_ref())).map_err(failed)
     }
 
     /// Checks everything that can be checked without opening anything.
@@ -254,6 +256,14 @@ impl WsProxy {
         let drain = self.drain.check()?;
         let raw = RawSection { bind: Some(address.to_owned()), ..self.raw.clone() };
         Ok((raw.check(&drain)?, drain))
+    }
+
+    /// Returns the tables of the settings with every default.
+    #[cfg(feature = "config")]
+    pub(crate) fn effective(&self, address: &str) -> Result<(RawSection, RawDrain), Invalid> {
+        let (settings, drain) = self.settings(address)?;
+        let given = RawSection { bind: Some(address.to_owned()), ..self.raw.clone() };
+        Ok((settings.to_raw(&given), drain.to_raw()))
     }
 
     /// Returns the workers that were set, or starts some.

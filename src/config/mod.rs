@@ -1,10 +1,12 @@
 //! Configuration text: TOML, read and checked.
 //!
-//! [`table`] reads a table, and gives each fault its line.
+//! [`table`] reads a table, and gives each fault its line; [`effective`] writes what is in force.
 
+mod effective;
 mod table;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use log::LevelFilter;
 use serde::Deserialize;
@@ -18,12 +20,16 @@ use crate::builder::WsProxy;
 use crate::net::address::Address;
 #[cfg(feature = "admin")]
 use crate::settings::{AdminConfig, RawAdmin};
-use crate::settings::{Drain, Invalid, LogFormat, RawDrain, RawLog, RawSection};
+use crate::settings::{Drain, Invalid, LogFormat, OnRemoved, RawDrain, RawLog, RawSection};
 
 /// Key of the sections.
 const SECTIONS: &str = "ws_proxy";
 /// Key of the number of worker threads.
 const WORKERS: &str = "workers";
+/// Key of the time between two looks at the file.
+const WATCH: &str = "watch_config_ms";
+/// Key of the treatment of sections that a reload removes.
+const ON_REMOVED: &str = "on_removed";
 /// Key of the drain's table.
 const DRAIN: &str = "drain";
 /// Key of the log's table.
@@ -35,6 +41,8 @@ const ADMIN: &str = "admin";
 const OWN_KEYS: &[&str] = &[
     SECTIONS,
     WORKERS,
+    WATCH,
+    ON_REMOVED,
     DRAIN,
     LOG,
     #[cfg(feature = "admin")]
@@ -67,6 +75,12 @@ pub struct Config {
     /// Number of worker threads that all sections share, as [`Workers::start`](crate::Workers)
     /// takes it. Default: 0, one per CPU.
     pub workers: usize,
+    /// Time between two looks at the file for changes, `watch_config_ms`, for the program that
+    /// reloads it. Default: zero, it is not watched.
+    pub watch_interval: Duration,
+    /// Treatment of the tunnels of sections that a reload removes, for that program likewise.
+    /// Default: [`OnRemoved::Keep`].
+    pub on_removed: OnRemoved,
     /// Format of the log's lines, `format` in `[log]`, for the program's logger: the library emits
     /// records of the [`log`] crate, and writes none. Default: [`LogFormat::Text`].
     pub log_format: LogFormat,
@@ -116,6 +130,8 @@ impl Config {
 
         let sections = read_sections(&document, source)?;
         let workers = read_workers(&document, source)?;
+        let watch_interval = read_watch_interval(&document, source)?;
+        let on_removed = read_value(&document, ON_REMOVED, source)?.unwrap_or_default();
         let drain = read_drain(&document, source)?;
         let (log_format, log_level) = read_log(&document, source)?;
         #[cfg(feature = "admin")]
@@ -127,12 +143,31 @@ impl Config {
         Ok(Self {
             sections: sections.into_iter().map(with_drain).collect(),
             workers,
+            watch_interval,
+            on_removed,
             log_format,
             log_level,
             #[cfg(feature = "admin")]
             admin,
             ignored: foreign_keys(&document),
         })
+    }
+
+    /// Returns a configuration that no text was read for, as from a command line: these sections,
+    /// and the defaults for everything else.
+    #[must_use]
+    pub fn new(sections: Vec<SectionConfig>) -> Self {
+        Self {
+            sections,
+            workers: 0,
+            watch_interval: Duration::ZERO,
+            on_removed: OnRemoved::default(),
+            log_format: LogFormat::default(),
+            log_level: LevelFilter::Info,
+            #[cfg(feature = "admin")]
+            admin: None,
+            ignored: Vec::new(),
+        }
     }
 }
 
@@ -245,18 +280,49 @@ fn sections_behind(sections: &[CheckedSection], first: usize) -> BTreeSet<usize>
     found
 }
 
+/// Reads the value of a key at the top level, if it is given.
+fn read_value<'i, T: Deserialize<'i>>(
+    document: &DeTable<'i>,
+    key: &str,
+    source: SourceText<'_>,
+) -> Result<Option<T>, ConfigError> {
+    let Some((_, value)) = entry(document, key) else { return Ok(None) };
+    T::deserialize(value.clone().into_deserializer())
+        .map(Some)
+        .map_err(|error| source.toml_error(&error, Some(key)))
+}
+
+/// Returns the error of a number at the top level that is not allowed.
+fn out_of_range(
+    document: &DeTable<'_>,
+    key: &str,
+    (given, allowed): (i64, &str),
+    source: SourceText<'_>,
+) -> ConfigError {
+    let at = entry(document, key).map_or(0, |(name, _)| name.span().start);
+    source.error(at, Some(key), format!("{given} is out of range ({allowed})"))
+}
+
 fn read_workers(document: &DeTable<'_>, source: SourceText<'_>) -> Result<usize, ConfigError> {
-    let Some((name, value)) = entry(document, WORKERS) else { return Ok(0) };
-    let workers = i64::deserialize(value.clone().into_deserializer())
-        .map_err(|error| source.toml_error(&error, Some(WORKERS)))?;
+    let workers = read_value(document, WORKERS, source)?.unwrap_or(0);
     match usize::try_from(workers) {
         Ok(number) if workers <= MAX_WORKERS => Ok(number),
         _ => {
-            let problem =
-                format!("{workers} is out of range (0 for one per CPU, or 1 to {MAX_WORKERS})");
-            Err(source.error(name.span().start, Some(WORKERS), problem))
+            let allowed = format!("0 for one per CPU, or 1 to {MAX_WORKERS}");
+            Err(out_of_range(document, WORKERS, (workers, &allowed), source))
         }
     }
+}
+
+fn read_watch_interval(
+    document: &DeTable<'_>,
+    source: SourceText<'_>,
+) -> Result<Duration, ConfigError> {
+    let ms: i64 = read_value(document, WATCH, source)?.unwrap_or(0);
+    u64::try_from(ms).map(Duration::from_millis).map_err(|_| {
+        let allowed = "0 for not at all, or a positive number of milliseconds";
+        out_of_range(document, WATCH, (ms, allowed), source)
+    })
 }
 
 fn read_drain(document: &DeTable<'_>, source: SourceText<'_>) -> Result<RawDrain, ConfigError> {
@@ -313,8 +379,6 @@ fn foreign_keys(document: &DeTable<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -40,6 +40,8 @@ pub(crate) enum Event<'a> {
     LameDuck { section: &'a Section, delay: Duration },
     /// The section no longer accepts, and closes its tunnels over `spread`.
     Draining { section: &'a Section, spread: Duration },
+    /// The section no longer accepts, and its tunnels go on.
+    Retired { section: &'a Section },
     /// The section is done; `all_ended` is false where connections had to be cut.
     Stopped { section: &'a Section, all_ended: bool },
     /// The listening socket could not be registered with its event loop.
@@ -152,6 +154,7 @@ impl Event<'_> {
             Self::Listening { .. } => "listening",
             Self::LameDuck { .. } => "lame_duck",
             Self::Draining { .. } => "draining",
+            Self::Retired { .. } => "retired",
             Self::Stopped { .. } => "stopped",
             Self::ListenFailed { .. } => "listen_failed",
             Self::AcceptFailed { .. } => "accept_failed",
@@ -185,6 +188,7 @@ impl Event<'_> {
             Self::Listening { .. }
             | Self::LameDuck { .. }
             | Self::Draining { .. }
+            | Self::Retired { .. }
             | Self::Stopped { .. }
             | Self::ClientGone { .. }
             | Self::Refused { .. }
@@ -204,6 +208,7 @@ impl Event<'_> {
             Self::Listening { section, .. }
             | Self::LameDuck { section, .. }
             | Self::Draining { section, .. }
+            | Self::Retired { section }
             | Self::Stopped { section, .. }
             | Self::ListenFailed { section, .. }
             | Self::AcceptFailed { section, .. }
@@ -237,6 +242,7 @@ impl Event<'_> {
             }
             Self::LameDuck { delay, .. } => put(visitor, [("delay_ms", milliseconds(*delay))]),
             Self::Draining { spread, .. } => put(visitor, [("spread_ms", milliseconds(*spread))]),
+            Self::Retired { section } => put(visitor, [("tunnels", section.pool.tunnels().into())]),
             Self::Stopped { all_ended, .. } => put(visitor, [("all_ended", all_ended.into())]),
             Self::ListenFailed { error, .. } => put(visitor, [("error", text(error))]),
             Self::AcceptFailed { failures, pause, error, .. } => {
@@ -285,6 +291,7 @@ impl Source for Event<'_> {
             Self::Listening { .. }
             | Self::LameDuck { .. }
             | Self::Draining { .. }
+            | Self::Retired { .. }
             | Self::Stopped { .. }
             | Self::ListenFailed { .. }
             | Self::AcceptFailed { .. } => self.visit_life(visitor),
@@ -368,7 +375,8 @@ mod tests {
             backends: Some(vec!["a:1".to_owned(), "b:2".to_owned()]),
             ..RawSection::default()
         };
-        let settings = raw.check(&RawDrain::default().check().unwrap()).unwrap();
+        let drain = RawDrain::default().check().unwrap();
+        let settings = (raw.check(&drain).unwrap(), drain);
         let local = "127.0.0.1:8080".parse().unwrap();
         let section = Arc::new(Section::new(settings, local, None));
         let peer = "[::ffff:192.0.2.1]:9".parse().unwrap();

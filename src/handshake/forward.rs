@@ -14,7 +14,11 @@ use super::via;
 /// Applications that compare `Origin` with `Host` (Rails, Jupyter, Phoenix, Tornado, Gorilla)
 /// refuse browsers behind a rewritten Host: they need [`HostHeader::Preserve`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "config",
+    derive(serde::Deserialize, serde::Serialize),
+    serde(rename_all = "lowercase")
+)]
 #[non_exhaustive]
 pub enum HostHeader {
     /// The backend's `host:port` as configured. The default.
@@ -27,7 +31,11 @@ pub enum HostHeader {
 /// Treatment of `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`; the key `forwarded`
 /// of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "config",
+    derive(serde::Deserialize, serde::Serialize),
+    serde(rename_all = "lowercase")
+)]
 #[non_exhaustive]
 pub enum Forwarded {
     /// Appends the client's address to the chain received, and keeps a host and a protocol received

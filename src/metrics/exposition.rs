@@ -5,22 +5,26 @@ use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::MetricsFormat;
 use super::process::Process;
 use super::writer::{Writer, labels, section_label};
+use crate::live::LiveSection;
 use crate::section::Section;
 use crate::stats::{SectionStats, SideTraffic, Traffic};
 
 /// Returns the metrics of these sections and of the process.
 pub(super) fn render(
     format: MetricsFormat,
-    sections: Vec<Arc<Section>>,
-    dropped_lines: u64,
+    sections: &[Arc<LiveSection>],
+    process: ProcessCounts,
 ) -> String {
+    let draining = sections.iter().map(|live| live.is_draining.is_set()).collect();
+    let sections = sections.iter().map(|live| live.current()).collect();
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot { sections, dropped_lines }));
+    registry.register_collector(Box::new(Snapshot { sections, draining, process }));
     let mut text = String::new();
     let written = match format {
         MetricsFormat::Prometheus => prometheus_text::encode(&mut text, &registry),
@@ -31,10 +35,22 @@ pub(super) fn render(
     text
 }
 
+/// Counts that are of no section.
+#[derive(Clone, Copy)]
+pub(super) struct ProcessCounts {
+    pub(super) dropped_lines: u64,
+    pub(super) reloads: u64,
+    pub(super) failed_reloads: u64,
+    /// Time at which the configuration in force was loaded, in seconds since 1970.
+    pub(super) loaded: f64,
+}
+
 /// The sections at the time of a scrape.
 struct Snapshot {
     sections: Vec<Arc<Section>>,
-    dropped_lines: u64,
+    /// For each section, whether it drains.
+    draining: Vec<bool>,
+    process: ProcessCounts,
 }
 
 impl fmt::Debug for Snapshot {
@@ -54,8 +70,9 @@ impl Collector for Snapshot {
         out.counter(
             "ws_proxy_log_lines_dropped",
             "Log lines that were dropped because nobody read the log",
-            [(Vec::new(), self.dropped_lines)],
+            [(Vec::new(), self.process.dropped_lines)],
         )?;
+        self.reloads(&mut out)?;
         Process::read().encode(&mut out)
     }
 }
@@ -64,6 +81,21 @@ impl Snapshot {
     fn stats(&self) -> impl Iterator<Item = (&str, &SectionStats)> {
         let sections = self.sections.iter();
         sections.filter_map(|section| Some((&*section.name, section.stats.as_deref()?)))
+    }
+
+    fn reloads(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let results = [("success", self.process.reloads), ("failure", self.process.failed_reloads)];
+        out.counter(
+            "ws_proxy_config_reloads",
+            "Reloads of the configuration, by their result",
+            results.map(|(result, count)| (vec![("result", result)], count)),
+        )?;
+        out.value(
+            "ws_proxy_config_last_reload_success_timestamp_seconds",
+            "Time at which the configuration in force was loaded",
+            MetricType::Gauge,
+            self.process.loaded,
+        )
     }
 
     fn handshakes(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
@@ -85,10 +117,14 @@ impl Snapshot {
     }
 
     fn backends(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let leaving: Vec<_> = { self.sections.iter() }
+            .flat_map(|section| section.pool.leaving().map(|backend| (&*section.name, backend)))
+            .collect();
         let backends = || {
-            self.sections.iter().flat_map(|section| {
+            let configured = self.sections.iter().flat_map(|section| {
                 section.pool.backends().map(move |backend| (&*section.name, backend))
-            })
+            });
+            configured.chain(leaving.iter().map(|(section, backend)| (*section, &**backend)))
         };
         let failures = backends().flat_map(|(section, backend)| {
             backend.connect_failures().map(move |(kind, count)| {
@@ -136,10 +172,8 @@ impl Snapshot {
             "Tunnels of which a side takes no bytes",
             self.stats().map(|(section, stats)| (section_label(section), sum(stats, blocked))),
         )?;
-        let draining = self
-            .sections
-            .iter()
-            .map(|section| (section_label(&section.name), u64::from(section.is_draining.is_set())));
+        let draining = { self.sections.iter().zip(&self.draining) }
+            .map(|(section, is_draining)| (section_label(&section.name), u64::from(*is_draining)));
         out.gauge("ws_proxy_draining", "Sections with this name that are shutting down", draining)
     }
 

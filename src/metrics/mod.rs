@@ -13,8 +13,9 @@ mod writer;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
 
-use crate::section::Section;
+use crate::live::LiveSection;
 
 /// Counts of one or more proxies, for a monitoring system.
 ///
@@ -34,9 +35,26 @@ pub struct Metrics(Arc<Sources>);
 
 #[derive(Default)]
 struct Sources {
-    sections: Mutex<Vec<Weak<Section>>>,
+    reloads: Mutex<Reloads>,
+    sections: Mutex<Vec<Weak<LiveSection>>>,
     /// Source of the number of log lines that were dropped.
     dropped_lines: Mutex<Option<Box<dyn Fn() -> u64 + Send + Sync>>>,
+}
+
+/// Reloads of the configuration.
+struct Reloads {
+    successes: u64,
+    failures: u64,
+    /// Time of the last success, or else of the start.
+    loaded: SystemTime,
+    /// Error of the last one, if it failed.
+    error: Option<String>,
+}
+
+impl Default for Reloads {
+    fn default() -> Self {
+        Self { successes: 0, failures: 0, loaded: SystemTime::now(), error: None }
+    }
 }
 
 /// Text format of metrics.
@@ -62,17 +80,49 @@ impl Metrics {
         *lock(&self.0.dropped_lines) = Some(Box::new(source));
     }
 
+    /// Counts a reload of the configuration, or the error for which it changed nothing. A reload of
+    /// several [proxies](crate::ProxyHandle::reload) is one.
+    pub fn record_reload(&self, result: Result<(), String>) {
+        let mut reloads = lock(&self.0.reloads);
+        match result {
+            Ok(()) => {
+                reloads.successes += 1;
+                reloads.loaded = SystemTime::now();
+                reloads.error = None;
+            }
+            Err(error) => {
+                reloads.failures += 1;
+                reloads.error = Some(error);
+            }
+        }
+    }
+
+    /// Returns the error of the last reload, if it failed.
+    #[must_use]
+    pub fn reload_error(&self) -> Option<String> {
+        lock(&self.0.reloads).error.clone()
+    }
+
     /// Returns all metrics as text.
     #[cfg(feature = "metrics")]
     #[must_use]
     pub fn render(&self, format: MetricsFormat) -> String {
-        let sections = self.sections();
         let dropped_lines = lock(&self.0.dropped_lines).as_ref().map_or(0, |source| source());
-        exposition::render(format, sections, dropped_lines)
+        let process = {
+            let reloads = lock(&self.0.reloads);
+            let loaded = reloads.loaded.duration_since(SystemTime::UNIX_EPOCH);
+            exposition::ProcessCounts {
+                dropped_lines,
+                reloads: reloads.successes,
+                failed_reloads: reloads.failures,
+                loaded: loaded.unwrap_or_default().as_secs_f64(),
+            }
+        };
+        exposition::render(format, &self.sections(), process)
     }
 
     /// Adds a section, until it is dropped.
-    pub(crate) fn add(&self, section: &Arc<Section>) {
+    pub(crate) fn add(&self, section: &Arc<LiveSection>) {
         let mut sections = lock(&self.0.sections);
         sections.retain(|known| known.strong_count() > 0);
         sections.push(Arc::downgrade(section));
@@ -80,7 +130,7 @@ impl Metrics {
 
     /// Returns the sections that are there, in the order in which they came.
     #[cfg(feature = "metrics")]
-    fn sections(&self) -> Vec<Arc<Section>> {
+    fn sections(&self) -> Vec<Arc<LiveSection>> {
         lock(&self.0.sections).iter().filter_map(Weak::upgrade).collect()
     }
 }

@@ -100,6 +100,16 @@ impl AdminConfig {
     pub(crate) fn check(&self) -> Result<AdminSettings, Invalid> {
         self.raw.check()
     }
+
+    /// Returns the table with every default; the token's file has none.
+    #[cfg(feature = "config")]
+    pub(crate) fn effective(&self) -> RawAdmin {
+        let hosts = self.raw.hosts.clone().unwrap_or_default();
+        // What no TOML can name was given by a program.
+        let token_file = self.raw.token_file.as_deref();
+        let token_file = token_file.map(|path| path.to_string_lossy().into_owned().into());
+        RawAdmin { bind: self.raw.bind.clone(), token_file, hosts: Some(hosts) }
+    }
 }
 
 #[cfg(feature = "config")]

@@ -11,7 +11,9 @@ raw_table! {
 }
 
 /// Format of the log's lines; the key `format` of `[log]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum LogFormat {
@@ -23,7 +25,7 @@ pub enum LogFormat {
 }
 
 /// The key `level` of `[log]`: the names of [`LevelFilter`] as TOML has them.
-#[derive(Clone, Copy, Debug, Default, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogLevel {
     Off,
@@ -33,6 +35,19 @@ pub(crate) enum LogLevel {
     Info,
     Debug,
     Trace,
+}
+
+impl From<LevelFilter> for LogLevel {
+    fn from(level: LevelFilter) -> Self {
+        match level {
+            LevelFilter::Off => Self::Off,
+            LevelFilter::Error => Self::Error,
+            LevelFilter::Warn => Self::Warn,
+            LevelFilter::Info => Self::Info,
+            LevelFilter::Debug => Self::Debug,
+            LevelFilter::Trace => Self::Trace,
+        }
+    }
 }
 
 impl From<LogLevel> for LevelFilter {

@@ -35,7 +35,7 @@ macro_rules! raw_table {
     ($(#[$attribute:meta])* $name:ident { $($key:ident: $value:ty,)* }) => {
         $(#[$attribute])*
         #[derive(Clone, Debug, Default)]
-        #[cfg_attr(feature = "config", derive(serde::Deserialize))]
+        #[cfg_attr(feature = "config", derive(serde::Deserialize, serde::Serialize))]
         pub(crate) struct $name {
             $(pub(crate) $key: Option<$value>,)*
         }
@@ -53,7 +53,11 @@ macro_rules! raw_table {
 mod admin;
 mod drain;
 #[cfg(feature = "config")]
+mod effective;
+#[cfg(feature = "config")]
 mod log;
+#[cfg(feature = "config")]
+mod removal;
 mod values;
 
 #[cfg(feature = "admin")]
@@ -67,6 +71,8 @@ pub(crate) use self::drain::{Drain, RawDrain};
 pub use self::log::LogFormat;
 #[cfg(feature = "config")]
 pub(crate) use self::log::RawLog;
+#[cfg(feature = "config")]
+pub use self::removal::OnRemoved;
 #[cfg(feature = "admin")]
 pub(crate) use self::values::{SENDABLE, is_sendable};
 use self::values::{close_code, limit, lost_code, rate, refuse_itself, time, time_or, timeout};

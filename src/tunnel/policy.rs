@@ -7,7 +7,11 @@ use super::control::code;
 /// Action against a client that sends more messages or frames than it may; the key `rate_action`
 /// of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(
+    feature = "config",
+    derive(serde::Deserialize, serde::Serialize),
+    serde(rename_all = "lowercase")
+)]
 #[non_exhaustive]
 pub enum RateAction {
     /// What it sends above the rate waits until it is within it again. The default.

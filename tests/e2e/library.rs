@@ -17,7 +17,8 @@ use smol::channel::{Receiver, Sender, bounded};
 use ws_proxy::{BoundProxy, Error, Forwarded, HostHeader, Shutdown, WsProxy};
 
 use crate::support::{
-    Backend, PATIENCE, Peer, Proxy, assert_alive, expect_refused, table, taken_port, upgrade, value,
+    Backend, PATIENCE, Peer, Proxy, assert_alive, expect_refused, table, taken_port, upgrade,
+    value, wait_until,
 };
 
 /// A proxy before this backend, that has its port and does not serve yet. Its address is one whose
@@ -484,6 +485,38 @@ mod settings {
     }
 
     #[test]
+    fn a_reload_bounds_what_is_held_of_tunnels_that_come_after_it() {
+        let held = |bytes: Option<u64>| {
+            let backend = Backend::tight();
+            let bound = listen(&backend);
+            let (address, handle) = (bound.local_addr(), bound.handle());
+            let shutdown = Shutdown::new();
+            let stop = shutdown.clone();
+            let serving =
+                thread::spawn(move || smol::block_on(bound.run(async move { stop.begun().await })));
+            // Its socket has the buffers of before.
+            drop(Peer::tunnel(address, &backend));
+            if let Some(bytes) = bytes {
+                handle
+                    .reload(Proxy::to(&[&backend]).drain_timeout_ms(100).socket_buffer_bytes(bytes))
+                    .unwrap();
+            }
+            let mut held = Vec::new();
+            for _ in 0..2 {
+                let (mut client, _server) = Peer::connect_tight(address).into_tunnel(&backend);
+                held.push(client.flood());
+            }
+            shutdown.begin();
+            drop(serving);
+            held
+        };
+        let (limited, unlimited) = (held(Some(16 * 1024)), held(None));
+        for (limited, unlimited) in limited.iter().zip(&unlimited) {
+            assert!(limited * 3 < unlimited * 2, "{limited} of {unlimited} bytes");
+        }
+    }
+
+    #[test]
     fn max_connections_says_how_many_may_come() {
         let backend = Backend::start();
         let proxy = Proxy::start(Proxy::to(&[&backend]).max_connections(1));
@@ -548,4 +581,83 @@ impl log::Log for Log {
     }
 
     fn flush(&self) {}
+}
+
+mod handle {
+    use super::*;
+
+    #[test]
+    fn it_reloads_retires_drains_and_tells_the_state() {
+        let (first, second) = (Backend::start(), Backend::start());
+        let bound = listen(&first);
+        let (address, handle) = (bound.local_addr(), bound.handle());
+        let stats = handle.stats();
+        assert!(!stats.is_accepting && !stats.is_draining && stats.backends.len() == 1);
+        let serving = thread::spawn(|| smol::block_on(bound.run(future::pending())));
+        let (mut client, mut server) = Peer::tunnel(address, &first);
+
+        let error = handle.reload(WsProxy::new(["a:b"])).unwrap_err();
+        assert!(matches!(error, Error::Setting { key: "backends", .. }), "{error:?}");
+        // Its own address is known to it.
+        let error = handle.reload(WsProxy::new(["127.0.0.2:0"])).unwrap_err();
+        assert!(error.to_string().contains("port 0"), "{error}");
+        handle.reload(Proxy::to(&[&second]).drain_timeout_ms(60_000)).unwrap();
+        let (mut other, mut other_server) = Peer::tunnel(address, &second);
+        assert_alive(&mut client, &mut server);
+        assert_alive(&mut other, &mut other_server);
+        let stats = handle.stats();
+        assert!(stats.is_accepting && !stats.is_draining, "{stats:?}");
+        assert_eq!((stats.connections, stats.tunnels), (2, 2));
+        let [backend] = &*stats.backends else { panic!("{stats:?}") };
+        assert_eq!((&backend.address, backend.tunnels), (&second.address.to_string(), 1));
+
+        handle.retire();
+        expect_refused(address);
+        assert_alive(&mut client, &mut server);
+        drop((other, other_server));
+        wait_until("its tunnel has ended", || handle.stats().tunnels == 1);
+        assert!(!handle.has_stopped() && !serving.is_finished());
+        handle.clone().drain();
+        wait_until("it drains", || handle.stats().is_draining);
+        drop((client, server));
+        serving.join().unwrap();
+        assert!(handle.has_stopped());
+        assert_eq!(handle.stats(), Default::default());
+        let error = handle.reload(WsProxy::new(["a:1"])).unwrap_err();
+        assert!(matches!(error, Error::Stopped), "{error:?}");
+        // Both are of no effect then.
+        handle.retire();
+        handle.drain();
+    }
+
+    #[test]
+    fn a_proxy_that_retires_ends_with_its_last_tunnel() {
+        let backend = Backend::start();
+        let bound = listen(&backend);
+        let (address, handle) = (bound.local_addr(), bound.handle());
+        // It may be told before it runs, and none of its clones keeps it running.
+        let serving = thread::spawn(|| smol::block_on(bound.run(future::pending())));
+        let (client, server) = Peer::tunnel(address, &backend);
+        handle.retire();
+        expect_refused(address);
+        drop((client, server));
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn a_listener_that_was_passed_is_reloaded_like_any() {
+        let (first, second) = (Backend::start(), Backend::start());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bound = Proxy::to(&[&first]).drain_timeout_ms(100).from_listener(listener).unwrap();
+        let (address, handle) = (bound.local_addr(), bound.handle());
+        // A backend that is itself would be a loop.
+        let error = handle.reload(WsProxy::new([address.to_string()])).unwrap_err();
+        assert!(error.to_string().contains("own listener"), "{error}");
+        handle.reload(Proxy::to(&[&second]).socket_buffer_bytes(8_192)).unwrap();
+        let serving = thread::spawn(|| smol::block_on(bound.run(future::pending())));
+        let (mut client, mut server) = Peer::tunnel(address, &second);
+        assert_alive(&mut client, &mut server);
+        handle.drain();
+        serving.join().unwrap();
+    }
 }

@@ -21,6 +21,7 @@ mod metrics;
 mod process;
 mod program;
 mod relay;
+mod reload;
 mod resets;
 mod smuggling;
 mod stalled_log;

@@ -60,6 +60,25 @@ fn the_manager_hears_of_the_start_of_life_and_of_the_drain() {
 }
 
 #[test]
+fn the_manager_hears_of_each_reload_and_of_its_end() {
+    let backend = Backend::start();
+    let (socket, directory) = manager();
+    let mut program = Program::spawn(&mut service(&directory, &section(backend.address)));
+    assert_eq!(next(&socket), "READY=1\n");
+    let address = program.address();
+    // One that fails ends as well.
+    for text in [section(backend.address), String::new()] {
+        directory.write("ws-proxy.toml", &text);
+        program.signal(Signal::HUP);
+        let notice = next(&socket);
+        let time = notice.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
+        assert!(time.parse::<u64>().unwrap() > 0);
+        assert_eq!(next(&socket), "READY=1\n");
+    }
+    Peer::tunnel(address, &backend);
+}
+
+#[test]
 fn the_watchdog_of_another_process_and_none_is_not_fed() {
     for environment in table([
         &[][..],

@@ -36,7 +36,7 @@ impl AdminClient {
         address: Option<&str>,
         source: Option<&Source>,
     ) -> Result<Option<Self>, Failure> {
-        let config = source.and_then(|source| source.admin.as_ref());
+        let config = source.and_then(|source| source.config.admin.as_ref());
         let address = match (address, config) {
             (Some(address), _) => address.to_owned(),
             (None, Some(config)) => config.bind_address().to_owned(),
@@ -49,6 +49,17 @@ impl AdminClient {
         }
         let token = config.and_then(|config| config.token_path()).map(read_token).transpose()?;
         Ok(Some(Self { address, token }))
+    }
+
+    /// Finds the listener for a command that can send a signal instead: the configuration's only if
+    /// it has a port of its own, as one with any free port cannot be found.
+    pub(crate) fn find_fixed(
+        address: Option<&str>,
+        source: Option<&Source>,
+    ) -> Result<Option<Self>, Failure> {
+        let config = source.and_then(|source| source.config.admin.as_ref());
+        let has_port = config.is_some_and(|config| !config.bind_address().ends_with(":0"));
+        if address.is_some() || has_port { Self::find(address, source) } else { Ok(None) }
     }
 
     /// Finds the listener for a command that needs one; `config` is a file that was named after

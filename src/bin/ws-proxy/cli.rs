@@ -16,7 +16,7 @@ use crate::Failure;
     example = "ws-proxy --bind 0.0.0.0:8080 --backend chat-1:9000 --backend chat-2:9000",
     note = "Times are in milliseconds.",
     note = "SIGTERM, SIGINT and SIGUSR1 close all tunnels; the program exits after the last one.",
-    note = "A second SIGTERM or SIGINT exits at once.",
+    note = "A second SIGTERM or SIGINT exits at once. SIGHUP reloads the configuration.",
     error_code(1, "runtime failure, such as a port in use"),
     error_code(2, "invalid command line or configuration")
 )]
@@ -57,6 +57,7 @@ pub(crate) enum Command {
     Echo(Echo),
     Health(Health),
     Probe(Probe),
+    Reload(Reload),
     Tunnels(Tunnels),
 }
 
@@ -64,6 +65,9 @@ pub(crate) enum Command {
 #[derive(Debug, FromArgs)]
 #[argh(subcommand, name = "check")]
 pub(crate) struct Check {
+    /// print the configuration in force, with every default, as TOML
+    #[argh(switch)]
+    pub(crate) print: bool,
     /// configuration file
     #[argh(option, arg_name = "file")]
     pub(crate) config: Option<PathBuf>,
@@ -185,6 +189,27 @@ pub(crate) struct Probe {
     /// time for it to answer (2000)
     #[argh(option, arg_name = "ms", default = "2_000")]
     pub(crate) timeout_ms: u64,
+}
+
+/// Have a running ws-proxy read its configuration again, without a cut tunnel: through its admin
+/// listener, which the configuration names, and print what comes of it; or else by SIGHUP.
+#[derive(Debug, FromArgs)]
+#[argh(
+    subcommand,
+    name = "reload",
+    error_code(1, "refused, with the error, or no answer"),
+    error_code(2, "invalid command line or configuration")
+)]
+pub(crate) struct Reload {
+    /// its admin listener
+    #[argh(option, arg_name = "host:port")]
+    pub(crate) admin: Option<String>,
+    /// configuration file that it was started with
+    #[argh(option, arg_name = "file")]
+    pub(crate) config: Option<PathBuf>,
+    /// its process id, for a signal (1, as in a container of its own)
+    #[argh(option, arg_name = "pid")]
+    pub(crate) pid: Option<i32>,
 }
 
 /// List the open tunnels of a running ws-proxy, the newest first, through its admin listener.

@@ -7,7 +7,7 @@ use std::thread;
 use futures_lite::future;
 use smol::channel::bounded;
 use tungstenite::Message;
-use ws_proxy::{AdminConfig, WsProxy};
+use ws_proxy::{AdminConfig, Config, SectionConfig, WsProxy};
 
 use crate::cli::Demo;
 use crate::probe::reachable;
@@ -22,12 +22,13 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let signals = process::watch_signals()?;
     let backend = echo::start("127.0.0.1:0")
         .map_err(|error| Failure::Runtime(format!("cannot start the echo backend: {error}")))?;
-    let admin = process::bind_admin(&AdminConfig::new("127.0.0.1:0"))?;
-    let proxy = WsProxy::new([backend.to_string()]).name("demo").metrics(admin.metrics());
-    let proxy = proxy.listen(&demo.bind).map_err(|error| match error {
-        ws_proxy::Error::Setting { problem, .. } => Failure::Usage(format!("--bind: {problem}")),
-        other => Failure::Runtime(format!("{other}; choose another one with --bind")),
-    })?;
+    let admin_config = AdminConfig::new("127.0.0.1:0");
+    let admin = process::bind_admin(&admin_config)?;
+    let proxy = WsProxy::new([backend.to_string()]).name("demo");
+    let mut config = Config::new(vec![SectionConfig::new(&demo.bind, proxy.clone())]);
+    config.admin = Some(admin_config);
+    let proxy = proxy.metrics(admin.metrics()).listen(&demo.bind).map_err(failed_to_listen)?;
+    admin.set_config(config.to_toml().map_err(failed_to_listen)?);
     let address = reachable(proxy.local_addr());
     let admin_address = admin.local_addr();
 
@@ -51,8 +52,15 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
             Err(_) => future::pending().await,
         }
     };
-    let serving = async { process::run(vec![proxy], Some(admin), signals).await };
+    let serving = async { process::run(vec![proxy], Some(admin), signals, None).await };
     smol::block_on(future::or(failing, serving))
+}
+
+fn failed_to_listen(error: ws_proxy::Error) -> Failure {
+    match error {
+        ws_proxy::Error::Setting { problem, .. } => Failure::Usage(format!("--bind: {problem}")),
+        other => Failure::Runtime(format!("{other}; choose another one with --bind")),
+    }
 }
 
 /// Returns the report of the message, and ways to try the proxy.

@@ -1,14 +1,13 @@
 //! `ws-proxy drain`: begins a drain, for hooks in images that hold nothing else to run.
 
 use std::time::Duration;
-use std::{fs, io};
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use smol::Async;
+use rustix::process::Signal;
 
 use crate::Failure;
 use crate::admin_client::AdminClient;
 use crate::cli::{Arguments, Drain};
+use crate::peer_process::Peer;
 use crate::source::Source;
 
 /// Time for the admin listener to take the request.
@@ -32,54 +31,15 @@ pub(crate) fn run(drain: &Drain, arguments: &Arguments) -> Result<(), Failure> {
             found => found?,
         },
     };
-    // A listener with any free port cannot be found, but the signal is as good.
-    let has_port = |one: &ws_proxy::AdminConfig| !one.bind_address().ends_with(":0");
-    let is_findable = drain.admin.is_some()
-        || source.as_ref().and_then(|one| one.admin.as_ref()).is_some_and(has_port);
-    let admin = if is_findable {
-        AdminClient::find(drain.admin.as_deref(), source.as_ref())?
-    } else {
-        None
-    };
-    match admin {
+    match AdminClient::find_fixed(drain.admin.as_deref(), source.as_ref())? {
         Some(admin) => {
             let target = if drain.wait { "/drain?wait=1" } else { "/drain" };
             let timeout = (!drain.wait).then_some(ANSWER_TIME);
             admin.ask("POST", target, timeout)?.expect_ok(admin.address()).map(drop)
         }
-        None => send_signal(drain.pid.unwrap_or(1), drain.wait),
+        None => {
+            let peer = Peer::find(drain.pid.unwrap_or(1), "drain")?;
+            if drain.wait { peer.signal_and_wait(Signal::USR1) } else { peer.signal(Signal::USR1) }
+        }
     }
-}
-
-/// Sends SIGUSR1 to the proxy with this process id.
-fn send_signal(number: i32, waits: bool) -> Result<(), Failure> {
-    let pid = (number > 0).then(|| Pid::from_raw(number)).flatten();
-    let pid = pid.ok_or_else(|| {
-        Failure::Usage(format!("--pid: {number} is not a process id (1 or greater)"))
-    })?;
-    let failed = |error: io::Error| {
-        Failure::Runtime(format!("cannot ask process {number} to drain: {error}"))
-    };
-    // Outside a container, process 1 is the system's own, which must not get the signal.
-    let (its_name, name) =
-        (name_of(&number.to_string()).map_err(failed)?, name_of("self").map_err(failed)?);
-    if its_name != name {
-        return Err(Failure::Runtime(format!(
-            "process {number} is {its_name:?}, not a {name}: name one with --pid"
-        )));
-    }
-    if !waits {
-        return kill_process(pid, Signal::USR1).map_err(|error| failed(error.into()));
-    }
-    // Opened first: afterwards the number may be another process's.
-    let process = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
-    kill_process(pid, Signal::USR1).map_err(|error| failed(error.into()))?;
-    // It is readable once the process has ended (pidfd_open(2)).
-    smol::block_on(async { Async::new_nonblocking(process)?.readable().await })
-        .map_err(|error| Failure::Runtime(format!("cannot wait for process {number}: {error}")))
-}
-
-/// Returns the name of a process, cut to 15 bytes (proc(5), `/proc/pid/comm`).
-fn name_of(process: &str) -> io::Result<String> {
-    Ok(fs::read_to_string(format!("/proc/{process}/comm"))?.trim_end().to_owned())
 }

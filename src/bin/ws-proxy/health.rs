@@ -25,7 +25,7 @@ pub(crate) fn run(health: &Health, arguments: &Arguments) -> Result<(), Failure>
                        --admin HOST:PORT or --config FILE";
         return Err(Failure::Usage(problem.to_owned()));
     };
-    for section in &source.sections {
+    for section in &source.config.sections {
         if section.bind.ends_with(":0") {
             let problem = format!(
                 "{}: the section has any port that is free: name it to ws-proxy probe",

@@ -11,9 +11,12 @@ mod echo;
 mod health;
 mod line_queue;
 mod logging;
+mod peer_process;
 mod probe;
 mod process;
 mod query;
+mod reload;
+mod reloader;
 mod source;
 mod systemd;
 mod tunnels;
@@ -65,7 +68,7 @@ fn run() -> Result<(), Failure> {
     let Some(command) = &arguments.command else {
         let source = Source::find(&arguments, None)?;
         // The configuration tells the log's format, so that nothing is logged before it is read.
-        logging::start(level, source.log);
+        logging::start(level, source.log());
         source.tell();
         return process::serve(source);
     };
@@ -73,7 +76,7 @@ fn run() -> Result<(), Failure> {
     match command {
         Command::Check(check) => {
             let source = Source::find(&arguments, check.config.as_deref())?;
-            print(&source.report())
+            print(&if check.print { source.text() } else { source.report() })
         }
         Command::Close(close) => close::run(close, &arguments),
         Command::Demo(demo) => demo::run(demo),
@@ -81,6 +84,7 @@ fn run() -> Result<(), Failure> {
         Command::Echo(echo) => echo::run(echo),
         Command::Health(health) => health::run(health, &arguments),
         Command::Probe(probe) => probe::run(probe),
+        Command::Reload(reload) => reload::run(reload, &arguments),
         Command::Tunnels(tunnels) => tunnels::run(tunnels, &arguments),
     }
 }

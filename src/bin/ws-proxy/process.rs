@@ -6,34 +6,45 @@ use async_signal::{Signal, Signals};
 use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
-use ws_proxy::{Admin, AdminConfig, BoundProxy, SectionConfig, Shutdown, Workers};
+use smol::channel::{Sender, bounded};
+use ws_proxy::{Admin, AdminConfig, BoundProxy, Error, Metrics, SectionConfig, Shutdown, Workers};
 
+use crate::reloader::{Reloader, Served};
 use crate::source::Source;
 use crate::{Failure, logging, systemd};
 
 /// Listens for every section and for the admin, and serves them all until a signal. If one cannot
 /// listen, none is served.
 pub(crate) fn serve(source: Source) -> Result<(), Failure> {
-    let Source { sections, workers, admin, .. } = source;
     let signals = watch_signals()?;
     raise_descriptor_limit();
-    let workers = Workers::start(workers)
+    let config = &source.config;
+    let workers = Workers::start(config.workers)
         .map_err(|error| Failure::Runtime(format!("cannot start the worker threads: {error}")))?;
-    let admin = admin.as_ref().map(bind_admin).transpose()?;
-    let listen = |section: SectionConfig| {
-        let proxy = section.proxy.workers(&workers);
-        let proxy = match &admin {
-            Some(admin) => proxy.metrics(admin.metrics()),
-            None => proxy,
-        };
-        proxy.listen(&section.bind)
-    };
-    let bounds = sections
-        .into_iter()
+    let admin = config.admin.as_ref().map(bind_admin).transpose()?;
+    let metrics = admin.as_ref().map(Admin::metrics);
+    let listen = |section| bind_section(section, &workers, metrics);
+    let bounds = config
+        .sections
+        .iter()
         .map(listen)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::Runtime(error.to_string()))?;
-    smol::block_on(run(bounds, admin, signals))
+    smol::block_on(run(bounds, admin, signals, Some((source, workers))))
+}
+
+/// Listens for a section.
+pub(crate) fn bind_section(
+    section: &SectionConfig,
+    workers: &Workers,
+    metrics: Option<&Metrics>,
+) -> Result<BoundProxy, Error> {
+    let proxy = section.proxy.clone().workers(workers);
+    let proxy = match metrics {
+        Some(metrics) => proxy.metrics(metrics),
+        None => proxy,
+    };
+    proxy.listen(&section.bind)
 }
 
 /// Listens for the admin, whose metrics tell of the log as well.
@@ -52,27 +63,38 @@ pub(crate) fn watch_signals() -> Result<Signals, Failure> {
 }
 
 /// Serves until the first SIGTERM, SIGINT or SIGUSR1, then until every section has drained, or a
-/// second SIGTERM or SIGINT, which cuts what is left. The admin listener ends last.
+/// second SIGTERM or SIGINT, which cuts what is left. The admin listener ends last. With a source,
+/// whose sections run on these workers, it can be reloaded.
 pub(crate) async fn run(
     bounds: Vec<BoundProxy>,
-    admin: Option<Admin>,
+    mut admin: Option<Admin>,
     signals: Signals,
+    source: Option<(Source, Workers)>,
 ) -> Result<(), Failure> {
     let shutdown = Shutdown::new();
+    // One that waits stands for all signals up to its turn.
+    let (hang_up, hang_ups) = bounded(1);
+    let reloader =
+        source.map(|(source, workers)| Reloader::new(source, workers, &bounds, hang_ups));
+    if let (Some(admin), Some(reloader)) = (&mut admin, &reloader) {
+        reloader.tell(admin);
+    }
     let admin = admin.map(|admin| admin.start(&bounds, &shutdown)).transpose();
     let admin = admin.map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
     systemd::ready();
     let executor = Executor::new();
-    let sections: Vec<_> =
-        bounds.into_iter().map(|bound| executor.spawn(bound.run(shutdown.begun()))).collect();
+    let (served, all_ended) = Served::start(&executor, &shutdown, bounds);
     let all_drained = async {
-        for section in sections {
-            section.await;
-        }
-        if let Some(admin) = admin {
-            admin.finish().await;
-        }
+        // Nothing is ever sent: it ends with the last section.
+        let _closed = all_ended.recv().await;
         None
+    };
+    let can_reload = reloader.is_some();
+    let reloaded = async {
+        match reloader {
+            Some(reloader) => reloader.run(&served, admin.as_ref()).await,
+            None => future::pending().await,
+        }
     };
     // A signal may begin the drain, and the admin listener too.
     let begun = shutdown.begun();
@@ -81,24 +103,27 @@ pub(crate) async fn run(
         systemd::stopping();
     });
     tell_of_drain.detach();
-    let told_to_leave = async { Some(obey(signals, &shutdown).await) };
+    let reload = can_reload.then_some(&hang_up);
+    let told_to_leave = async { Some(obey(signals, &shutdown, reload).await) };
     // On this thread, so that the watchdog starves where nobody would act on a signal any more.
     let watched = async { systemd::feed_watchdog().await };
-    let ended = future::or(all_drained, future::or(told_to_leave, watched));
+    let ended = future::or(all_drained, future::or(told_to_leave, future::or(reloaded, watched)));
     let signal = executor.run(ended).await;
     drop(executor);
-    if let Some(signal) = signal {
-        log::warn!(signal:?, action = "leave"; "signal");
+    match (signal, admin) {
+        (Some(signal), _) => log::warn!(signal:?, action = "leave"; "signal"),
+        (None, Some(admin)) => admin.finish().await,
+        (None, None) => {}
     }
     Ok(())
 }
 
 /// Begins the shutdown at the first signal to drain, and returns the one that tells to leave. A
-/// signal is acted on before it is logged.
+/// SIGHUP asks for a reload, where there can be one. A signal is acted on before it is logged.
 ///
 /// SIGUSR1 begins a drain and does not count as a first signal, so that a hook that has sent it
 /// does not turn the SIGTERM that follows into the second one.
-async fn obey(mut signals: Signals, shutdown: &Shutdown) -> Signal {
+async fn obey(mut signals: Signals, shutdown: &Shutdown, reload: Option<&Sender<()>>) -> Signal {
     let mut is_told_to_end = false;
     loop {
         let signal = next_of(&mut signals).await;
@@ -111,7 +136,16 @@ async fn obey(mut signals: Signals, shutdown: &Shutdown) -> Signal {
         if begins {
             shutdown.begin();
         }
-        let action = if begins { "drain" } else { "none" };
+        let reload = reload.filter(|_| signal == Signal::Hup);
+        let action = match reload {
+            Some(reload) => {
+                // One that waits already is for this signal as well.
+                let _ = reload.try_send(());
+                "reload"
+            }
+            None if begins => "drain",
+            None => "none",
+        };
         log::info!(signal:?, action; "signal");
     }
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ws_proxy::{AdminConfig, Config, Error, SectionConfig, WsProxy};
+use futures_lite::future;
+use smol::Timer;
+use ws_proxy::{Config, Error, SectionConfig, WsProxy};
 
 use crate::Failure;
 use crate::cli::Arguments;
@@ -26,17 +28,19 @@ Run ws-proxy --help for more.";
 /// Checked settings, and their source.
 #[derive(Debug)]
 pub(crate) struct Source {
-    pub(crate) sections: Vec<SectionConfig>,
-    /// Number of worker threads; 0 is one per CPU.
-    pub(crate) workers: usize,
-    pub(crate) log: LogSettings,
-    /// Admin listener, if there is to be one.
-    pub(crate) admin: Option<AdminConfig>,
+    pub(crate) config: Config,
     /// Configuration file; `None` for the command line.
-    file: Option<PathBuf>,
-    /// The file was found by default, not named.
-    found: bool,
-    ignored: Vec<String>,
+    file: Option<File>,
+}
+
+/// A configuration file.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    /// It was found by default, not named.
+    is_found: bool,
+    /// Its text when it was last looked at, or the error.
+    seen: Result<String, String>,
 }
 
 impl Source {
@@ -72,19 +76,49 @@ impl Source {
         Ok(None)
     }
 
-    fn from_file(file: &Path, found: bool) -> Result<Self, Failure> {
-        let name = file.display();
-        let text = fs::read_to_string(file).map_err(|error| {
-            Failure::Usage(format!("{name}: cannot read the configuration: {error}"))
-        })?;
-        let config = Config::parse(&text).map_err(|error| {
-            // `file:line: key: problem`, as compilers write it; without a line, a space follows.
-            let gap = if error.line.is_some() { "" } else { " " };
-            Failure::Usage(format!("{name}:{gap}{error}"))
-        })?;
-        let Config { sections, workers, log_format, log_level, admin, ignored, .. } = config;
-        let log = LogSettings { format: log_format, level: log_level };
-        Ok(Self { sections, workers, log, admin, file: Some(file.to_owned()), found, ignored })
+    fn from_file(path: &Path, is_found: bool) -> Result<Self, Failure> {
+        let text = read(path).map_err(Failure::Usage)?;
+        let config = parse(path, &text).map_err(Failure::Usage)?;
+        let file = File { path: path.to_owned(), is_found, seen: Ok(text) };
+        Ok(Self { config, file: Some(file) })
+    }
+
+    /// Reads and checks the same file again. An error is the text for the operator.
+    pub(crate) fn reread(&mut self) -> Result<Self, String> {
+        let Some(File { path, is_found, seen }) = &mut self.file else {
+            return Err("the settings are from the command line: restart with others".to_owned());
+        };
+        // Remembered even if it is invalid: a watched file is tried once.
+        *seen = read(path);
+        let text = seen.clone()?;
+        let config = parse(path, &text)?;
+        let file = File { path: path.clone(), is_found: *is_found, seen: Ok(text) };
+        Ok(Self { config, file: Some(file) })
+    }
+
+    /// Completes when the file no longer has the text that it had when it was last read, if it is
+    /// to be watched. The path is followed anew each time: Kubernetes changes a mounted file by
+    /// another target of a link on the way to it.
+    pub(crate) async fn changed(&self) {
+        let interval = self.config.watch_interval;
+        let Some(File { path, seen, .. }) = self.file.as_ref().filter(|_| !interval.is_zero())
+        else {
+            return future::pending().await;
+        };
+        while read(path) == *seen {
+            Timer::after(interval).await;
+        }
+    }
+
+    /// Returns the settings of the log.
+    pub(crate) fn log(&self) -> LogSettings {
+        LogSettings { format: self.config.log_format, level: self.config.log_level }
+    }
+
+    /// Returns the configuration in force as TOML.
+    pub(crate) fn text(&self) -> String {
+        // It has been checked; a token's file that has gone since is of no account.
+        self.config.to_toml().unwrap_or_else(|error| format!("# {error}\n"))
     }
 
     fn from_flags(arguments: &Arguments) -> Result<Self, Failure> {
@@ -113,15 +147,7 @@ impl Source {
             }
             other => Failure::Runtime(other.to_string()),
         })?;
-        Ok(Self {
-            sections: vec![SectionConfig::new(bind, proxy)],
-            workers: 0,
-            log: LogSettings::default(),
-            admin: None,
-            file: None,
-            found: false,
-            ignored: Vec::new(),
-        })
+        Ok(Self { config: Config::new(vec![SectionConfig::new(bind, proxy)]), file: None })
     }
 
     /// Returns the report of `ws-proxy check` on valid settings.
@@ -129,34 +155,51 @@ impl Source {
         let place = self
             .file
             .as_ref()
-            .map_or("the command line".to_owned(), |file| file.display().to_string());
-        let count = match self.sections.len() {
+            .map_or("the command line".to_owned(), |file| file.path.display().to_string());
+        let Config { sections, admin, ignored, .. } = &self.config;
+        let count = match sections.len() {
             1 => "1 section".to_owned(),
             many => format!("{many} sections"),
         };
         let mut report = format!("{place}: good, {count}");
-        for section in &self.sections {
+        for section in sections {
             report += &format!("\n  {}", section.bind);
         }
-        if let Some(admin) = &self.admin {
+        if let Some(admin) = admin {
             report += &format!("\n  {} (admin)", admin.bind_address());
         }
-        if !self.ignored.is_empty() {
-            report += &format!("\n  ignored, not ws-proxy's: {}", self.ignored.join(", "));
+        if !ignored.is_empty() {
+            report += &format!("\n  ignored, not ws-proxy's: {}", ignored.join(", "));
         }
         report
     }
 
     /// Logs the source, and the keys that are ignored.
     pub(crate) fn tell(&self) {
-        if let Some(file) = &self.file {
-            let how = if self.found { "found" } else { "named" };
-            log::info!(file:% = file.display(), how, sections = self.sections.len(); "config");
+        let Config { sections, ignored, .. } = &self.config;
+        if let Some(File { path, is_found, .. }) = &self.file {
+            let how = if *is_found { "found" } else { "named" };
+            log::info!(file:% = path.display(), how, sections = sections.len(); "config");
         }
-        if !self.ignored.is_empty() {
-            log::warn!(keys:% = self.ignored.join(", "); "config_ignored");
+        if !ignored.is_empty() {
+            log::warn!(keys:% = ignored.join(", "); "config_ignored");
         }
     }
+}
+
+/// Reads a configuration file.
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path)
+        .map_err(|error| format!("{}: cannot read the configuration: {error}", path.display()))
+}
+
+/// Checks the text of a configuration file.
+fn parse(path: &Path, text: &str) -> Result<Config, String> {
+    Config::parse(text).map_err(|error| {
+        // `file:line: key: problem`, as compilers write it; without a line, a space follows.
+        let gap = if error.line.is_some() { "" } else { " " };
+        format!("{}:{gap}{error}", path.display())
+    })
 }
 
 /// Returns the first option given that excludes a configuration file.

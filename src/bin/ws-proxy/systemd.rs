@@ -8,12 +8,21 @@ use smol::Timer;
 
 /// Tells that every listener is up.
 pub(crate) fn ready() {
-    notify(NotifyState::Ready);
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells that a reload has begun, which [`ready`] ends.
+pub(crate) fn reloading() {
+    // The manager tells by the time that it is its own signal that is answered.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => log::warn!(error:%; "notify_failed"),
+    }
 }
 
 /// Tells that the drain has begun.
 pub(crate) fn stopping() {
-    notify(NotifyState::Stopping);
+    notify(&[NotifyState::Stopping]);
 }
 
 /// Feeds the watchdog at half its interval, if there is one, for as long as the caller's executor
@@ -24,14 +33,14 @@ pub(crate) async fn feed_watchdog() -> ! {
     {
         let mut times = Timer::interval(interval / 2);
         while times.next().await.is_some() {
-            notify(NotifyState::Watchdog);
+            notify(&[NotifyState::Watchdog]);
         }
     }
     future::pending().await
 }
 
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         log::warn!(error:%; "notify_failed");
     }
 }

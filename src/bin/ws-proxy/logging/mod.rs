@@ -8,10 +8,11 @@ mod json;
 mod text;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::env;
 use std::io;
 use std::panic;
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -33,8 +34,11 @@ type Write = fn(&[u8]) -> io::Result<usize>;
 /// The lines on their way to stderr.
 static LINES: LineQueue<Write> = LineQueue::new(write, dropped_line);
 
-/// Format of the lines, once logging has started.
-static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+/// Whether the lines are JSON, of which a reload may decide.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether the configuration tells the level, which it does unless a flag or `RUST_LOG` does.
+static IS_CONFIGURED: AtomicBool = AtomicBool::new(false);
 
 /// Settings of the log, which `[log]` of the configuration has.
 #[derive(Clone, Copy, Debug)]
@@ -67,15 +71,26 @@ pub(crate) fn watch_panics() {
 /// Starts logging: at the level of the flag, else as `RUST_LOG` says, else as `settings` do.
 pub(crate) fn start(flag: Option<LevelFilter>, settings: LogSettings) {
     let mut logger = env_logger::Builder::new();
-    logger.filter_level(flag.unwrap_or(settings.level));
+    let is_configured = flag.is_none() && env::var_os(env_logger::DEFAULT_FILTER_ENV).is_none();
+    // The logger's own level cannot be changed any more; that of the configuration comes before it.
+    let level = if is_configured { LevelFilter::Trace } else { settings.level };
+    logger.filter_level(flag.unwrap_or(level));
     if flag.is_none() {
         logger.parse_default_env();
     }
-    // Nobody else sets it.
-    let _ = FORMAT.set(settings.format);
     logger.format(|output, record| write_line(output, format(), record));
     logger.target(Target::Pipe(Box::new(Lines)));
     logger.init();
+    IS_CONFIGURED.store(is_configured, Ordering::Relaxed);
+    change(settings);
+}
+
+/// Changes the format from the next line on, and the level unless a flag or `RUST_LOG` tells it.
+pub(crate) fn change(settings: LogSettings) {
+    IS_JSON.store(settings.format == LogFormat::Json, Ordering::Relaxed);
+    if IS_CONFIGURED.load(Ordering::Relaxed) {
+        log::set_max_level(settings.level);
+    }
 }
 
 /// Writes what is left of the log, and then the failure that the program ends with, if it does.
@@ -162,7 +177,7 @@ fn event_line(
 
 /// Returns the format of the lines; that of text before logging has started.
 fn format() -> LogFormat {
-    FORMAT.get().copied().unwrap_or_default()
+    if IS_JSON.load(Ordering::Relaxed) { LogFormat::Json } else { LogFormat::Text }
 }
 
 /// Writes a record as a line, with its end.

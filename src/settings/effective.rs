@@ -1,0 +1,72 @@
+//! Checked settings as tables again, with every default.
+
+use std::time::Duration;
+
+use super::{Drain, RawDrain, RawSection, Settings};
+
+impl Settings {
+    /// Returns the table that these settings come from, `given`, with the default of every key that
+    /// is not in it. `name` and `origins` have none.
+    pub(crate) fn to_raw(&self, given: &RawSection) -> RawSection {
+        let policy = &self.policy;
+        RawSection {
+            name: given.name.clone(),
+            bind: given.bind.clone(),
+            backends: Some(self.backends.iter().map(|one| one.authority.clone()).collect()),
+            connect_timeout_ms: ms(self.connect_timeout),
+            resolve_interval_ms: ms(self.resolve_interval),
+            read_timeout_ms: ms(self.read_timeout),
+            response_timeout_ms: ms(self.response_timeout),
+            host: Some(self.host),
+            forwarded: Some(self.forwarded),
+            origins: given.origins.clone(),
+            strict_handshake: Some(self.strict_handshake),
+            max_head_bytes: number(Some(self.max_head)),
+            max_connections: number(self.max_connections),
+            socket_buffer_bytes: number(self.socket_buffer),
+            ping_interval_ms: ms_or_zero(policy.ping_interval),
+            pong_timeout_ms: ms(policy.pong_timeout),
+            idle_timeout_ms: ms_or_zero(policy.idle_timeout),
+            blocked_timeout_ms: ms_or_zero(policy.blocked_timeout),
+            max_lifetime_ms: ms_or_zero(policy.max_lifetime),
+            lifetime_close_code: number(Some(policy.lifetime_close_code)),
+            max_message_bytes: number(policy.max_message),
+            max_frame_bytes: number(policy.max_frame),
+            max_messages_per_second: number(policy.max_messages_per_second),
+            max_frames_per_second: number(policy.max_frames_per_second),
+            rate_action: Some(policy.rate_action),
+            strict_frames: Some(policy.strict_frames),
+            backend_lost_code: number(policy.backend_lost_code),
+            client_lost_code: number(policy.client_lost_code),
+            tunnel_start: Some(self.tunnel_start),
+        }
+    }
+}
+
+impl Drain {
+    /// Returns the table with these settings.
+    pub(crate) fn to_raw(self) -> RawDrain {
+        RawDrain {
+            delay_ms: ms(self.delay),
+            spread_ms: ms(self.spread),
+            timeout_ms: ms(self.timeout),
+            close_code: number(Some(self.close_code)),
+            close_grace_ms: ms(self.close_grace),
+        }
+    }
+}
+
+/// Returns a time in milliseconds, as a table has it.
+fn ms(time: Duration) -> Option<i64> {
+    number(Some(time.as_millis()))
+}
+
+fn ms_or_zero(time: Option<Duration>) -> Option<i64> {
+    ms(time.unwrap_or_default())
+}
+
+/// Returns a number as a table has it: 0 for none.
+fn number<N: TryInto<i64>>(given: Option<N>) -> Option<i64> {
+    // A larger one was none of a table.
+    Some(given.map_or(0, |number| number.try_into().unwrap_or(i64::MAX)))
+}
