@@ -78,9 +78,10 @@ impl ProxyHandle {
     pub fn reload(&self, proxy: WsProxy) -> Result<(), Error> {
         let live = self.0.upgrade().ok_or(Error::Stopped)?;
         let settings = proxy.settings(&live.bind)?;
-        let before = live.current().settings.socket_buffer;
-        if before.is_some() && settings.0.socket_buffer.is_none() {
-            log::warn!(section:% = live.current().name, key = "socket_buffer_bytes"; "restart_needed");
+        let before = live.current();
+        if before.settings.socket_buffer.is_some() && settings.0.socket_buffer.is_none() {
+            let key = "socket_buffer_bytes";
+            log::warn!(section:% = before.name, key; "restart_needed");
         }
         live.reload(settings);
         Ok(())
