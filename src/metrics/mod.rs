@@ -171,6 +171,19 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(all(test, feature = "metrics"))]
 mod tests {
     use super::*;
+    use crate::WsProxy;
+
+    #[test]
+    fn sections_that_are_gone_take_no_memory() {
+        let metrics = Metrics::new();
+        let listen = || WsProxy::new(["a:1"]).metrics(&metrics).listen("127.0.0.1:0").unwrap();
+        let kept = listen();
+        (0..9).for_each(|_| drop(listen()));
+        assert!(lock(&metrics.0.sections).len() <= 2);
+        assert_eq!(metrics.sections().len(), 1);
+        drop(kept);
+        assert!(metrics.sections().is_empty());
+    }
 
     #[test]
     fn openmetrics_has_to_be_asked_for() {

@@ -212,3 +212,40 @@ fn given_flag(arguments: &Arguments) -> Option<&'static str> {
     ];
     flags.into_iter().find_map(|(is_given, flag)| is_given.then_some(flag))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process;
+
+    use super::*;
+
+    #[test]
+    fn a_watched_text_is_tried_once_and_any_other_one_again() {
+        let path = std::env::temp_dir().join(format!("ws-proxy-watched-{}.toml", process::id()));
+        let write = |top: &str| {
+            let section = "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"a:1\"]\n";
+            fs::write(&path, format!("{top}\n{section}")).unwrap();
+        };
+        let has_changed =
+            |source: &Source| future::block_on(future::poll_once(source.changed())).is_some();
+        write("watch_config_ms = 1000");
+        let mut source = Source::from_file(&path, false).unwrap();
+        assert!(!has_changed(&source));
+        write("watch_config_ms = \"often\"");
+        assert!(has_changed(&source));
+        let error = source.reread().unwrap_err();
+        assert!(error.contains(":1: watch_config_ms: "), "{error}");
+        assert!(!has_changed(&source));
+        fs::remove_file(&path).unwrap();
+        assert!(has_changed(&source));
+        assert!(source.reread().unwrap_err().contains("cannot read"));
+        assert!(!has_changed(&source));
+        write("watch_config_ms = 0");
+        assert!(has_changed(&source));
+        let source = source.reread().unwrap();
+        write("watch_config_ms = 1");
+        // It is not watched any more.
+        assert!(!has_changed(&source));
+        fs::remove_file(&path).unwrap();
+    }
+}
