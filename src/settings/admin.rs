@@ -60,6 +60,13 @@ impl AdminConfig {
         Self { raw: RawAdmin { bind: Some(bind.into()), ..RawAdmin::default() } }
     }
 
+    /// Sets another address to listen on.
+    #[must_use]
+    pub fn bind(mut self, bind: impl Into<String>) -> Self {
+        self.raw.bind = Some(bind.into());
+        self
+    }
+
     /// Demands the content of this file, without the white space around it, as
     /// `Authorization: Bearer` in every request but those for `/livez` and `/readyz`. Changes are
     /// then taken from every address. By default no token is asked for.

@@ -9,7 +9,8 @@ use futures_lite::future;
 use smol::Executor;
 use smol::channel::{Receiver, Sender, WeakSender, bounded, unbounded};
 use ws_proxy::{
-    Admin, AdminServer, BoundProxy, OnRemoved, ProxyHandle, SectionConfig, Shutdown, Workers,
+    Admin, AdminServer, BoundProxy, Config, OnRemoved, ProxyHandle, SectionConfig, Shutdown,
+    Workers,
 };
 
 use crate::process::bind_section;
@@ -145,7 +146,8 @@ impl Reloader {
     fn reload(&mut self, served: &Served<'_, '_>, admin: Option<&AdminServer>) -> Outcome {
         let alive = served.alive.upgrade().filter(|_| !served.shutdown.has_begun());
         let Some(alive) = alive else { return Err("this proxy is draining".to_owned()) };
-        let next = self.source.reread()?;
+        let mut next = self.source.reread()?;
+        let keys = take_back(&self.source.config, &mut next.config);
         let plan = self.plan(&next, admin)?;
         if let (Some(server), Some(config)) = (admin, &next.config.admin) {
             server.reload(config).map_err(|error| format!("[admin]: {error}"))?;
@@ -183,10 +185,12 @@ impl Reloader {
         if let Some(server) = admin {
             server.set_config(next.text());
         }
-        let lines = restart_needed(&self.source, &next);
+        for key in &keys {
+            log::warn!(key; "restart_needed");
+        }
         self.sections = sections;
         self.source = next;
-        Ok(lines)
+        Ok(keys.iter().map(|key| format!("{key}: takes effect after a restart")).collect())
     }
 
     /// Finds the section that serves each address, and opens those that none serves yet.
@@ -239,19 +243,21 @@ enum Step {
     Open(BoundProxy),
 }
 
-/// Returns a line for each change that takes effect only after a restart, and logs it.
-fn restart_needed(now: &Source, next: &Source) -> Vec<String> {
-    let bind =
-        |source: &Source| source.config.admin.as_ref().map(|admin| admin.bind_address().to_owned());
-    let changes = [
-        ("workers", now.config.workers != next.config.workers),
-        ("[admin] bind", bind(now) != bind(next)),
-    ];
-    let changed = changes.into_iter().filter(|(_, is_changed)| *is_changed);
-    changed
-        .map(|(key, _)| {
-            log::warn!(key; "restart_needed");
-            format!("{key}: takes effect after a restart")
-        })
-        .collect()
+/// Takes back the changes that take effect only after a restart, and returns their keys.
+fn take_back(running: &Config, next: &mut Config) -> Vec<&'static str> {
+    let mut keys = Vec::new();
+    if next.workers != running.workers {
+        next.workers = running.workers;
+        keys.push("workers");
+    }
+    let bind = |config: &Config| config.admin.as_ref().map(|one| one.bind_address().to_owned());
+    if bind(next) != bind(running) {
+        next.admin = match (next.admin.take(), &running.admin) {
+            // Its names and its token can change.
+            (Some(next), Some(running)) => Some(next.bind(running.bind_address())),
+            (_, running) => running.clone(),
+        };
+        keys.push("[admin] bind");
+    }
+    keys
 }
