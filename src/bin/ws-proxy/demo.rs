@@ -22,8 +22,15 @@ pub(crate) fn run(demo: &Demo) -> Result<(), Failure> {
     let signals = process::watch_signals()?;
     let backend = echo::start("127.0.0.1:0")
         .map_err(|error| Failure::Runtime(format!("cannot start the echo backend: {error}")))?;
-    let admin_config = AdminConfig::new("127.0.0.1:0");
-    let admin = process::bind_admin(&admin_config)?;
+    let usual = AdminConfig::new("127.0.0.1:9600");
+    let (admin, admin_config) = match process::bind_admin(&usual) {
+        Ok(admin) => (admin, usual),
+        // Another program has the port, such as another demo.
+        Err(_) => {
+            let any = usual.bind("127.0.0.1:0");
+            (process::bind_admin(&any)?, any)
+        }
+    };
     let proxy = WsProxy::new([backend.to_string()]).name("demo");
     let mut config = Config::new(vec![SectionConfig::new(&demo.bind, proxy.clone())]);
     config.admin = Some(admin_config);
