@@ -106,12 +106,13 @@ impl Reloader {
             systemd::reloading();
             let outcome = self.reload(served, admin);
             systemd::ready();
+            // Whoever reads the line finds it counted.
+            if let Some(admin) = admin {
+                admin.metrics().record_reload(outcome.as_ref().map(drop).map_err(String::clone));
+            }
             match &outcome {
                 Ok(_) => log::info!(by, sections = self.sections.len(); "config_reloaded"),
                 Err(error) => log::error!(by, error; "config_reload_failed"),
-            }
-            if let Some(admin) = admin {
-                admin.metrics().record_reload(outcome.as_ref().map(drop).map_err(String::clone));
             }
             if let Some(answer) = answer {
                 // A client that has gone needs no answer.
