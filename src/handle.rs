@@ -87,6 +87,15 @@ impl ProxyHandle {
         Ok(())
     }
 
+    /// Completes when the proxy accepts clients, or cannot; at once if it has stopped.
+    pub async fn started(&self) {
+        // Not the section, which must not be kept alive by those who wait.
+        let start = self.0.upgrade().map(|live| live.start.clone());
+        if let Some(start) = start {
+            start.begun().await;
+        }
+    }
+
     /// Closes the port, and leaves the tunnels alone: [`BoundProxy::run`] completes when the last
     /// one has ended. A drain may follow.
     pub fn retire(&self) {

@@ -40,10 +40,12 @@ pub(crate) async fn accept(
     let listener = match Listener::new(handle.reactor(), listener) {
         Ok(listener) => listener,
         Err(error) => {
+            live.start.begin();
             return Event::ListenFailed { section: latest.get(), error: &error }.emit();
         }
     };
     live.is_accepting.set(true);
+    live.start.begin();
     let accepting = async {
         let mut failures = Failures::default();
         let mut buffer = latest.get().settings.socket_buffer;

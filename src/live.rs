@@ -17,6 +17,8 @@ pub(crate) struct LiveSection {
     current: Mutex<Arc<Section>>,
     /// Number of reloads, so that only after one the accept loop takes the lock.
     reloads: AtomicUsize,
+    /// Begins when its accept loop has begun, or has failed to.
+    pub(crate) start: Shutdown,
     /// Its accept loop runs.
     pub(crate) is_accepting: Flag,
     /// Its drain has begun.
@@ -45,6 +47,7 @@ impl LiveSection {
             bind,
             current: Mutex::new(Arc::new(section)),
             reloads: AtomicUsize::new(0),
+            start: Shutdown::new(),
             is_accepting: Flag::default(),
             is_draining: Flag::default(),
             retirement: Shutdown::new(),

@@ -593,7 +593,10 @@ mod handle {
         let (address, handle) = (bound.local_addr(), bound.handle());
         let stats = handle.stats();
         assert!(!stats.is_accepting && !stats.is_draining && stats.backends.len() == 1);
+        assert!(future::block_on(future::poll_once(handle.started())).is_none());
         let serving = thread::spawn(|| smol::block_on(bound.run(future::pending())));
+        future::block_on(handle.started());
+        assert!(handle.stats().is_accepting);
         let (mut client, mut server) = Peer::tunnel(address, &first);
 
         let error = handle.reload(WsProxy::new(["a:b"])).unwrap_err();
@@ -625,7 +628,8 @@ mod handle {
         assert_eq!(handle.stats(), Default::default());
         let error = handle.reload(WsProxy::new(["a:1"])).unwrap_err();
         assert!(matches!(error, Error::Stopped), "{error:?}");
-        // Both are of no effect then.
+        // Nothing is of effect then.
+        future::block_on(handle.started());
         handle.retire();
         handle.drain();
     }

@@ -105,6 +105,10 @@ impl Reloader {
             let (by, answer) = self.next().await;
             systemd::reloading();
             let outcome = self.reload(served, admin);
+            // New ports are open, and ready as soon as their clients are accepted.
+            for (_, handle) in &self.sections {
+                handle.started().await;
+            }
             systemd::ready();
             // Whoever reads the line finds it counted.
             if let Some(admin) = admin {
