@@ -78,6 +78,13 @@ impl LiveSection {
     }
 }
 
+impl Drop for LiveSection {
+    /// Tells those who wait for a start that there will be none.
+    fn drop(&mut self) {
+        self.start.begin();
+    }
+}
+
 impl<'a> Latest<'a> {
     pub(crate) fn of(live: &'a LiveSection) -> Self {
         // Counted first: a reload in between is found again, and not missed.

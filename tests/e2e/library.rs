@@ -635,6 +635,15 @@ mod handle {
     }
 
     #[test]
+    fn a_proxy_that_never_runs_keeps_nobody_waiting() {
+        let bound = WsProxy::new(["a:1"]).listen("127.0.0.1:0").unwrap();
+        let handle = bound.handle();
+        let waiting = thread::spawn(move || future::block_on(handle.started()));
+        drop(bound);
+        waiting.join().unwrap();
+    }
+
+    #[test]
     fn a_proxy_that_retires_ends_with_its_last_tunnel() {
         let backend = Backend::start();
         let bound = listen(&backend);
