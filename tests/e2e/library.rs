@@ -512,7 +512,7 @@ mod settings {
         };
         let (limited, unlimited) = (held(Some(16 * 1024)), held(None));
         for (limited, unlimited) in limited.iter().zip(&unlimited) {
-            assert!(limited * 3 < unlimited * 2, "{limited} of {unlimited} bytes");
+            assert!(limited * 4 < *unlimited, "{limited} of {unlimited} bytes");
         }
     }
 

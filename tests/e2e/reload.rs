@@ -270,6 +270,7 @@ fn sections_come_and_go_while_others_stay() {
         // It leaves at once, without the delay that is for load balancers.
         expect_refused(feed_at);
         assert_eq!(proxy.ask("GET /readyz"), (200, "ok\n".to_owned()));
+        assert!(proxy.ask("GET /sections").1.contains("\"section\":\"game\""));
         talk(&mut chatting, &mut chat_server);
         let (mut gaming, mut game_server) = Peer::tunnel(game_at, &backends[2]);
         talk(&mut gaming, &mut game_server);
@@ -490,6 +491,12 @@ fn tunnels_to_a_removed_backend_are_still_told() {
     assert!(backends.contains(&format!("\"backend\":\"{}\"", old.address)), "{backends}");
     assert!(backends.contains("\"state\":\"removed\",\"tunnels\":1"), "{backends}");
     assert!(proxy.ask("GET /sections").1.contains("\"tunnels\":1"));
+    let name = backends.split("\"section\":\"").nth(1).unwrap().split('"').next().unwrap();
+    let sample = |backend: &Backend| {
+        let labels = format!("section=\"{name}\",backend=\"{}\"", backend.address);
+        proxy.sample(&format!("ws_proxy_tunnels{{{labels}}}"))
+    };
+    assert_eq!((sample(&old), sample(&new)), (1.0, 0.0));
     let (status, _) = proxy.ask(&format!("DELETE /tunnels?backend={}&code=1008", old.address));
     assert_eq!(status, 200);
     client.expect_proxy_close(From::Client, 1008);
