@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, future};
 
+use super::places::{Place, Places};
 use super::reply::Reply;
 use super::request::{Announced, Method, Request};
 use crate::handshake::scan::HeadScan;
@@ -37,7 +38,8 @@ pub(super) trait Service: Send + Sync + 'static {
 pub(super) struct Limits {
     /// Connections at a time.
     pub(super) connections: usize,
-    /// Time for a head, for a body, and for a client to take a response.
+    /// Time for a head, for a body, for a client to take a response, and for the response to one
+    /// that has ended its sending.
     pub(super) step: Duration,
     /// Time between two requests of a connection.
     pub(super) idle: Duration,
@@ -62,7 +64,7 @@ pub(super) async fn accept<S: Service>(
         Ok(listener) => listener,
         Err(error) => return log::error!(error:%; "admin_listen_failed"),
     };
-    let permits = Permits::new(Some(limits.connections));
+    let places = Places::new(limits.connections);
     let refusals = Permits::new(Some(REFUSALS_MAX));
     let accepting = async {
         let mut failures = Failures::default();
@@ -79,11 +81,12 @@ pub(super) async fn accept<S: Service>(
                 }
             };
             failures.clear();
-            if let Some(permit) = permits.take() {
+            if let Some(place) = places.take() {
                 let (service, waiting) = (Arc::clone(&service), alive.downgrade());
                 handle.start_connection(move |handle, load| async move {
-                    serve(handle, stream, (&*service, canonical(peer)), limits, waiting).await;
-                    drop((permit, load));
+                    let held = (place, waiting);
+                    serve(handle, stream, (&*service, canonical(peer)), limits, held).await;
+                    drop(load);
                 });
             } else if let Some(permit) = refusals.take() {
                 handle.start_connection(move |handle, load| async move {
@@ -97,12 +100,13 @@ pub(super) async fn accept<S: Service>(
 }
 
 /// Serves a connection: one request after the other, each answered before the next is looked at.
+/// It ends where its place is needed while it waits for the client.
 async fn serve(
     handle: Handle,
     stream: TcpStream,
     (service, peer): (&impl Service, SocketAddr),
     limits: Limits,
-    waiting: WeakGuard,
+    (mut place, waiting): (Place, WeakGuard),
 ) {
     let socket = match Socket::new(handle.reactor(), stream) {
         Ok(socket) => socket,
@@ -111,11 +115,9 @@ async fn serve(
     let mut bytes = Vec::new();
     let mut is_first = true;
     loop {
-        if !is_first && bytes.is_empty() && !next_begins(&socket, &mut bytes, limits).await {
-            return;
-        }
+        let next = next_request(&socket, &mut bytes, (limits, is_first));
+        let Some(Some(request)) = place.lend(next).await else { return };
         is_first = false;
-        let request = read_request(&socket, &mut bytes, limits).await;
         // A whole request is answered before the process ends; a new one is not taken then.
         let Some(alive) = waiting.upgrade() else { return };
         let (reply, is_to_head, closes) = match request {
@@ -123,7 +125,7 @@ async fn serve(
                 let (method, closes) = (request.method, !request.keeps_alive);
                 // One that nobody waits for any more gives its place back.
                 let gone = async {
-                    socket.broken().await;
+                    future::or(left(&socket, limits), async { drop(socket.broken().await) }).await;
                     None
                 };
                 let answer = async { Some(service.answer(request, peer).await) };
@@ -134,14 +136,26 @@ async fn serve(
             Err(None) => return,
         };
         let response = if is_to_head { reply.head(closes) } else { reply.to_bytes(closes) };
-        if let Err(error) = write_within(limits.step, &socket, &response).await {
-            return log::debug!(client:% = peer, error:%; "admin_answer_failed");
+        match place.lend(write_within(limits.step, &socket, &response)).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                return log::debug!(client:% = peer, error:%; "admin_answer_failed");
+            }
+            None => return,
         }
         drop(alive);
         if closes {
-            return linger(socket).await;
+            place.lend(linger(socket)).await;
+            return;
         }
     }
+}
+
+/// Waits until the client has ended its sending, and after that for the time of a step. It may
+/// still read, but no client waits for long that cannot ask for anything any more.
+async fn left(socket: &Socket, limits: Limits) {
+    socket.ended().await;
+    Timer::after(socket.reactor(), limits.step).await;
 }
 
 /// Answers a connection for which there is no room.
@@ -155,6 +169,18 @@ async fn turn_away(handle: Handle, stream: TcpStream, limits: Limits, _permit: P
     if write_within(limits.step, &socket, &reply.to_bytes(true)).await.is_ok() {
         linger(socket).await;
     }
+}
+
+/// Waits for the next request; `None` if none begins.
+async fn next_request(
+    socket: &Socket,
+    bytes: &mut Vec<u8>,
+    (limits, is_first): (Limits, bool),
+) -> Option<Result<Request, Option<Reply>>> {
+    if !is_first && bytes.is_empty() && !next_begins(socket, bytes, limits).await {
+        return None;
+    }
+    Some(read_request(socket, bytes, limits).await)
 }
 
 /// Waits for the first bytes of the next request; returns false if none come.
@@ -308,16 +334,58 @@ mod tests {
 
     #[test]
     fn a_reader_that_takes_nothing_is_cut_off() {
-        let limits = Limits { step: SHORT, idle: LONG, connections: 1 };
-        let server = start(limits);
+        let server = start(Limits { step: SHORT, idle: LONG, ..Limits::default() });
         let mut greedy = connect(&server);
         greedy.write_all(b"GET /much HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        // Its place is free again without a byte being read.
-        let ask = "GET /x HTTP/1.0\r\n\r\n";
-        while !exchange(&server, ask).starts_with("HTTP/1.1 200 ") {
-            std::thread::yield_now();
+        greedy.read_exact(&mut [0]).unwrap();
+        // The end waits for a response that is under way.
+        server.stop.begin();
+        future::block_on(server.ended.wait());
+    }
+
+    #[test]
+    fn those_that_wait_for_their_clients_give_way() {
+        let server = start(Limits { step: LONG, idle: LONG, connections: 3 });
+        let ends = |stream: &mut TcpStream| {
+            let mut text = Vec::new();
+            // What it had sent may have the kernel reset it.
+            let _ = stream.read_to_end(&mut text);
+        };
+        let ask = "GET /x HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut idle = connect(&server);
+        idle.write_all(ask.as_bytes()).unwrap();
+        idle.read_exact(&mut [0]).unwrap();
+        let mut slow = connect(&server);
+        slow.write_all(b"GET /").unwrap();
+        let mut greedy = connect(&server);
+        greedy.write_all(b"GET /much HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        greedy.read_exact(&mut [0]).unwrap();
+        // Each new one stays, and is the last to give way.
+        let mut new: Vec<_> = (0..3).map(|_| connect(&server)).collect();
+        ends(&mut idle);
+        ends(&mut slow);
+        ends(&mut greedy);
+        for stream in &mut new {
+            stream.write_all(ask.as_bytes()).unwrap();
+            let mut start = [0; 12];
+            stream.read_exact(&mut start).unwrap();
+            assert_eq!(&start, b"HTTP/1.1 200");
         }
-        drop(greedy);
+    }
+
+    #[test]
+    fn a_client_that_has_left_gives_its_place_back() {
+        let server = start(Limits { step: SHORT, idle: LONG, ..Limits::default() });
+        let half_closed = |path: &str| {
+            let mut stream = connect(&server);
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            stream.shutdown(Half::Write).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        };
+        assert!(half_closed("/x").ends_with("\r\n\r\n/x\n"));
+        assert_eq!(half_closed("/never"), "");
     }
 
     #[test]
@@ -332,7 +400,10 @@ mod tests {
         let limits = Limits { step: LONG, idle: LONG, connections: 1 };
         let server = start(limits);
         let mut waiting = connect(&server);
-        waiting.write_all(b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        waiting.write_all((ask("/x") + &ask("/never")).as_bytes()).unwrap();
+        // The second one is being answered as soon as the first one is.
+        waiting.read_exact(&mut [0]).unwrap();
         assert!(exchange(&server, "").starts_with("HTTP/1.1 503 "));
         rustix::net::sockopt::set_socket_linger(&waiting, Some(Duration::ZERO)).unwrap();
         drop(waiting);

@@ -166,22 +166,37 @@ fn what_is_too_much_or_no_request_is_refused_and_ends_the_connection() {
 
 #[test]
 fn one_connection_too_many_is_told_so() {
-    let admin = Admin::start("", "");
-    // Each is known to be served by its response.
-    let mut held: Vec<Peer> = Vec::new();
-    for _ in 0..64 {
-        let mut peer = Peer::connect(admin.address);
-        peer.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        assert_eq!(read_response(&mut peer).0, 200);
-        held.push(peer);
+    let mut admin = Admin::start("", "delay_ms = 60000\ntimeout_ms = 90000");
+    let ask = "POST /drain?wait=1 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let held: Vec<_> = (0..64).map(|_| Peer::sending(admin.address, ask)).collect();
+    // Each is known to be answered by its line.
+    for _ in &held {
+        admin.program.wait_for("event=admin_drain");
     }
     let text = Peer::connect(admin.address).read_text_to_end();
     assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("64 connections"), "{text}");
     // No tunnel notices.
     let (mut client, mut server) = Peer::tunnel(admin.proxy, &admin.backend);
     crate::support::assert_alive(&mut client, &mut server);
-    drop(held);
+    held.into_iter().for_each(Peer::reset);
     admin.wait_for_any();
+}
+
+#[test]
+fn connections_that_are_kept_keep_no_probe_out() {
+    let admin = Admin::start("", "");
+    let ask = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    // Each begins to wait after the one before.
+    let answered = |()| {
+        let mut peer = Peer::sending(admin.address, ask);
+        assert_eq!(read_response(&mut peer).0, 200);
+        peer
+    };
+    let mut kept: Vec<_> = [(); 64].into_iter().map(answered).collect();
+    assert_eq!(admin.ask("GET /livez", "").0, 200);
+    kept[0].expect_eof();
+    kept[63].send(ask);
+    assert_eq!(read_response(&mut kept[63]).0, 200);
 }
 
 impl Admin {
