@@ -32,6 +32,7 @@ use self::site::Site;
 use crate::metrics::Metrics;
 use crate::net;
 use crate::proxy::{BoundProxy, Error};
+use crate::section::Permits;
 use crate::settings::{AdminConfig, AdminSettings};
 use crate::shutdown::{AllDropped, Shutdown, guard};
 use crate::worker::{WorkGroup, Workers};
@@ -143,6 +144,7 @@ impl Admin {
         let router = Arc::new(Router {
             access: Mutex::new(Access::new(local, settings.hosts, settings.token)),
             site: Site::new(proxies, (configuration, metrics), shutdown.clone(), stopped.clone()),
+            long_lists: Permits::new(Some(tunnels::LONG_LISTS)),
         });
         let group = workers.group(None);
         let (alive, answered) = guard();

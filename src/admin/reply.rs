@@ -2,20 +2,24 @@
 
 use std::borrow::Cow;
 
+use crate::section::Permit;
+
 /// A response, without the fields that all have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) content_type: &'static str,
     /// Further fields. Their values are ours: no line break is in them.
     pub(super) fields: Vec<(&'static str, Cow<'static, str>)>,
     pub(super) body: Vec<u8>,
+    /// Held until the response is sent.
+    pub(super) held: Option<Permit>,
 }
 
 impl Reply {
     /// Creates a 200 with a body of this type.
     pub(super) fn ok(content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
-        Self { status: 200, content_type, fields: Vec::new(), body: body.into() }
+        Self { status: 200, content_type, fields: Vec::new(), body: body.into(), held: None }
     }
 
     /// Creates a response with lines of text, each of which gets its line break.
@@ -47,14 +51,18 @@ impl Reply {
         self
     }
 
-    /// Returns the bytes of the response. After one that `closes`, the connection takes no further
-    /// request.
-    pub(super) fn to_bytes(&self, closes: bool) -> Vec<u8> {
-        [&self.head(closes), &*self.body].concat()
+    /// Returns the bytes of the response, and what is held until they are sent. After one that
+    /// `closes`, the connection takes no further request.
+    pub(super) fn into_bytes(self, closes: bool) -> (Vec<u8>, Option<Permit>) {
+        ([&self.head(closes), &*self.body].concat(), self.held)
     }
 
-    /// Returns the bytes of the response without its body, as HEAD gets it.
-    pub(super) fn head(&self, closes: bool) -> Vec<u8> {
+    /// Returns the response without its body, as HEAD gets it.
+    pub(super) fn without_body(self, closes: bool) -> (Vec<u8>, Option<Permit>) {
+        (self.head(closes), self.held)
+    }
+
+    fn head(&self, closes: bool) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\
              Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
@@ -105,8 +113,8 @@ mod tests {
                     Content-Length: 8\r\nCache-Control: no-store\r\n\
                     X-Content-Type-Options: nosniff\r\nConnection: close\r\n\
                     Allow: GET, HEAD\r\n\r\n";
-        assert_eq!(reply.to_bytes(true), format!("{head}one\ntwo\n").as_bytes());
         assert_eq!(reply.head(true), head.as_bytes());
         assert_eq!(reply.head(false), head.replace("Connection: close\r\n", "").as_bytes());
+        assert_eq!(reply.into_bytes(true).0, format!("{head}one\ntwo\n").as_bytes());
     }
 }

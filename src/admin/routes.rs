@@ -17,6 +17,7 @@ use super::server::Service;
 use super::site::Site;
 use super::tunnels;
 use crate::metrics::MetricsFormat;
+use crate::section::Permits;
 
 /// All routes. Those of one path stand together.
 const ROUTES: &[Route] = &[
@@ -51,6 +52,8 @@ type Handler = for<'a> fn(Call<'a>) -> Pin<Box<dyn Future<Output = Reply> + 'a>>
 pub(super) struct Router {
     pub(super) access: Mutex<Access>,
     pub(super) site: Site,
+    /// Long lists of tunnels that are being made or sent.
+    pub(super) long_lists: Permits,
 }
 
 impl Router {
@@ -67,7 +70,10 @@ impl Service for Router {
             return refusal;
         }
         match find(&request) {
-            Ok(handler) => handler(Call { site: &self.site, request: &request, peer }).await,
+            Ok(handler) => {
+                let (site, long_lists) = (&self.site, &self.long_lists);
+                handler(Call { site, long_lists, request: &request, peer }).await
+            }
             Err(refusal) => refusal,
         }
     }

@@ -135,7 +135,9 @@ async fn serve(
             Err(Some(reply)) => (reply, false, true),
             Err(None) => return,
         };
-        let response = if is_to_head { reply.head(closes) } else { reply.to_bytes(closes) };
+        // The body is not kept beside the response while the client takes its time.
+        let (response, held) =
+            if is_to_head { reply.without_body(closes) } else { reply.into_bytes(closes) };
         match place.lend(write_within(limits.step, &socket, &response)).await {
             Some(Ok(())) => {}
             Some(Err(error)) => {
@@ -143,7 +145,7 @@ async fn serve(
             }
             None => return,
         }
-        drop(alive);
+        drop((alive, held));
         if closes {
             place.lend(linger(socket)).await;
             return;
@@ -166,7 +168,7 @@ async fn turn_away(handle: Handle, stream: TcpStream, limits: Limits, _permit: P
         limits.connections
     );
     let reply = Reply::error(503, problem).with("Retry-After", "1");
-    if write_within(limits.step, &socket, &reply.to_bytes(true)).await.is_ok() {
+    if write_within(limits.step, &socket, &reply.into_bytes(true).0).await.is_ok() {
         linger(socket).await;
     }
 }

@@ -16,6 +16,9 @@ use crate::tunnel::{CloseOrder, PerSide, TunnelFilter, TunnelView};
 const LIMIT: u64 = 100;
 /// Most tunnels that are listed.
 const LIMIT_MAX: u64 = 10_000;
+/// Most lists of more than [`LIMIT`] tunnels at a time: each takes up to 30 MB until its client has
+/// taken it.
+pub(super) const LONG_LISTS: usize = 4;
 /// Code of the Close where none is given: going away (RFC 6455, 7.4.1).
 const CODE: u16 = 1_001;
 /// Reason in the Close where none is given.
@@ -39,8 +42,19 @@ pub(super) async fn list(call: Call<'_>) -> Reply {
         Ok(asked) => asked,
         Err(refusal) => return refusal,
     };
+    let held = if limit > LIMIT { call.long_lists.take() } else { None };
+    if limit > LIMIT && held.is_none() {
+        let problem = format!(
+            "{LONG_LISTS} lists of more than {LIMIT} tunnels are being sent: come again, or ask \
+             for fewer with limit="
+        );
+        return Reply::error(503, problem).with("Retry-After", "1");
+    }
     match call.site.tunnels(&filter, usize::try_from(limit).unwrap_or(usize::MAX)).await {
-        Some(views) => Reply::json(&views.iter().map(view_of).collect()),
+        Some(views) => {
+            let reply = Reply::json(&views.iter().map(view_of).collect());
+            Reply { held, ..reply }
+        }
         None => busy(),
     }
 }
@@ -187,4 +201,38 @@ fn view_of(view: &TunnelView) -> Value {
 /// Returns a time in seconds, with one decimal.
 fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future;
+
+    use super::*;
+    use crate::admin::request::Announced;
+    use crate::admin::site::Site;
+    use crate::builder::WsProxy;
+    use crate::metrics::Metrics;
+    use crate::section::Permits;
+    use crate::shutdown::Shutdown;
+
+    #[test]
+    fn long_lists_are_few_until_they_are_sent() {
+        let proxy = WsProxy::new(["127.0.0.1:1"]).listen("127.0.0.1:0").unwrap();
+        let site = Site::new([&proxy], Metrics::new(), Shutdown::new(), Shutdown::new());
+        let long_lists = Permits::new(Some(1));
+        let list = |limit: u64| {
+            let head = format!("GET /tunnels?limit={limit} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let request = Announced::parse(head.as_bytes()).unwrap().request;
+            let peer = ([127, 0, 0, 1], 1).into();
+            let call = Call { site: &site, long_lists: &long_lists, request: &request, peer };
+            future::block_on(super::list(call))
+        };
+        let first = list(LIMIT + 1);
+        assert_eq!(first.status, 200);
+        assert_eq!((list(LIMIT + 1).status, list(LIMIT).status), (503, 200));
+        let sent = first.into_bytes(false);
+        assert_eq!(list(LIMIT_MAX).status, 503);
+        drop(sent);
+        assert_eq!(list(LIMIT_MAX).status, 200);
+    }
 }
