@@ -89,13 +89,13 @@ impl EventLoop {
                     Command::Cut(group) => self.cut(&group),
                     #[cfg(feature = "admin")]
                     Command::Answer(guard) => drop(guard),
-                    // Whoever asked may have gone away.
                     #[cfg(feature = "admin")]
                     Command::List(filter, limit, answer) => {
-                        let _ = answer.try_send(self.tunnels.list(&filter, limit));
+                        super::queue::tell(&answer, || self.tunnels.list(&filter, limit));
                     }
                     #[cfg(feature = "admin")]
                     Command::Close(filter, order, answer) => {
+                        // Whoever asked may have gone away, and means it all the same.
                         let _ = answer.try_send(self.tunnels.close(&filter, &order));
                     }
                     Command::Stop => return Ok(()),

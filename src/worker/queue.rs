@@ -86,6 +86,16 @@ impl Drop for Load {
     }
 }
 
+/// Answers a question, unless nobody waits for the answer any more: after a stall, a worker has
+/// other things to do than those that were given up.
+#[cfg(feature = "admin")]
+pub(super) fn tell<T>(asker: &Sender<T>, answer: impl FnOnce() -> T) {
+    if !asker.is_closed() {
+        // It may be closed by now.
+        let _ = asker.try_send(answer());
+    }
+}
+
 impl Queue {
     /// Creates the open queue of a worker whose reactor this wakes.
     pub(super) fn new(waker: ReactorWaker) -> Self {
@@ -195,6 +205,16 @@ mod tests {
         }
         sender.join().unwrap();
         assert_eq!(taken, COMMANDS + 1);
+    }
+
+    #[cfg(feature = "admin")]
+    #[test]
+    fn nothing_is_made_for_those_that_have_given_up() {
+        let (asker, answers) = smol::channel::unbounded();
+        tell(&asker, || 7);
+        assert_eq!(answers.try_recv(), Ok(7));
+        drop(answers);
+        tell(&asker, || panic!("nobody waits for this"));
     }
 
     #[test]
