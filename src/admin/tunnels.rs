@@ -218,7 +218,8 @@ mod tests {
     #[test]
     fn long_lists_are_few_until_they_are_sent() {
         let proxy = WsProxy::new(["127.0.0.1:1"]).listen("127.0.0.1:0").unwrap();
-        let site = Site::new([&proxy], Metrics::new(), Shutdown::new(), Shutdown::new());
+        let told = (Default::default(), Metrics::new());
+        let site = Site::new([&proxy], told, Shutdown::new(), Shutdown::new());
         let long_lists = Permits::new(Some(1));
         let list = |limit: u64| {
             let head = format!("GET /tunnels?limit={limit} HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -129,10 +129,13 @@ impl KeepAlive {
         self.wanted.get_or_insert_default().drain = Some(at);
     }
 
-    /// Has the tunnel closed at this tick by an order.
+    /// Has the tunnel closed at this tick by an order. A further one tells code and reason anew,
+    /// and does not put the end off, however often it comes.
     #[cfg(feature = "admin")]
     pub(super) fn close_at(&mut self, at: Tick, order: &Arc<CloseOrder>) {
-        self.wanted.get_or_insert_default().order = Some((at, Arc::clone(order)));
+        let wanted = &mut self.wanted.get_or_insert_default().order;
+        let at = wanted.as_ref().map_or(at, |(before, _)| at.min(*before));
+        *wanted = Some((at, Arc::clone(order)));
     }
 
     fn drain_begins(&self) -> Option<Tick> {
@@ -335,6 +338,21 @@ mod tests {
     /// Activity of an open tunnel in which these sides have sent something.
     fn sent(client: bool, backend: bool) -> Activity {
         Activity { sent: PerSide { client, backend }, ..Activity::default() }
+    }
+
+    #[cfg(feature = "admin")]
+    #[test]
+    fn a_further_order_changes_the_close_and_does_not_put_it_off() {
+        let order =
+            |code| Arc::new(CloseOrder { code, reason: String::new(), spread: Duration::ZERO });
+        let policy = Policy::default();
+        let mut times = KeepAlive::unwatched(START);
+        for (at, code, next) in [(50, 4_001, 50), (70, 4_002, 50), (20, 4_003, 20)] {
+            times.close_at(START + at, &order(code));
+            assert_eq!(times.next_tick(true, &policy), Some(START + next));
+            assert_eq!(times.due(START + next - 1, &policy), None);
+            assert_eq!(times.due(START + next, &policy), Some(Cause::Order(code)));
+        }
     }
 
     #[test]
