@@ -125,6 +125,31 @@ impl Request {
         }
     }
 
+    /// Refuses a query with a key that is not one of these, or one that it has twice: a filter that
+    /// is misspelt, or only half of one, must not close what it was to spare.
+    ///
+    /// # Errors
+    ///
+    /// The answer that names the key.
+    pub(super) fn check_keys(&self, keys: &[&[&str]]) -> Result<(), Reply> {
+        let keys = keys.concat();
+        for (at, (key, _)) in self.query.iter().enumerate() {
+            let problem = if !keys.contains(&key.as_str()) {
+                if keys.is_empty() {
+                    format!("{key:?} means nothing here: leave it out")
+                } else {
+                    format!("{key:?} means nothing here: write {}", keys.join(", "))
+                }
+            } else if self.query[..at].iter().any(|(before, _)| before == key) {
+                format!("{key:?} stands in the query twice: give one, and ask again for the other")
+            } else {
+                continue;
+            };
+            return Err(Reply::error(400, problem));
+        }
+        Ok(())
+    }
+
     /// Returns the first value of a key of the query.
     pub(super) fn query(&self, key: &str) -> Option<&str> {
         self.query.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_str())

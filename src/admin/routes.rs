@@ -159,6 +159,9 @@ async fn metrics(call: Call<'_>) -> Reply {
 /// `POST /drain`: begins the drain, as SIGUSR1 does. `?wait=1` answers when all sections have
 /// stopped.
 async fn drain(call: Call<'_>) -> Reply {
+    if let Err(refusal) = call.request.check_keys(&[&["wait"]]) {
+        return refusal;
+    }
     let waits = match call.request.query("wait") {
         None | Some("0") => false,
         Some("1") => true,

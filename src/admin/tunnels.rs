@@ -36,8 +36,8 @@ const ORDERS: [&str; 3] = ["code", "reason", "spread_ms"];
 /// `GET /tunnels`: the newest of those that the query means.
 pub(super) async fn list(call: Call<'_>) -> Reply {
     let limit = || number(call.request, "limit", LIMIT, LIMIT_MAX);
-    let asked = known(call.request, &[&FILTERS, &["limit"]])
-        .and_then(|()| Ok((filter(call.request)?, limit()?)));
+    let keys = call.request.check_keys(&[&FILTERS, &["limit"]]);
+    let asked = keys.and_then(|()| Ok((filter(call.request)?, limit()?)));
     let (filter, limit) = match asked {
         Ok(asked) => asked,
         Err(refusal) => return refusal,
@@ -61,7 +61,7 @@ pub(super) async fn list(call: Call<'_>) -> Reply {
 
 /// `GET /tunnels/{id}`.
 pub(super) async fn show(call: Call<'_>) -> Reply {
-    let filter = match known(call.request, &[]).and_then(|()| of_id(call.request)) {
+    let filter = match call.request.check_keys(&[]).and_then(|()| of_id(call.request)) {
         Ok(filter) => filter,
         Err(refusal) => return refusal,
     };
@@ -74,7 +74,7 @@ pub(super) async fn show(call: Call<'_>) -> Reply {
 
 /// `DELETE /tunnels`: closes those that the query means, of which it has to mean some.
 pub(super) async fn close_all(call: Call<'_>) -> Reply {
-    match known(call.request, &[&FILTERS, &ORDERS]).and_then(|()| filter(call.request)) {
+    match call.request.check_keys(&[&FILTERS, &ORDERS]).and_then(|()| filter(call.request)) {
         Ok(filter) if filter.is_empty() => {
             Reply::error(400, "which tunnels? give section=, backend= or client= in the query")
         }
@@ -85,7 +85,7 @@ pub(super) async fn close_all(call: Call<'_>) -> Reply {
 
 /// `DELETE /tunnels/{id}`.
 pub(super) async fn close_one(call: Call<'_>) -> Reply {
-    match known(call.request, &[&ORDERS]).and_then(|()| of_id(call.request)) {
+    match call.request.check_keys(&[&ORDERS]).and_then(|()| of_id(call.request)) {
         Ok(filter) => close(call, &filter).await,
         Err(refusal) => refusal,
     }
@@ -104,22 +104,6 @@ async fn close(call: Call<'_>, filter: &TunnelFilter) -> Reply {
             Reply::json(&json!({ "closing": count }))
         }
         None => busy(),
-    }
-}
-
-/// Refuses a query with a key that means nothing here: a filter that is misspelt must not close
-/// what it was to spare.
-fn known(request: &Request, keys: &[&[&str]]) -> Result<(), Reply> {
-    let is_known = |key: &str| keys.iter().any(|some| some.contains(&key));
-    match request.query.iter().find(|(key, _)| !is_known(key)) {
-        None => Ok(()),
-        Some((key, _)) => {
-            let problem = match keys.concat() {
-                keys if keys.is_empty() => format!("{key:?} means nothing here: leave it out"),
-                keys => format!("{key:?} means nothing here: write {}", keys.join(", ")),
-            };
-            Err(Reply::error(400, problem))
-        }
     }
 }
 
@@ -143,9 +127,13 @@ fn filter(request: &Request) -> Result<TunnelFilter, Reply> {
     let text = |key| request.query(key).map(str::to_owned);
     let client = match request.query("client") {
         None => None,
-        Some(client) => Some(client.parse::<IpAddr>().map_err(|_| {
-            Reply::error(400, format!("client={client:?}: write an IP address without a port"))
-        })?),
+        Some(client) => {
+            let ip = client.parse::<IpAddr>().map_err(|_| {
+                Reply::error(400, format!("client={client:?}: write an IP address without a port"))
+            })?;
+            // As the addresses of clients are kept.
+            Some(ip.to_canonical())
+        }
     };
     Ok(TunnelFilter { id: None, section: text("section"), backend: text("backend"), client })
 }

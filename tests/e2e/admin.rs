@@ -98,6 +98,8 @@ fn every_response_has_its_length_and_is_kept_by_nobody() {
         ("GET /%", 400, "%25"),
         ("OPTIONS *", 400, "request target"),
         ("POST /drain?wait=yes", 400, "wait is 0"),
+        ("POST /drain?wiat=1", 400, "\"wiat\""),
+        ("POST /drain?wait=0&wait=1", 400, "\"wait\" stands in the query twice"),
     ]) {
         let (got, text) = admin.ask(start, "");
         assert!(got == status && text.contains(part), "{start}: {text}");
