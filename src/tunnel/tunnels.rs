@@ -334,13 +334,17 @@ fn random_tick(now: Tick, spread: Duration) -> Tick {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::rc::Rc;
+    use std::sync::Arc;
+    #[cfg(feature = "admin")]
+    use std::time::Instant;
 
     use super::*;
     use crate::net::socket::Socket;
+    use crate::stats::SectionStats;
     #[cfg(feature = "admin")]
     use crate::tunnel::Description;
     use crate::tunnel::policy::Policy;
@@ -351,11 +355,18 @@ mod tests {
         reactor: Rc<Reactor>,
         tunnels: Tunnels,
         ended: Rc<RefCell<Vec<&'static str>>>,
+        inserted: u64,
+        held: Rc<Cell<usize>>,
     }
 
     /// Notes the reason for the end of its tunnel.
     struct Noted {
         ended: Rc<RefCell<Vec<&'static str>>>,
+        #[cfg(feature = "admin")]
+        id: u64,
+        reactor: Rc<Reactor>,
+        /// Is set to the number of those that hold the reactor when the tunnel ends.
+        held: Rc<Cell<usize>>,
     }
 
     impl Account for Noted {
@@ -366,15 +377,23 @@ mod tests {
 
         #[cfg(feature = "admin")]
         fn id(&self) -> u64 {
-            0
+            self.id
         }
 
         #[cfg(feature = "admin")]
         fn describe(&self) -> Description {
-            unreachable!("nobody lists the tunnels of a test")
+            Description {
+                id: self.id,
+                section: String::new(),
+                client: ([127, 0, 0, 1], 1).into(),
+                backend: String::new(),
+                accepted: Instant::now(),
+                request: Default::default(),
+            }
         }
 
         fn end(self: Box<Self>, end: TunnelEnd) {
+            self.held.set(Rc::strong_count(&self.reactor));
             self.ended.borrow_mut().push(end.reason.name());
         }
     }
@@ -383,7 +402,7 @@ mod tests {
         fn new() -> Self {
             let reactor = Rc::new(Reactor::new().unwrap().0);
             let tunnels = Tunnels::new(&reactor, 0).unwrap();
-            Self { reactor, tunnels, ended: Rc::default() }
+            Self { reactor, tunnels, ended: Rc::default(), inserted: 0, held: Rc::default() }
         }
 
         /// Inserts a tunnel; returns the peers at its ends.
@@ -403,8 +422,15 @@ mod tests {
                 is_extended: false,
                 policy: Arc::new(policy),
             };
-            let ended = Rc::clone(&self.ended);
-            self.tunnels.insert(new, group.clone(), Box::new(Noted { ended }));
+            self.inserted += 1;
+            let noted = Noted {
+                ended: Rc::clone(&self.ended),
+                #[cfg(feature = "admin")]
+                id: self.inserted,
+                reactor: Rc::clone(&self.reactor),
+                held: Rc::clone(&self.held),
+            };
+            self.tunnels.insert(new, group.clone(), Box::new(noted));
             PerSide { client: at_client, backend: at_backend }
         }
 
@@ -420,6 +446,18 @@ mod tests {
             let has_more = self.reactor.dispatch(|token| self.tunnels.on_event(token));
             self.tunnels.advance(has_more);
         }
+
+        /// Has a tick come now.
+        fn tick(&mut self) {
+            self.tunnels.on_event(TICKER);
+            self.tunnels.advance(false);
+        }
+    }
+
+    /// A group that is counted.
+    fn counted() -> (Group, Arc<SectionStats>) {
+        let stats = Arc::new(SectionStats::new(&[], &[], 1));
+        (Group::new(Some(Arc::clone(&stats))), stats)
     }
 
     #[test]
@@ -506,5 +544,89 @@ mod tests {
             bench.turn();
         }
         assert!(bench.tunnels.due.is_empty());
+    }
+
+    #[test]
+    fn what_comes_after_the_last_tick_is_counted_at_the_end() {
+        let mut bench = Bench::new();
+        let (group, stats) = counted();
+        let mut peers = bench.insert(&group, Policy::default());
+        peers.client.write_all(b"\x81\x82maskhi").unwrap();
+        peers.backend.set_nonblocking(true).unwrap();
+        while peers.backend.read(&mut [0; 8]).is_err() {
+            bench.turn();
+        }
+        bench.tunnels.cut(&group);
+        let [traffic] = &*stats.traffic else { panic!("one worker") };
+        assert_eq!((traffic.client.text.get(), traffic.client.payload.get()), (1, 2));
+    }
+
+    #[test]
+    fn a_blocked_tunnel_is_one_from_a_tick_to_its_end() {
+        let mut bench = Bench::new();
+        let (group, stats) = counted();
+        let mut peers = bench.insert(&group, Policy::default());
+        peers.backend.set_nonblocking(true).unwrap();
+        let [traffic] = &*stats.traffic else { panic!("one worker") };
+        while traffic.blocked.get() == 0 {
+            while peers.backend.write(&[0x81; 16 * 1024]).is_ok() {}
+            bench.turn();
+        }
+        bench.tick();
+        assert_eq!(traffic.blocked.get(), 1);
+        bench.tunnels.cut(&group);
+        assert_eq!(traffic.blocked.get(), 0);
+    }
+
+    #[test]
+    fn whoever_hears_of_an_end_finds_the_sockets_closed() {
+        let mut bench = Bench::new();
+        let group = Group::default();
+        let without = Rc::strong_count(&bench.reactor);
+        let _peers = bench.insert(&group, Policy::default());
+        assert!(Rc::strong_count(&bench.reactor) > without + 1);
+        bench.tunnels.cut(&group);
+        // That of the account itself is left.
+        assert_eq!(bench.held.get(), without + 1);
+    }
+
+    #[cfg(feature = "admin")]
+    #[test]
+    fn the_newest_are_listed_first_with_the_time_since_their_last_byte() {
+        let mut bench = Bench::new();
+        let (group, _stats) = counted();
+        let ago = |seconds| Clock::new(Instant::now() - Duration::from_secs(seconds));
+        bench.tunnels.clock = ago(3_600);
+        let mut peers: Vec<_> = (0..3).map(|_| bench.insert(&group, Policy::default())).collect();
+        bench.tunnels.clock = ago(7_200);
+        let listed = |bench: &Bench, limit| {
+            let views = bench.tunnels.list(&TunnelFilter::default(), limit);
+            let hours =
+                |view: TunnelView| (view.description.id, view.idle.unwrap().as_secs() / 3_600);
+            views.into_iter().map(hours).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&bench, 2), [(3, 1), (2, 1)]);
+        peers[1].client.write_all(b"\x81\x82maskhi").unwrap();
+        bench.turn();
+        bench.tick();
+        assert_eq!(listed(&bench, 9), [(3, 1), (2, 0), (1, 1)]);
+    }
+
+    #[cfg(feature = "admin")]
+    #[test]
+    fn ordered_ends_are_spread_over_their_time() {
+        let mut bench = Bench::new();
+        let group = Group::default();
+        let _peers: Vec<_> = (0..20).map(|_| bench.insert(&group, Policy::default())).collect();
+        let order = |spread| Arc::new(CloseOrder { code: 1_001, reason: String::new(), spread });
+        let slowly = order(Duration::from_secs(3_600));
+        assert_eq!(bench.tunnels.close(&TunnelFilter::default(), &slowly), 20);
+        let ticks = |bench: &Bench| bench.tunnels.due.iter().map(|&(at, _)| at).collect::<Vec<_>>();
+        let spread = ticks(&bench);
+        let now = bench.tunnels.clock.now();
+        assert!(spread[0] < now + 7_200 && spread[19] > now + 7_200, "{spread:?}");
+        assert!(spread[19] <= now + 4 * 3_600 + 1, "{spread:?}");
+        bench.tunnels.close(&TunnelFilter::default(), &order(Duration::ZERO));
+        assert!(ticks(&bench).iter().all(|&at| at <= now + 1));
     }
 }
