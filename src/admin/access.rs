@@ -59,17 +59,22 @@ impl Access {
     /// wrong one.
     fn is_own(&self, host: &str) -> bool {
         let host = without_port(host);
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        if let Ok(ip) = bare.parse::<IpAddr>() {
-            let ip = ip.to_canonical();
+        if let Some(ip) = ip_of(host) {
             // No name leads here under an IP address.
             let is_local = self.local.is_unspecified() || ip == self.local || ip.is_loopback();
-            return is_local || self.hosts.iter().any(|own| own == host);
+            // It can be written in several ways.
+            return is_local || self.hosts.iter().any(|own| ip_of(own) == Some(ip));
         }
         let host = host.strip_suffix('.').unwrap_or(host);
         let is = |own: &str| host.eq_ignore_ascii_case(own.strip_suffix('.').unwrap_or(own));
         is("localhost") || self.hosts.iter().any(|own| is(own))
     }
+}
+
+/// Returns the address that a host is, without its brackets.
+fn ip_of(host: &str) -> Option<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
 }
 
 /// Returns the host of an authority.
@@ -132,13 +137,15 @@ mod tests {
 
     fn access(local: &str, token: Option<&str>) -> Access {
         let local = SocketAddr::new(local.parse().unwrap(), 9600);
-        Access::new(local, vec!["proxy.example".to_owned()], token.map(Token::of))
+        let hosts = ["proxy.example", "198.51.100.1", "[2001:db8::a]"].map(str::to_owned);
+        Access::new(local, hosts.to_vec(), token.map(Token::of))
     }
 
     #[test]
     fn only_own_hosts_pass() {
         let own = "localhost localhost:1 LocalHost. 127.0.0.1 127.0.0.1:9600 [::1] [::1]:9600 \
-                   proxy.example Proxy.Example.:80 192.0.2.1 192.0.2.1:9600";
+                   proxy.example Proxy.Example.:80 192.0.2.1 192.0.2.1:9600 [::ffff:127.0.0.1] \
+                   198.51.100.1 [2001:db8::a] [2001:DB8:0::A]:9600";
         let foreign = "evil.example localhost.evil.example 192.0.2.2 192.0.2.2:9600 [2001:db8::1] \
                        127.0.0.1.evil.example sub.proxy.example";
         let get = |host| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
