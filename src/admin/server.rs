@@ -267,20 +267,21 @@ async fn read_head(
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, Shutdown as Half};
+    use std::net::{Ipv4Addr, Ipv6Addr, Shutdown as Half};
 
     use super::*;
     use crate::shutdown::{AllDropped, guard};
     use crate::worker::{WorkGroup, Workers};
 
-    /// Answers with the path, and with much at `/much`.
+    /// Answers with the path, with much at `/much`, and with the client's address at `/peer`.
     struct Echo;
 
     impl Service for Echo {
-        async fn answer(&self, request: Request, _: SocketAddr) -> Reply {
+        async fn answer(&self, request: Request, peer: SocketAddr) -> Reply {
             match &*request.path {
                 "/never" => future::pending().await,
                 "/much" => Reply::ok("text/plain", vec![b'.'; 64 * 1024 * 1024]),
+                "/peer" => Reply::text(200, &[peer.ip().to_string()]),
                 path => Reply::text(200, &[path]),
             }
         }
@@ -298,7 +299,10 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     fn start(limits: Limits) -> Running {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        start_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), limits)
+    }
+
+    fn start_on(listener: TcpListener, limits: Limits) -> Running {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let group = Workers::start(1).unwrap().group(None);
@@ -413,6 +417,42 @@ mod tests {
         while !exchange(&server, ask).starts_with("HTTP/1.1 200 ") {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn an_ipv4_client_of_an_ipv6_listener_has_its_own_address() {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut server = start_on(listener, Limits::default());
+        server.address = (Ipv4Addr::LOCALHOST, port).into();
+        let text = exchange(&server, "GET /peer HTTP/1.0\r\n\r\n");
+        assert!(text.ends_with("\r\n\r\n127.0.0.1\n"), "{text}");
+    }
+
+    #[test]
+    fn few_of_those_that_are_too_many_are_told_so() {
+        let server = start(Limits { step: LONG, idle: LONG, connections: 0 });
+        // Each stays for the two seconds that it has to end its side.
+        let mut refused: Vec<_> = (0..=REFUSALS_MAX).map(|_| connect(&server)).collect();
+        let told = refused.iter_mut().map(|stream| {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).map_or(0, |_| text.len())
+        });
+        let told: Vec<_> = told.collect();
+        let (last, first) = told.split_last().unwrap();
+        assert!(*last == 0 && first.iter().all(|&length| length > 0), "{told:?}");
+    }
+
+    #[test]
+    fn a_client_that_stays_after_its_last_response_does_not_hold_up_the_end() {
+        let server = start(Limits { step: LONG, idle: LONG, ..Limits::default() });
+        let mut stays = connect(&server);
+        stays.write_all(b"GET /x HTTP/1.0\r\n\r\n").unwrap();
+        stays.read_to_end(&mut Vec::new()).unwrap();
+        let asked = std::time::Instant::now();
+        server.stop.begin();
+        future::block_on(server.ended.wait());
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     }
 
     #[test]

@@ -194,6 +194,8 @@ mod tests {
         let start = Instant::now();
         assert_eq!(stalled().len(), 1);
         assert!(start.elapsed() < ANSWER_TIME);
+        let tunnels = || future::block_on(site.tunnels(&TunnelFilter::default(), 1));
+        assert!(tunnels().is_none(), "no worker is waited for without end");
         drop(go_on);
         while !stalled().is_empty() {}
     }

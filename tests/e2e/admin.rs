@@ -476,6 +476,14 @@ mod commands {
     }
 
     #[test]
+    fn a_listener_that_does_not_answer_is_given_up_in_time() {
+        let (directory, (_listener, silent)) = (Directory::new(), taken_port());
+        let arguments = ["health", "--admin", &silent.to_string(), "--timeout-ms", "50"];
+        let (code, message) = run(&arguments, &directory);
+        assert!(code == 1 && message.contains("50 ms"), "{message}");
+    }
+
+    #[test]
     fn a_wrong_command_line_is_named() {
         let directory = Directory::new();
         for (arguments, part) in table([

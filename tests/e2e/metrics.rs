@@ -152,11 +152,15 @@ fn each_handshake_has_one_outcome() {
     declines.send("HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n");
     other.read_head();
     drop(server);
+    let (mut leaves, mut declines) = Peer::handshake(proxy.address, &backend, upgrade(""));
+    declines.send("HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n");
+    leaves.read_head();
+    leaves.reset();
     for (outcome, count) in [
         ("not_websocket", 1.0),
         ("method", 1.0),
         ("client_gone", 1.0),
-        ("backend_status", 1.0),
+        ("backend_status", 2.0),
         ("switched", 0.0),
     ] {
         expect(&metrics, "ws_proxy_handshakes_total", &[("outcome", outcome)], count);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Admin, body};
-use crate::support::{From, PING, Peer, table, value};
+use crate::support::{Backend, From, PING, Peer, section, table, value};
 
 use From::{Backend as B, Client as C};
 
@@ -112,6 +112,7 @@ fn the_newest_come_first_and_a_query_chooses() {
         ("GET /tunnels?bakend=a", 400, "\"bakend\""),
         ("GET /tunnels/0", 404, "no such tunnel"),
         ("GET /tunnels/x", 404, "a number"),
+        ("GET /tunnels/1?section=a", 400, "\"section\""),
         ("POST /tunnels", 405, "Allow: GET, HEAD, DELETE"),
     ]) {
         let (got, text) = admin.ask(start, "");
@@ -144,6 +145,45 @@ fn a_tunnel_is_closed_by_an_order_with_its_code_and_reason() {
 }
 
 #[test]
+fn an_order_ends_a_tunnel_whose_endpoints_do_not_answer() {
+    let admin = Admin::start("", "close_grace_ms = 1");
+    let (mut client, mut server) = admin.tunnel();
+    let id = admin.ids("GET /tunnels")[0];
+    admin.json(&format!("DELETE /tunnels/{id}?code=4008&reason=go%20away"));
+    assert_eq!(client.read_frame().payload, b"\x0f\xa8go away");
+    // The backend gets the reason as well.
+    assert_eq!(server.read_frame().payload, b"\x03\xe9go away");
+    client.expect_end();
+    server.expect_end();
+
+    // The endpoints have begun, and get no second Close.
+    let (mut client, mut server) = admin.tunnel();
+    let id = admin.ids("GET /tunnels")[0];
+    client.send(C.close(4_001));
+    server.expect(C.close(4_001));
+    admin.wait_for_value(id, "state", &"closing".into());
+    admin.json(&format!("DELETE /tunnels/{id}"));
+    client.expect_eof();
+    server.expect_eof();
+}
+
+#[test]
+fn a_tunnel_that_does_not_move_tells_why() {
+    let backend = Backend::start();
+    let lines = "[admin]\nbind = \"127.0.0.1:0\"\n";
+    let text = format!("{lines}{}max_messages_per_second = 1\n", section(backend.address));
+    let admin = Admin::start_with(backend, &text);
+    let (mut client, _server) = admin.tunnel();
+    client.send(C.text("x").repeat(1_000));
+    admin.wait_for_value(admin.ids("GET /tunnels")[0], "state", &"paused".into());
+    let peer = Peer::connect_tight(admin.proxy);
+    let (_client, mut server) = peer.into_tunnel(&admin.backend);
+    server.send(B.header(0x82, 1 << 29));
+    server.flood();
+    admin.wait_for_value(admin.ids("GET /tunnels")[0], "state", &"blocked".into());
+}
+
+#[test]
 fn tunnels_are_closed_by_a_filter_and_never_without_one() {
     let admin = Admin::start("", "");
     let mut tunnels: Vec<_> = (0..20).map(|_| admin.tunnel()).collect();
@@ -156,6 +196,8 @@ fn tunnels_are_closed_by_a_filter_and_never_without_one() {
         ("DELETE /tunnels?client=127.0.0.1&code=70000", 400, "from 0 to 65535"),
         ("DELETE /tunnels?client=127.0.0.1&spread_ms=x", 400, "spread_ms"),
         (&*format!("DELETE /tunnels?client=127.0.0.1&reason={}", "x".repeat(124)), 400, "123"),
+        // Bytes, of which each of these characters has two.
+        (&*format!("DELETE /tunnels/1?reason={}", "%C3%A9".repeat(62)), 400, "123"),
         ("DELETE /tunnels/1?section=a", 400, "\"section\""),
     ]) {
         let (got, text) = admin.ask(start, "");
