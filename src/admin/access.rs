@@ -1,7 +1,9 @@
 //! Access to the admin listener: decides who may do what.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
+use data_encoding::BASE64;
 use subtle::ConstantTimeEq;
 
 use super::reply::Reply;
@@ -85,19 +87,37 @@ fn without_port(authority: &str) -> &str {
     }
 }
 
-/// Checks that a request shows the token (RFC 6750, 2.1).
+/// Checks that a request shows the token.
 fn check_token(request: &Request, token: &Token) -> Result<(), Reply> {
-    let shown = request.field("authorization").ok().and_then(|value| {
-        let (scheme, shown) = value.split_at_checked("Bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| shown.trim_ascii())
-    });
+    let shown = request.field("authorization").ok().and_then(shown_token);
     // The time tells the length at most.
     if shown.is_some_and(|shown| shown.ct_eq(token.secret()).into()) {
         return Ok(());
     }
     let problem = "the token is missing or wrong: send Authorization: Bearer with the content of \
-                   the token_file of [admin]";
-    Err(Reply::error(401, problem).with("WWW-Authenticate", "Bearer"))
+                   the token_file of [admin], or type it as the password in a browser";
+    let refusal = Reply::error(401, problem).with("WWW-Authenticate", "Bearer");
+    // A browser asks its user at the page, and at nothing that the page fetches afterwards.
+    if request.path == "/" {
+        return Err(refusal.with("WWW-Authenticate", "Basic realm=\"ws-proxy\""));
+    }
+    Err(refusal)
+}
+
+/// Returns the token in the value of Authorization: that of Bearer (RFC 6750, 2.1), or the password
+/// of Basic (RFC 7617, 2), the only one of the two that a browser can be made to send.
+fn shown_token(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let space = value.iter().position(|&byte| byte == b' ')?;
+    let (scheme, credentials) = (&value[..space], value[space..].trim_ascii());
+    if scheme.eq_ignore_ascii_case(b"Bearer") {
+        Some(credentials.into())
+    } else if scheme.eq_ignore_ascii_case(b"Basic") {
+        let pair = BASE64.decode(credentials).ok()?;
+        let colon = pair.iter().position(|&byte| byte == b':')?;
+        Some(pair[colon + 1..].to_vec().into())
+    } else {
+        None
+    }
 }
 
 /// Refuses a change that a page of another site asks for, by the fields that browsers send and
@@ -209,6 +229,61 @@ mod tests {
         assert_eq!(ask("GET /", &good.replace("Bearer", "bearer")), 200);
         for start in table(["GET /livez", "HEAD /readyz", "GET /readyz?x"]) {
             assert_eq!(ask(start, ""), 200, "{start}");
+        }
+    }
+
+    /// The field with Basic credentials.
+    fn basic(pair: &str) -> String {
+        format!("Authorization: Basic {}\r\n", BASE64.encode(pair.as_bytes()))
+    }
+
+    #[test]
+    fn the_password_of_basic_credentials_is_a_token_too() {
+        let access = access("0.0.0.0", Some("0123456789abcdef"));
+        for (field, expected) in table([
+            (basic(":0123456789abcdef"), 200),
+            (basic("anybody:0123456789abcdef"), 200),
+            (basic("anybody:0123456789abcdef").replace("Basic", "bAsIc"), 200),
+            (basic("anybody:0123456789abcdeF"), 401),
+            (basic("anybody:0123456789abcdef "), 401),
+            (basic("anybody:x:0123456789abcdef"), 401),
+            (basic("0123456789abcdef:anybody"), 401),
+            (basic("0123456789abcdef"), 401),
+            (basic("anybody:"), 401),
+            (basic(""), 401),
+            (basic("me:0123456789abcdef").replace("==\r", "\r"), 401),
+            ("Authorization: Basic anybody:0123456789abcdef\r\n".to_owned(), 401),
+            ("Authorization: Basic\r\n".to_owned(), 401),
+            (basic("anybody:0123456789abcdef").repeat(2), 401),
+            // Everything else is judged as ever.
+            (basic(":0123456789abcdef") + "Origin: http://evil.example\r\n", 403),
+            (basic(":0123456789abcdef") + "Origin: null\r\n", 403),
+            (basic(":0123456789abcdef") + "Sec-Fetch-Site: cross-site\r\n", 403),
+        ]) {
+            for start in ["POST /drain", "DELETE /tunnels/1"] {
+                let head = format!("{start} HTTP/1.1\r\nHost: 192.0.2.1\r\n{field}\r\n");
+                assert_eq!(status(&access, "192.0.2.9", &head), expected, "{start} {field:?}");
+            }
+        }
+        let foreign = format!("GET / HTTP/1.1\r\nHost: evil.example\r\n{}\r\n", basic(":x"));
+        assert_eq!(status(&access, "192.0.2.9", &foreign), 421);
+    }
+
+    #[test]
+    fn a_browser_is_asked_for_the_token_at_the_page_alone() {
+        let access = access("127.0.0.1", Some("0123456789abcdef"));
+        let peer = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 1);
+        for (start, expected) in table([
+            ("GET /", &["Bearer", "Basic realm=\"ws-proxy\""][..]),
+            ("HEAD /?x", &["Bearer", "Basic realm=\"ws-proxy\""]),
+            ("GET /status", &["Bearer"]),
+            ("DELETE /tunnels/1", &["Bearer"]),
+        ]) {
+            let head = format!("{start} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            let request = Announced::parse(head.as_bytes()).unwrap().request;
+            let refusal = access.judge(&request, peer).unwrap_err();
+            let challenges: Vec<_> = refusal.fields.iter().map(|(_, value)| &**value).collect();
+            assert_eq!(challenges, expected, "{start}");
         }
     }
 
