@@ -71,6 +71,8 @@ mod builder;
 mod config;
 mod connection;
 mod digits;
+#[cfg(feature = "admin")]
+mod endings;
 mod events;
 mod handle;
 mod handshake;

@@ -97,9 +97,9 @@ impl BoundProxy {
         (workers, metrics): (Workers, Option<&Metrics>),
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
-        let stats = metrics.map(|_| {
+        let stats = metrics.map(|metrics| {
             let stats = SectionStats::new(&OUTCOMES, &Reason::NAMES, workers.count());
-            Arc::new(stats)
+            Arc::new(metrics.complete(stats))
         });
         let live = Arc::new(LiveSection::new(bind, Section::new(settings, local, stats)));
         if let Some(metrics) = metrics {

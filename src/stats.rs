@@ -3,8 +3,13 @@
 //! All are relaxed atomics: they guard no other memory, and no reader holds anybody up. On a
 //! machine without 64-bit atomics they begin anew after 2^32, as counters may (OpenMetrics, 5.1).
 
+#[cfg(feature = "admin")]
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+#[cfg(feature = "admin")]
+use crate::endings::Endings;
 
 /// Counts of a section.
 #[derive(Debug)]
@@ -23,6 +28,9 @@ pub(crate) struct SectionStats {
     pub(crate) closes: [CloseCounts; 3],
     /// Frames and bytes of the tunnels of each worker, which alone adds to it.
     pub(crate) traffic: Box<[Traffic]>,
+    /// Endings of all sections; `None` without an admin listener.
+    #[cfg(feature = "admin")]
+    pub(crate) endings: Option<Arc<Endings>>,
 }
 
 /// Counter that only grows.
@@ -108,6 +116,8 @@ impl SectionStats {
             tunnel_time: Histogram::new(&TUNNEL_BOUNDS),
             closes: Default::default(),
             traffic: (0..workers).map(|_| Traffic::default()).collect(),
+            #[cfg(feature = "admin")]
+            endings: None,
         }
     }
 }

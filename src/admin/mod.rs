@@ -14,6 +14,7 @@ mod routes;
 mod sections;
 mod server;
 mod site;
+mod status;
 mod tunnels;
 
 use std::fmt;
@@ -93,7 +94,7 @@ impl Admin {
         let failed = |source| Error::Bind { address: settings.bind.to_string(), source };
         let listener = net::listen::listen(&settings.bind, None).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        let (metrics, configuration) = (Metrics::new(), Configuration::default());
+        let (metrics, configuration) = (Metrics::with_endings(), Configuration::default());
         Ok(Self { listener, local, settings, metrics, configuration })
     }
 

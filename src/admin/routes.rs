@@ -15,12 +15,14 @@ use super::request::{Method, Request};
 use super::sections;
 use super::server::Service;
 use super::site::Site;
+use super::status;
 use super::tunnels;
 use crate::metrics::MetricsFormat;
 use crate::section::Permits;
 
 /// All routes. Those of one path stand together.
 const ROUTES: &[Route] = &[
+    Route::new(Method::Get, "/status", |call| Box::pin(status::status(call))),
     Route::new(Method::Get, "/livez", |call| Box::pin(livez(call))),
     Route::new(Method::Get, "/readyz", |call| Box::pin(readyz(call))),
     Route::new(Method::Get, "/metrics", |call| Box::pin(metrics(call))),

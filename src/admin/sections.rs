@@ -17,21 +17,26 @@ pub(super) async fn sections(call: Call<'_>) -> Reply {
 
 /// `GET /backends`: those of all sections, in their order.
 pub(super) async fn backends(call: Call<'_>) -> Reply {
+    let sections = call.site.sections();
     let now = Instant::now();
-    let mut backends = Vec::new();
-    for live in call.site.sections() {
-        let section = live.current();
-        backends.extend(section.pool.backends().map(|backend| {
-            let state = if backend.is_down(now) { "failing" } else { "usable" };
-            backend_of(&section, backend, state)
-        }));
-        let leaving = section.pool.leaving();
-        backends.extend(leaving.map(|backend| backend_of(&section, &backend, "removed")));
-    }
-    Reply::json(&backends.into())
+    Reply::json(&sections.iter().flat_map(|live| backends_of(&live.current(), now)).collect())
 }
 
-fn section_of(live: &LiveSection) -> Value {
+/// Returns the objects of a section's backends, with those that a reload has removed.
+pub(super) fn backends_of(section: &Section, now: Instant) -> Vec<Value> {
+    let mut backends: Vec<_> = { section.pool.backends() }
+        .map(|backend| {
+            let state = if backend.is_down(now) { "failing" } else { "usable" };
+            backend_of(section, backend, state)
+        })
+        .collect();
+    let leaving = section.pool.leaving();
+    backends.extend(leaving.map(|backend| backend_of(section, &backend, "removed")));
+    backends
+}
+
+/// Returns a section's object.
+pub(super) fn section_of(live: &LiveSection) -> Value {
     let section = live.current();
     let backends: Vec<_> = section.pool.backends().map(Backend::name).collect();
     let state = if live.is_draining.is_set() {

@@ -187,7 +187,7 @@ fn view_of(view: &TunnelView) -> Value {
 }
 
 /// Returns a time in seconds, with one decimal.
-fn seconds(time: Duration) -> f64 {
+pub(super) fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 10.0).round() / 10.0
 }
 

@@ -4,6 +4,8 @@
 //! level and its [`fields`], and no format: a log record carries the fields as key-values.
 
 mod counts;
+#[cfg(feature = "admin")]
+mod ending;
 mod fields;
 
 use std::io;
@@ -122,11 +124,15 @@ pub(crate) fn tells_of_tunnels() -> bool {
 }
 
 impl Event<'_> {
-    /// Feeds the event to everything that observes this proxy: the counts of its section, and one
-    /// log record.
+    /// Feeds the event to everything that observes this proxy: the counts of its section, the
+    /// endings that the admin listener tells of, and one log record.
     pub(crate) fn emit(&self) {
         if let Some(stats) = self.section().and_then(|section| section.stats.as_deref()) {
             self.count(stats);
+            #[cfg(feature = "admin")]
+            if let Some(endings) = &stats.endings {
+                self.keep(endings);
+            }
         }
         // The line that tells of a tunnel's start has to be asked for.
         if let Self::TunnelStarted { client, .. } = self

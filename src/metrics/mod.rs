@@ -15,7 +15,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
+#[cfg(feature = "admin")]
+use crate::endings::Endings;
 use crate::live::LiveSection;
+use crate::stats::SectionStats;
 
 /// Counts of one or more proxies, for a monitoring system.
 ///
@@ -39,6 +42,9 @@ struct Sources {
     sections: Mutex<Vec<Weak<LiveSection>>>,
     /// Source of the number of log lines that were dropped.
     dropped_lines: Mutex<Option<Box<dyn Fn() -> u64 + Send + Sync>>>,
+    /// Endings of the sections, where an admin listener asks for them.
+    #[cfg(feature = "admin")]
+    endings: Option<Arc<Endings>>,
 }
 
 /// Reloads of the configuration.
@@ -73,6 +79,25 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Creates metrics of an admin listener, which keep the endings of tunnels as well.
+    #[cfg(feature = "admin")]
+    pub(crate) fn with_endings() -> Self {
+        Self(Arc::new(Sources { endings: Some(Arc::default()), ..Sources::default() }))
+    }
+
+    /// Returns the endings, if they are kept.
+    #[cfg(feature = "admin")]
+    pub(crate) fn endings(&self) -> Option<&Endings> {
+        self.0.endings.as_deref()
+    }
+
+    /// Completes the counts of a section with what all sections share.
+    pub(crate) fn complete(&self, stats: SectionStats) -> SectionStats {
+        #[cfg(feature = "admin")]
+        let stats = SectionStats { endings: self.0.endings.clone(), ..stats };
+        stats
     }
 
     /// Has the metrics tell how many log lines were dropped. Default: none.
