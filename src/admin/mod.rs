@@ -6,6 +6,7 @@
 
 mod access;
 mod call;
+mod page;
 mod places;
 mod reload;
 mod reply;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::access::Access;
 use super::call::Call;
+use super::page;
 use super::reload;
 use super::reply::Reply;
 use super::request::{Method, Request};
@@ -22,6 +23,7 @@ use crate::section::Permits;
 
 /// All routes. Those of one path stand together.
 const ROUTES: &[Route] = &[
+    Route::new(Method::Get, "/", |call| Box::pin(page::page(call))),
     Route::new(Method::Get, "/status", |call| Box::pin(status::status(call))),
     Route::new(Method::Get, "/livez", |call| Box::pin(livez(call))),
     Route::new(Method::Get, "/readyz", |call| Box::pin(readyz(call))),

@@ -1,5 +1,6 @@
 //! The admin listener, in literal bytes.
 
+mod page;
 mod sections;
 mod tunnel_commands;
 mod tunnels;
@@ -158,7 +159,7 @@ fn what_is_too_much_or_no_request_is_refused_and_ends_the_connection() {
             format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16385\r\n\r\n{body}x"),
             413,
         ),
-        (format!("POST / HTTP/1.0\r\nHost: localhost\r\nContent-Length: 16384\r\n\r\n{body}"), 404),
+        (format!("POST / HTTP/1.0\r\nHost: localhost\r\nContent-Length: 16384\r\n\r\n{body}"), 405),
     ]) {
         let (got, text) = admin.exchange(&bytes);
         assert_eq!(got, status, "{text} for {}", &bytes[..bytes.len().min(80)]);

@@ -82,7 +82,8 @@ Try it:
 or in a browser's console:
   ws = new WebSocket(\"ws://{proxy}/\"); ws.onmessage = (e) => console.log(e.data); \
          ws.onopen = () => ws.send(\"hi\")
-Watch and steer it:
+Watch and steer it, in a browser or by commands:
+  http://{admin}/
   curl http://{admin}/readyz
   curl http://{admin}/metrics
   curl -X POST http://{admin}/drain
