@@ -123,9 +123,14 @@ fn shown_token(value: &[u8]) -> Option<Cow<'_, [u8]>> {
 /// Refuses a change that a page of another site asks for, by the fields that browsers send and
 /// pages cannot forge.
 fn refuse_other_sites(request: &Request) -> Result<(), Reply> {
-    let own = request.host.as_ref().map(|host| format!("http://{host}"));
-    let is_own =
-        |origin: &[u8]| own.as_ref().is_some_and(|own| origin.eq_ignore_ascii_case(own.as_bytes()));
+    // Behind a TLS terminator, the page of this very host has the other scheme.
+    let is_own = |origin: &[u8]| {
+        request.host.as_ref().is_some_and(|host| {
+            ["http", "https"]
+                .iter()
+                .any(|scheme| origin.eq_ignore_ascii_case(format!("{scheme}://{host}").as_bytes()))
+        })
+    };
     let origin_is_own = match request.field("origin") {
         Ok(origin) => is_own(origin),
         Err(count) => count == 0,
@@ -296,7 +301,8 @@ mod tests {
             ("Origin: http://127.0.0.1:9600\r\nSec-Fetch-Site: same-origin\r\n", 200),
             ("Sec-Fetch-Site: none\r\n", 200),
             ("Origin: http://evil.example\r\n", 403),
-            ("Origin: https://127.0.0.1:9600\r\n", 403),
+            ("Origin: https://127.0.0.1:9600\r\n", 200),
+            ("Origin: ftp://127.0.0.1:9600\r\n", 403),
             ("Origin: http://127.0.0.1:9601\r\n", 403),
             ("Origin: http://127.0.0.1\r\n", 403),
             ("Origin: null\r\n", 403),

@@ -9,7 +9,7 @@ const PAGE: &str = include_str!("page.html");
 /// Content security policy (CSP Level 3): nothing but what stands in the page runs or shows, and it
 /// asks nobody but this listener. A test compares the hashes with the page.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-rMmskmTpjbhzzCta2ClzBGECq52rmTMuhpYJ7PgAaH8='; \
+    script-src 'sha256-34mpgBpMn7/BcQhsfE4I5SjvP6dO4R4JfR+rtgjBk7c='; \
     style-src 'sha256-jqu2h5sa+d37T1I7wwI5Rsa/48Cebrmp7HtngK/Nv9I='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -173,8 +173,14 @@ impl MetricsFormat {
     #[must_use]
     pub fn accepted(accept: &str) -> Self {
         let names_it = |range: &str| {
-            let name = range.split(';').next().unwrap_or_default().trim();
-            name.eq_ignore_ascii_case("application/openmetrics-text")
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            // A weight of 0 says that it is not wanted (RFC 9110, 12.4.2).
+            let is_refused = parts.any(|part| {
+                let weight = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
+                weight.and_then(|weight| weight.parse().ok()) == Some(0.0)
+            });
+            name.eq_ignore_ascii_case("application/openmetrics-text") && !is_refused
         };
         if accept.split(',').any(names_it) { Self::OpenMetrics } else { Self::Prometheus }
     }
@@ -222,6 +228,8 @@ mod tests {
             ),
             ("text/html, Application/OpenMetrics-Text", MetricsFormat::OpenMetrics),
             ("application/openmetrics-text2", MetricsFormat::Prometheus),
+            ("application/openmetrics-text; version=1.0.0; q=0.0, */*", MetricsFormat::Prometheus),
+            ("application/openmetrics-text;q=0.1", MetricsFormat::OpenMetrics),
         ] {
             assert_eq!(MetricsFormat::accepted(accept), format, "{accept}");
         }

@@ -216,6 +216,8 @@ fn a_bad_file_changes_nothing_and_is_told_everywhere() {
         // It is ready as ever, and says what is wrong.
         let (status, body) = proxy.ask("GET /readyz");
         assert_eq!((status, body), (200, format!("ok\nthe last reload failed: {error}")));
+        let told: serde_json::Value = serde_json::from_str(&proxy.ask("GET /status").1).unwrap();
+        assert_eq!(told["reload_error"], error.trim_end());
         let failures = proxy.sample("ws_proxy_config_reloads_total{result=\"failure\"}");
         assert_eq!(failures, (number + 1) as f64);
     }
