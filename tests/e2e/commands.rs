@@ -1,4 +1,4 @@
-//! Commands beside a running proxy: `probe`, `drain` and `echo`.
+//! Commands beside a running proxy: `health` of an address, `drain` and `echo`.
 
 use rustix::process::Signal;
 use tungstenite::Message;
@@ -27,8 +27,11 @@ fn assert_usage(arguments: &[&str], part: &str) {
     assert!(message.contains(part), "no {part} in {message}");
 }
 
-mod probe {
+mod health {
     use super::*;
+
+    /// The command, and the one that it has replaced.
+    const COMMANDS: [&str; 2] = ["health", "probe"];
 
     #[test]
     fn a_proxy_answers_and_neither_its_backend_nor_its_log_hears_of_it() {
@@ -45,11 +48,13 @@ mod probe {
             None,
         );
         let address = program.address().to_string();
-        for arguments in
-            table([&["probe", &address][..], &["probe", "--timeout-ms", "20000", &address]])
-        {
-            succeed(arguments);
-            program.wait_for("level=debug event=silent");
+        for command in table(COMMANDS) {
+            for arguments in
+                [&[command, &address][..], &[command, "--timeout-ms", "20000", &address]]
+            {
+                succeed(arguments);
+                program.wait_for("level=debug event=silent");
+            }
         }
         assert!(!backend.has_waiting());
         program.signal(Signal::TERM);
@@ -63,7 +68,9 @@ mod probe {
     fn a_proxy_that_is_full_is_alive() {
         let proxy = ProxyProgram::start("max_connections = 1", "");
         let _tunnel = proxy.tunnel();
-        succeed(&["probe", &proxy.address.to_string()]);
+        for command in table(COMMANDS) {
+            succeed(&[command, &proxy.address.to_string()]);
+        }
     }
 
     #[test]
@@ -71,26 +78,54 @@ mod probe {
         let (listener, free) = taken_port();
         drop(listener);
         let free = free.to_string();
-        let message = failure(&["probe", &free]);
-        assert!(message.contains(&free) && message.contains("refused"), "{message}");
+        for command in table(COMMANDS) {
+            let message = failure(&[command, &free]);
+            assert!(message.contains(&free) && message.contains("refused"), "{message}");
+        }
     }
 
     #[test]
     fn what_is_taken_by_the_kernel_alone_is_no_answer() {
         let (_listener, hung) = taken_port();
-        let message = failure(&["probe", "--timeout-ms", "100", &hung.to_string()]);
-        assert!(message.contains("no answer within 100 ms"), "{message}");
+        for command in table(COMMANDS) {
+            let message = failure(&[command, "--timeout-ms", "100", &hung.to_string()]);
+            assert!(message.contains("no answer within 100 ms"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_echo_server_answers_and_the_files_here_are_not_read() {
+        let mut echo = Program::start(&["echo", "--bind", "127.0.0.1:0"], None);
+        let (directory, address) = (Directory::new(), echo.address().to_string());
+        directory.write("ws-proxy.toml", "[admin]\nbind = \"127.0.0.1:1\"\n");
+        let (code, ..) = Program::output(&["health"], Some(directory.path()));
+        assert_eq!(code, 2, "the file is faulty");
+        for command in table(COMMANDS) {
+            let output = Program::output(&[command, &address], Some(directory.path()));
+            assert_eq!(output, (0, String::new(), String::new()), "{command}");
+        }
     }
 
     #[test]
     fn a_wrong_command_line_is_named() {
         for (arguments, part) in table([
             (&["probe"][..], "host:port"),
-            (&["probe", "127.0.0.1"], "host:port"),
-            (&["probe", "127.0.0.1:1", "--timeout-ms", "0"], "--timeout-ms"),
-            (&["probe", "127.0.0.1:1", "--timeout-ms", "soon"], "--timeout-ms"),
+            (&["health", "127.0.0.1:1", "127.0.0.1:2"], "127.0.0.1:2"),
+            (&["health", "127.0.0.1:1", "--live"], "--live"),
+            (&["health", "127.0.0.1:1", "--admin", "127.0.0.1:2"], "--admin"),
+            (&["health", "--config", "a.toml", "127.0.0.1:1"], "--config"),
+            (&["--config", "a.toml", "health", "127.0.0.1:1"], "--config"),
         ]) {
             assert_usage(arguments, part);
+        }
+        for command in table(COMMANDS) {
+            for (arguments, part) in table([
+                (&["127.0.0.1"][..], "host:port"),
+                (&["127.0.0.1:1", "--timeout-ms", "0"], "--timeout-ms"),
+                (&["127.0.0.1:1", "--timeout-ms", "soon"], "--timeout-ms"),
+            ]) {
+                assert_usage(&[&[command], arguments].concat(), part);
+            }
         }
     }
 }

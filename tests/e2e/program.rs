@@ -134,7 +134,8 @@ fn nothing_at_all_gives_a_short_usage() {
 fn version_and_help_are_printed() {
     let (code, stdout, _) = Program::output(&["--version"], None);
     assert_eq!((code, stdout.trim()), (0, concat!("ws-proxy ", env!("CARGO_PKG_VERSION"))));
-    let commands = ["check", "demo", "drain", "echo", "probe"];
+    let commands =
+        ["check", "close", "demo", "drain", "echo", "health", "probe", "reload", "tunnels"];
     for command in commands.into_iter().map(Some).chain([None]) {
         let arguments: Vec<_> = command.into_iter().chain(["--help"]).collect();
         let (code, stdout, stderr) = Program::output(&arguments, None);

@@ -150,15 +150,22 @@ pub(crate) struct Echo {
 }
 
 /// Tell by the exit code whether a running ws-proxy is ready for clients, and print the reasons if
-/// it is not. Without an admin listener, ask each section's port as probe does.
+/// it is not: ask its admin listener, which the configuration names, or without one connect to each
+/// section's port.
 #[derive(Debug, FromArgs)]
 #[argh(
     subcommand,
     name = "health",
+    example = "ws-proxy health
+ws-proxy health 127.0.0.1:8080",
     error_code(1, "not ready, or no answer"),
     error_code(2, "invalid command line or configuration")
 )]
 pub(crate) struct Health {
+    /// port for WebSockets of a ws-proxy, or of its echo, to connect to in place of all that, such
+    /// as 127.0.0.1:8080
+    #[argh(positional, arg_name = "host:port")]
+    pub(crate) address: Option<String>,
     /// ask whether it is alive, and not whether it is ready
     #[argh(switch)]
     pub(crate) live: bool,
@@ -173,8 +180,7 @@ pub(crate) struct Health {
     pub(crate) timeout_ms: u64,
 }
 
-/// Check by the exit code whether the ws-proxy at an address answers, without using a backend: for
-/// health checks where no admin listener is configured.
+/// Deprecated: the same as health HOST:PORT.
 #[derive(Debug, FromArgs)]
 #[argh(
     subcommand,

@@ -7,9 +7,23 @@ use crate::probe::{probe_address, timeout};
 use crate::source::Source;
 
 /// Succeeds if the proxy is ready for clients, or alive. Without an admin listener every section
-/// has to answer a probe.
+/// has to answer a probe, or else the port that is named.
 pub(crate) fn run(health: &Health, arguments: &Arguments) -> Result<(), Failure> {
     let timeout = timeout(health.timeout_ms)?;
+    if let Some(address) = &health.address {
+        let excluded = [
+            (health.live, "--live"),
+            (health.admin.is_some(), "--admin"),
+            (health.config.is_some() || arguments.config.is_some(), "--config"),
+        ];
+        return match excluded.into_iter().find(|(is_given, _)| *is_given) {
+            Some((_, flag)) => Err(Failure::Usage(format!(
+                "{address} and {flag} exclude each other: a port for WebSockets tells only that \
+                 it answers"
+            ))),
+            None => probe_address(address, timeout),
+        };
+    }
     let source = match &health.admin {
         // A probe shows no token, so that no file is needed.
         Some(_) => None,
@@ -28,7 +42,7 @@ pub(crate) fn run(health: &Health, arguments: &Arguments) -> Result<(), Failure>
     for section in &source.config.sections {
         if section.bind.ends_with(":0") {
             let problem = format!(
-                "{}: the section has any port that is free: name it to ws-proxy probe",
+                "{}: the section has any port that is free: name it with ws-proxy health HOST:PORT",
                 section.bind
             );
             return Err(Failure::Usage(problem));

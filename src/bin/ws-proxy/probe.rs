@@ -1,4 +1,5 @@
-//! `ws-proxy probe`: a health check, for images that hold nothing else to run.
+//! A health check of a port for WebSockets, and its command `ws-proxy probe`, which is `ws-proxy
+//! health HOST:PORT` now, and stays for manifests that have it.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
