@@ -172,6 +172,23 @@ mod drain {
     }
 
     #[test]
+    fn an_admin_listener_that_is_not_there_is_named_where_process_1_is_no_proxy() {
+        let (listener, free) = taken_port();
+        drop(listener);
+        let directory = Directory::new();
+        let text = format!(
+            "[admin]\nbind = \"{free}\"\n[[ws_proxy]]\nbind = \"127.0.0.1:0\"\n\
+             backends = [\"127.0.0.1:1\"]\n"
+        );
+        directory.write("ws-proxy.toml", &text);
+        for arguments in table([&["drain"][..], &["drain", "--wait"]]) {
+            let message = Program::failure(arguments, &directory, 1);
+            assert!(message.contains(&free.to_string()), "{message}");
+            assert!(message.contains("refused"), "{message}");
+        }
+    }
+
+    #[test]
     fn a_process_that_is_not_there_is_named() {
         // More than the kernel's highest number of a process, 2^22 (proc(5), pid_max).
         let message = failure(&["drain", "--pid", "2000000000"]);

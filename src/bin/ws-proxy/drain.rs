@@ -13,8 +13,8 @@ use crate::source::Source;
 /// Time for the admin listener to take the request.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// Asks the admin listener for a drain or, where none is configured or a process is named, sends
-/// SIGUSR1. A SIGTERM that follows is the first one.
+/// Asks the admin listener for a drain or, where none is configured or answers, or a process is
+/// named, sends SIGUSR1. A SIGTERM that follows is the first one.
 ///
 /// It returns at once unless it is to wait: it would not outlive a process 1 that it waits for.
 pub(crate) fn run(drain: &Drain, arguments: &Arguments) -> Result<(), Failure> {
@@ -35,11 +35,22 @@ pub(crate) fn run(drain: &Drain, arguments: &Arguments) -> Result<(), Failure> {
         Some(admin) => {
             let target = if drain.wait { "/drain?wait=1" } else { "/drain" };
             let timeout = (!drain.wait).then_some(ANSWER_TIME);
-            admin.ask("POST", target, timeout)?.expect_ok(admin.address()).map(drop)
+            match admin.ask("POST", target, timeout) {
+                // The file need not be the one that the process was started with: a mounted one
+                // changes, and the image has one also where the command line tells the settings.
+                // A hook must drain all the same.
+                Err(Failure::Runtime(problem)) if drain.admin.is_none() => {
+                    signal(1, drain.wait).map_err(|_| Failure::Runtime(problem))
+                }
+                response => response?.expect_ok(admin.address()).map(drop),
+            }
         }
-        None => {
-            let peer = Peer::find(drain.pid.unwrap_or(1), "drain")?;
-            if drain.wait { peer.signal_and_wait(Signal::USR1) } else { peer.signal(Signal::USR1) }
-        }
+        None => signal(drain.pid.unwrap_or(1), drain.wait),
     }
+}
+
+/// Sends a proxy the signal that begins a drain.
+fn signal(pid: i32, wait: bool) -> Result<(), Failure> {
+    let peer = Peer::find(pid, "drain")?;
+    if wait { peer.signal_and_wait(Signal::USR1) } else { peer.signal(Signal::USR1) }
 }
