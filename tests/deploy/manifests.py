@@ -1,9 +1,10 @@
 """Checks what tests/deploy/check-manifests.sh has kubectl build of deploy/kubernetes/.
 
 Each document is validated strictly against the schemas of Kubernetes, and all of them together
-against what no schema knows: that ws-proxy takes the configuration, that ports meet, that the
-times of a stop add up, that every container is confined. Then the same is done with variants
-that are broken on purpose: each has to be found.
+against what no schema knows: that ws-proxy takes the configuration and loads a changed one, that
+ports meet, that the times of a stop add up, that every container is confined. The configurations
+of all of deploy/ are compared in what they have in common. Then the same is done with variants that
+are broken on purpose: each has to be found.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from pathlib import Path
 
 import kubernetes_validate
 import yaml
@@ -39,6 +41,11 @@ BUFFER_BYTES = 128 * 1024
 
 # The shortest idle timeout that is usual is 60 s: two pings have to fit in.
 PING_MS = 30_000
+
+# A changed file is looked for this often, everywhere in deploy/.
+WATCH_MS = 2000
+# /livez gives the workers so long to answer.
+LIVEZ_S = 1
 
 LOCALHOST = {"127.0.0.1", "localhost", "[::1]"}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -164,11 +171,13 @@ def faults(documents, first, version, ws_proxy):
 
     broken = set()
     for document in configs:
-        if not re.search(r"-[a-z0-9]{10}$", document["metadata"]["name"]):
+        if re.search(r"-[a-z0-9]{10}$", document["metadata"]["name"]):
             yield (
-                f"{named(document)}: metadata.name: has no hash, "
-                "so that no change of it would roll the pods"
+                f"{named(document)}: metadata.name: has a hash, "
+                "so that a change of it would reach no pod that runs"
             )
+        if document.get("immutable"):
+            yield f"{named(document)}: immutable: a change could not be applied"
         for key, text in document["data"].items():
             fault = config_fault(ws_proxy, text)
             if fault:
@@ -192,7 +201,9 @@ def faults(documents, first, version, ws_proxy):
             elif name not in broken:
                 config = tomllib.loads(config)
                 drain = DRAIN | config.get("drain", {})
+                yield from reload_faults(pod, config)
                 yield from port_faults(pod, config)
+                yield from admin_faults(pod, config, services)
                 yield from backend_faults(pod, config, services)
                 yield from setting_faults(pod, config, drain)
                 yield from time_faults(pod, drain)
@@ -220,6 +231,45 @@ def config_of(pod, configs):
                 if volume["name"] == mount["name"] and config["metadata"]["name"] == name:
                     return name, config["data"].get(file)
     return None, None
+
+
+def reload_faults(pod, config):
+    """Whether a changed configuration reaches the program, and the commands find it."""
+    if config.get("watch_config_ms") != WATCH_MS:
+        yield pod.fault(pod.proxy.path, f"watch_config_ms is not {WATCH_MS}")
+    for index, mount in enumerate(pod.proxy.spec.get("volumeMounts", [])):
+        if "subPath" in mount or "subPathExpr" in mount:
+            here = f"{pod.proxy.path}.volumeMounts[{index}]"
+            yield pod.fault(here, "subPath: the kubelet would never bring a change")
+    folder = re.findall(r"\nWORKDIR (.+)\n", Path("deploy/Dockerfile").read_text())[-1]
+    folder = pod.proxy.spec.get("workingDir", folder)
+    if pod.proxy.after("--config") != f"{folder}/ws-proxy.toml":
+        yield pod.fault(pod.proxy.path, "the hook and the commands would not find the --config")
+
+
+def admin_faults(pod, config, services):
+    """Whether the admin listener can be asked by those who have to, and by no more."""
+    if "admin" not in config:
+        yield pod.fault(pod.proxy.path, "[admin] is missing")
+        return
+    host, port = split(config["admin"]["bind"])
+    if host in LOCALHOST:
+        yield pod.fault(pod.proxy.path, f"[admin] is on {host}, where no kubelet gets to")
+    annotations = pod.document["spec"]["template"]["metadata"].get("annotations", {})
+    expected = {"scrape": "true", "port": str(port), "path": "/metrics"}
+    for name, value in expected.items():
+        if annotations.get(f"prometheus.io/{name}") != value:
+            here = f"{named(pod.document)}: spec.template.metadata.annotations"
+            yield f"{here}: prometheus.io/{name} is not {value}"
+    for service in services:
+        for index, entry in enumerate(service["spec"]["ports"]):
+            target = entry["targetPort"]
+            if pod.has(service["spec"]["selector"]) and port in (
+                target,
+                pod.proxy.ports.get(target),
+            ):
+                here = f"{named(service)}: spec.ports[{index}].targetPort"
+                yield f"{here}: leads to the admin listener"
 
 
 def confinement_faults(pod):
@@ -313,8 +363,10 @@ def resource_faults(pod):
             )
 
 
-def probe_faults(pod, container, ports):
-    """Whether the probes of a container ask it, and in time."""
+def probe_faults(pod, container, ports, admin=None):
+    """Whether the probes of a container ask it, and in time. `admin` is the port of its admin
+    listener.
+    """
     for kind in PROBES:
         here = f"{container.path}.{kind}"
         probe = container.spec.get(kind)
@@ -328,7 +380,20 @@ def probe_faults(pod, container, ports):
             port = container.ports.get(port, port)
             if port not in ports or container.bind and split(container.bind)[0] in LOCALHOST:
                 yield pod.fault(here, f"the kubelet cannot reach port {port}")
-        elif command[:2] == ["/ws-proxy", "probe"]:
+        elif "httpGet" in probe:
+            request = probe["httpGet"]
+            port = container.ports.get(request["port"], request["port"])
+            if port != admin or port not in container.ports.values():
+                yield pod.fault(here, f"port {request['port']} is not that of [admin]")
+            if request.keys() - {"path", "port"}:
+                yield pod.fault(here, "needs a path and a port, and no more")
+            # A restart heals no app, and an app that all pods share would take all of them out.
+            path = "/readyz" if kind == "readinessProbe" and pod.apps else "/livez"
+            if request.get("path") != path:
+                yield pod.fault(here, f"asks for {request.get('path')} instead of {path}")
+            if probe.get("timeoutSeconds", 1) <= LIVEZ_S:
+                yield pod.fault(here, f"timeoutSeconds cuts the {LIVEZ_S} s of /livez")
+        elif command[:2] == ["/ws-proxy", "health"] and len(command) > 2:
             host, port = split(command[2])
             if host not in LOCALHOST or port not in ports:
                 yield pod.fault(here, f"{command[2]} is not where the container listens")
@@ -340,7 +405,7 @@ def probe_faults(pod, container, ports):
             if probe.get("timeoutSeconds", 1) * 1000 <= timeout_ms:
                 yield pod.fault(here, f"timeoutSeconds cuts the probe's own {timeout_ms} ms")
         else:
-            yield pod.fault(here, "is neither tcpSocket nor `/ws-proxy probe`")
+            yield pod.fault(here, "is none of httpGet, tcpSocket and `/ws-proxy health HOST:PORT`")
 
 
 def port_faults(pod, config):
@@ -349,10 +414,12 @@ def port_faults(pod, config):
     for host, port in bound:
         if host in LOCALHOST:
             yield pod.fault(pod.proxy.path, f"bind is {host}:{port}, where no Service gets to")
+    admin = split(config["admin"]["bind"])[1] if "admin" in config else None
+    ports |= {admin} - {None}
     if ports != set(pod.proxy.ports.values()):
         declared = sorted(pod.proxy.ports.values())
         yield pod.fault(f"{pod.proxy.path}.ports", f"are {declared}, but bind says {sorted(ports)}")
-    yield from probe_faults(pod, pod.proxy, ports)
+    yield from probe_faults(pod, pod.proxy, ports, admin)
     for app in pod.apps:
         yield from probe_faults(pod, app, {split(app.bind)[1]} if app.bind else set())
 
@@ -460,6 +527,20 @@ def service_faults(service, pods, first):
                     yield f"{here}: {target} goes past ws-proxy"
                 if container.bind and split(container.bind)[0] in LOCALHOST:
                     yield f"{here}: {target} listens on localhost only"
+
+
+def file_faults(files):
+    """What is wrong with the configurations of deploy/, by their paths."""
+    for path, text in files.items():
+        config = tomllib.loads(text)
+        if config.get("watch_config_ms") != WATCH_MS:
+            yield f"{path}: watch_config_ms is not {WATCH_MS}"
+        host, port = split(config.get("admin", {}).get("bind", ":0"))
+        if port != 9600:
+            yield f"{path}: [admin] is not on port 9600"
+        # In Kubernetes the kubelet asks.
+        if (host in LOCALHOST) == ("kubernetes" in Path(path).parts):
+            yield f"{path}: [admin] is on {host}"
 
 
 # --- whether faults are found
@@ -571,9 +652,56 @@ def broken_variants(form):
         "--config",
     )
     yield (
-        "no hash",
-        lambda d: of_kind(d, "ConfigMap")[0]["metadata"].update(name="ws-proxy"),
-        "no hash",
+        "a hash",
+        lambda d: of_kind(d, "ConfigMap")[0]["metadata"].update(name="ws-proxy-5f6h7k2m9t"),
+        "has a hash",
+    )
+    yield "a fixed one", lambda d: of_kind(d, "ConfigMap")[0].update(immutable=True), "immutable"
+    yield (
+        "a mounted file",
+        of_proxy(
+            lambda spec: spec["volumeMounts"].append(
+                {"name": "ws-proxy", "mountPath": "/x.toml", "subPath": "ws-proxy.toml"}
+            )
+        ),
+        "subPath",
+    )
+    yield (
+        "a file that is not watched",
+        of_config("watch_config_ms = 2000", "watch_config_ms = 0"),
+        "watch_config_ms",
+    )
+    yield (
+        "commands that do not find the file",
+        of_proxy(lambda spec: spec.update(workingDir="/")),
+        "would not find",
+    )
+    yield "no admin listener", of_config("[admin]", "[other]"), "[admin] is missing"
+    yield "[admin] on localhost", of_config("0.0.0.0:9600", "127.0.0.1:9600"), "no kubelet gets to"
+    yield "another port in [admin]", of_config("0.0.0.0:9600", "0.0.0.0:9601"), "that of [admin]"
+    yield (
+        "the admin listener in a Service",
+        lambda d: front(d)["ports"][0].update(targetPort=9600),
+        "leads to the admin listener",
+    )
+    yield (
+        "the admin listener in a Service by name",
+        lambda d: front(d)["ports"][0].update(targetPort="admin"),
+        "leads to the admin listener",
+    )
+    yield (
+        "metrics elsewhere",
+        lambda d: next(pod for pod in pods(d) if pod.proxy).document["spec"]["template"][
+            "metadata"
+        ]["annotations"].update({"prometheus.io/port": "8080"}),
+        "prometheus.io/port is not 9600",
+    )
+    yield (
+        "no metrics",
+        lambda d: next(pod for pod in pods(d) if pod.proxy).document["spec"]["template"][
+            "metadata"
+        ].pop("annotations"),
+        "prometheus.io/scrape",
     )
     yield (
         "losses not announced",
@@ -597,15 +725,37 @@ def broken_variants(form):
     )
     yield "a spread that is shortened", of_config("delay_ms = 5000", "delay_ms = 9000"), "shortened"
 
-    yield "another port in bind", of_config("0.0.0.0:8080", "0.0.0.0:8081"), "bind says [8081]"
+    yield (
+        "another port in bind",
+        of_config("0.0.0.0:8080", "0.0.0.0:8081"),
+        "bind says [8081, 9600]",
+    )
     yield "bind on localhost", of_config("0.0.0.0:8080", "127.0.0.1:8080"), "no Service gets to"
     yield "another backend port", of_config(':9000"]', ':9001"]'), "the backend"
     yield (
         "a probe of another port",
-        of_proxy(
-            lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(2, "127.0.0.1:9000")
-        ),
-        "livenessProbe",
+        of_proxy(lambda spec: spec["livenessProbe"]["httpGet"].update(port="ws")),
+        "port ws is not that of [admin]",
+    )
+    yield (
+        "a probe of no port",
+        of_proxy(lambda spec: spec["ports"].pop()),
+        "port admin is not that of [admin]",
+    )
+    yield (
+        "a probe of another page",
+        of_proxy(lambda spec: spec["startupProbe"]["httpGet"].update(path="/metrics")),
+        "asks for /metrics instead of /livez",
+    )
+    yield (
+        "a restart for an app that is away",
+        of_proxy(lambda spec: spec["livenessProbe"]["httpGet"].update(path="/readyz")),
+        "asks for /readyz instead of /livez",
+    )
+    yield (
+        "a probe by another host",
+        of_proxy(lambda spec: spec["livenessProbe"]["httpGet"].update(host="example.com")),
+        "and no more",
     )
     yield (
         "a probe that is cut",
@@ -614,8 +764,24 @@ def broken_variants(form):
     )
     yield (
         "a mistyped flag",
-        of_proxy(lambda spec: spec["livenessProbe"]["exec"]["command"].__setitem__(3, "--timeout")),
+        of_proxy(
+            lambda spec: spec.update(
+                livenessProbe={
+                    "exec": {"command": ["/ws-proxy", "health", "127.0.0.1:8080", "--timeout"]},
+                    "timeoutSeconds": 3,
+                }
+            )
+        ),
         "Unrecognized argument: --timeout",
+    )
+    yield (
+        "a command that is deprecated",
+        of_proxy(
+            lambda spec: spec.update(
+                livenessProbe={"exec": {"command": ["/ws-proxy", "probe", "127.0.0.1:8080"]}}
+            )
+        ),
+        "is none of",
     )
     yield (
         "a mistyped subcommand",
@@ -650,6 +816,28 @@ def broken_variants(form):
             "no grace period",
             lambda d: pod(d).pop("terminationGracePeriodSeconds"),
             "a stop takes",
+        )
+    if form == "standalone":
+        yield (
+            "readiness by an app that all share",
+            of_proxy(lambda spec: spec["readinessProbe"]["httpGet"].update(path="/readyz")),
+            "asks for /readyz instead of /livez",
+        )
+    else:
+        yield (
+            "readiness without the app",
+            of_proxy(lambda spec: spec["readinessProbe"]["httpGet"].update(path="/livez")),
+            "asks for /livez instead of /readyz",
+        )
+        yield (
+            "a probe of another app's port",
+            lambda d: app(d)["readinessProbe"]["exec"]["command"].__setitem__(2, "127.0.0.1:9001"),
+            "127.0.0.1:9001 is not where the container listens",
+        )
+        yield (
+            "an app's probe that is cut",
+            lambda d: app(d)["readinessProbe"].pop("timeoutSeconds"),
+            "cuts the probe's own 2000 ms",
         )
     if form == "sidecar":
         yield "an app that is not held", lambda d: app(d).pop("lifecycle"), "holds the app for 0 s"
@@ -686,6 +874,17 @@ def broken_variants(form):
         )
 
 
+def broken_files():
+    """What may be wrong with a file, whose it is, how to make it so, and what has to be said."""
+    local = ("deploy/ws-proxy.toml", "deploy/systemd/ws-proxy.toml")
+    for path in local:
+        yield "a file that is not watched", path, "watch_config_ms = 2000", "", "watch_config_ms"
+        yield "an open port", path, "127.0.0.1:9600", "0.0.0.0:9600", "[admin] is on 0.0.0.0"
+        yield "another port", path, "127.0.0.1:9600", "127.0.0.1:9601", "not on port 9600"
+    kubernetes = "deploy/kubernetes/sidecar/ws-proxy.toml"
+    yield "a closed port", kubernetes, "0.0.0.0:9600", "127.0.0.1:9600", "[admin] is on 127.0.0.1"
+
+
 # --- all of it
 
 
@@ -712,7 +911,21 @@ def main():
             faults(documents, FIRST[form], version, given.ws_proxy)
         )
 
-    failed = False
+    files = {str(path): path.read_text() for path in Path("deploy").rglob("*.toml")}
+    # The image's, Compose's, systemd's, and two of Kubernetes.
+    assert len(files) >= 5, files.keys()
+    found = list(file_faults(files))
+    failed = bool(found)
+    print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
+    for what, path, old, new, said in [] if found else broken_files():
+        assert old in files[path], f"{path}: {old}"
+        found = list(file_faults({path: files[path].replace(old, new)}))
+        if not any(said in fault for fault in found):
+            failed = True
+            print(f"{path}: this check does not find {what}; it says {found}", file=sys.stderr)
+    if not failed:
+        print(f"{len(files)} configurations; {len(list(broken_files()))} broken ones tried")
+
     for form, first in FIRST.items():
         versions = [first, *CURRENT]
         documents = built(given.kubectl, form)
