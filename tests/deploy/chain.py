@@ -147,16 +147,21 @@ class Chain:
         self.address = (
             f"127.{random.randint(16, 250)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
         )
-        self.ports = {port: self.free_port() for port in (53, 8080, 8443, 9000, 9600)}
+        self.ports = self.free_ports(53, 8080, 8443, 9000, 9600)
         self.tls = self.folder / "tls"
         self.own = self.folder / "own"
         self.tls.mkdir()
         self.own.mkdir()
 
-    def free_port(self):
-        with socket.socket() as listener:
-            listener.bind((self.address, 0))
-            return listener.getsockname()[1]
+    def free_ports(self, *ports):
+        """A port of this machine for each of these. All are held until the last is found, since the
+        kernel may give one that has been let go a second time.
+        """
+        with contextlib.ExitStack() as stack:
+            listeners = [stack.enter_context(socket.socket()) for _ in ports]
+            for listener in listeners:
+                listener.bind((self.address, 0))
+            return {port: each.getsockname()[1] for port, each in zip(ports, listeners)}
 
     def here(self, address):
         """An address of compose.yaml, on this machine."""
