@@ -6,6 +6,7 @@
 
 mod access;
 mod call;
+mod configuration;
 mod page;
 mod places;
 mod reload;
@@ -27,7 +28,7 @@ use futures_lite::future;
 use smol::Timer;
 
 use self::access::Access;
-use self::reload::Configuration;
+use self::configuration::Configuration;
 use self::routes::Router;
 use self::server::Limits;
 use self::site::Site;

@@ -1,43 +1,7 @@
 //! `GET /config` and `POST /reload`: the configuration, and how it is replaced.
 
-use std::fmt;
-use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
-
 use super::call::Call;
 use super::reply::Reply;
-
-/// A reload under way: lines to be told of its success, or its error.
-pub(super) type Reloading = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send>>;
-
-/// What the owner of the listener lets it tell and do.
-#[derive(Default)]
-pub(super) struct Configuration {
-    /// Text of the configuration in force.
-    text: Mutex<Option<String>>,
-    /// Begins a reload.
-    reload: Option<Box<dyn Fn() -> Reloading + Send + Sync>>,
-}
-
-impl Configuration {
-    pub(super) fn set_text(&self, text: String) {
-        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-    }
-
-    pub(super) fn set_reload(&mut self, reload: Box<dyn Fn() -> Reloading + Send + Sync>) {
-        self.reload = Some(reload);
-    }
-
-    fn text(&self) -> Option<String> {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl fmt::Debug for Configuration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Configuration").field("text", &self.text).finish_non_exhaustive()
-    }
-}
 
 /// `GET /config`: the configuration in force, with all defaults.
 pub(super) async fn config(call: Call<'_>) -> Reply {

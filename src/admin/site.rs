@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use smol::Timer;
 
-use super::reload::Configuration;
+use super::configuration::Configuration;
 use crate::live::LiveSection;
 use crate::metrics::Metrics;
 use crate::proxy::BoundProxy;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Config, SectionConfig};
+use crate::proxy::Error;
 use crate::settings::{OnRemoved, RawDrain, RawLog, RawSection};
 
 /// The whole text. TOML has the keys of the top level before the tables.
@@ -27,13 +28,13 @@ impl Config {
     /// # Errors
     ///
     /// The first setting that cannot be used. There is none if the configuration was parsed.
-    pub fn to_toml(&self) -> Result<String, crate::Error> {
+    pub fn to_toml(&self) -> Result<String, Error> {
         let document = self.document()?;
         // Nothing in it is beyond TOML; should that change, the reader is told.
         Ok(toml::to_string(&document).unwrap_or_else(|error| format!("# {error}\n")))
     }
 
-    fn document(&self) -> Result<Document, crate::Error> {
+    fn document(&self) -> Result<Document, Error> {
         let mut drain = None;
         let mut sections = Vec::new();
         for SectionConfig { bind, proxy } in &self.sections {

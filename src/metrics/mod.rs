@@ -202,14 +202,25 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(all(test, feature = "metrics"))]
 mod tests {
     use super::*;
-    use crate::WsProxy;
+    use crate::section::Section;
+    use crate::settings::{RawDrain, RawSection};
 
     #[test]
     fn sections_that_are_gone_take_no_memory() {
         let metrics = Metrics::new();
-        let listen = || WsProxy::new(["a:1"]).metrics(&metrics).listen("127.0.0.1:0").unwrap();
-        let kept = listen();
-        (0..9).for_each(|_| drop(listen()));
+        let add = || {
+            let (bind, backends) = ("127.0.0.1:0".to_owned(), vec!["a:1".to_owned()]);
+            let drain = RawDrain::default().check().unwrap();
+            let (backends, default) = (Some(backends), RawSection::default());
+            let raw = RawSection { bind: Some(bind.clone()), backends, ..default };
+            let settings = (raw.check(&drain).unwrap(), drain);
+            let section = Section::new(settings, bind.parse().unwrap(), None);
+            let live = Arc::new(LiveSection::new(bind, section));
+            metrics.add(&live);
+            live
+        };
+        let kept = add();
+        (0..9).for_each(|_| drop(add()));
         assert!(lock(&metrics.0.sections).len() <= 2);
         assert_eq!(metrics.sections().len(), 1);
         drop(kept);

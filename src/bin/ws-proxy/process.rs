@@ -7,9 +7,9 @@ use futures_lite::{StreamExt, future};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol::Executor;
 use smol::channel::{Sender, bounded};
-use ws_proxy::{Admin, AdminConfig, BoundProxy, Error, Metrics, SectionConfig, Shutdown, Workers};
+use ws_proxy::{Admin, AdminConfig, BoundProxy, Shutdown, Workers};
 
-use crate::reloader::{Reloader, Served};
+use crate::reloader::{Reloader, Served, bind_section};
 use crate::source::Source;
 use crate::{Failure, logging, systemd};
 
@@ -31,20 +31,6 @@ pub(crate) fn serve(source: Source) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Failure::Runtime(error.to_string()))?;
     smol::block_on(run(bounds, admin, signals, Some((source, workers))))
-}
-
-/// Listens for a section.
-pub(crate) fn bind_section(
-    section: &SectionConfig,
-    workers: &Workers,
-    metrics: Option<&Metrics>,
-) -> Result<BoundProxy, Error> {
-    let proxy = section.proxy.clone().workers(workers);
-    let proxy = match metrics {
-        Some(metrics) => proxy.metrics(metrics),
-        None => proxy,
-    };
-    proxy.listen(&section.bind)
 }
 
 /// Listens for the admin, whose metrics tell of the log as well.

@@ -9,11 +9,10 @@ use futures_lite::future;
 use smol::Executor;
 use smol::channel::{Receiver, Sender, WeakSender, bounded, unbounded};
 use ws_proxy::{
-    Admin, AdminServer, BoundProxy, Config, OnRemoved, ProxyHandle, SectionConfig, Shutdown,
-    Workers,
+    Admin, AdminServer, BoundProxy, Config, Error, Metrics, OnRemoved, ProxyHandle, SectionConfig,
+    Shutdown, Workers,
 };
 
-use crate::process::bind_section;
 use crate::source::Source;
 use crate::{logging, systemd};
 
@@ -230,6 +229,20 @@ impl Reloader {
         let removed = left.into_iter().map(|(_, handle)| handle.clone()).collect();
         Ok(Plan { steps, removed })
     }
+}
+
+/// Listens for a section.
+pub(crate) fn bind_section(
+    section: &SectionConfig,
+    workers: &Workers,
+    metrics: Option<&Metrics>,
+) -> Result<BoundProxy, Error> {
+    let proxy = section.proxy.clone().workers(workers);
+    let proxy = match metrics {
+        Some(metrics) => proxy.metrics(metrics),
+        None => proxy,
+    };
+    proxy.listen(&section.bind)
 }
 
 /// Changes that a reload comes to.
