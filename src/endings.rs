@@ -1,11 +1,12 @@
 //! Endings: the tunnels that ended last, on their way from the workers to the admin listener.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use concurrent_queue::ConcurrentQueue;
+
+use crate::net::name::Peer;
 
 /// Number of endings that are kept.
 pub(crate) const KEPT: usize = 100;
@@ -18,7 +19,7 @@ pub(crate) struct Ending {
     pub(crate) lifetime: Duration,
     pub(crate) section: String,
     pub(crate) id: u64,
-    pub(crate) client: SocketAddr,
+    pub(crate) client: Peer,
     pub(crate) backend: String,
     /// Path that the client asked for, without its query.
     pub(crate) path: Option<String>,
@@ -85,7 +86,7 @@ mod tests {
             lifetime: Duration::ZERO,
             section: "chat".to_owned(),
             id,
-            client: SocketAddr::from(([192, 0, 2, 1], 1)),
+            client: Peer::Ip(([192, 0, 2, 1], 1).into()),
             backend: "a:1".to_owned(),
             path: None,
             ended_by: "client",

@@ -46,7 +46,7 @@ pub fn judge(head: &[u8], is_strict: bool) -> u16 {
 pub fn forward(head: &[u8]) -> Option<Vec<u8>> {
     let head = RequestHead::parse(head).ok()?;
     let request = UpgradeRequest::judge(&head, HandshakeRules::default()).ok()?;
-    let client = std::net::Ipv4Addr::LOCALHOST.into();
+    let client = Some(std::net::Ipv4Addr::LOCALHOST.into());
     let policy = ForwardPolicy {
         client,
         backend: "chat-backend:9000",

@@ -1,7 +1,7 @@
 //! The accept loop of one section.
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use futures_lite::future;
 use crate::connection;
 use crate::events::Event;
 use crate::live::{Latest, LiveSection};
-use crate::net::listen::limit_buffers;
+use crate::net::listen::{BoundListener, limit_buffers};
 use crate::net::reactor::Reactor;
 use crate::net::socket::Listener;
 use crate::net::timer::Timer;
@@ -31,7 +31,7 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 /// connection ends. It has the settings that are in force when it is accepted.
 pub(crate) async fn accept(
     handle: Handle,
-    listener: TcpListener,
+    listener: BoundListener,
     live: Arc<LiveSection>,
     alive: Guard,
     shutdown: Shutdown,
@@ -79,7 +79,7 @@ pub(crate) async fn accept(
 
 /// Gives the listener the buffers that a reload asks for, which accepted sockets inherit, and the
 /// first such socket too.
-fn change_buffers(listener: &Listener, accepted: &TcpStream, section: &Section) {
+fn change_buffers(listener: &Listener, accepted: &OwnedFd, section: &Section) {
     let buffer = section.settings.socket_buffer;
     let changed = limit_buffers(listener, buffer).and_then(|()| limit_buffers(accepted, buffer));
     if let Err(error) = changed {
@@ -89,7 +89,7 @@ fn change_buffers(listener: &Listener, accepted: &TcpStream, section: &Section) 
 
 /// Starts the task of one client, on the worker with the fewest connections: of its handshake or,
 /// where the section is full, of its refusal.
-fn start(handle: &Handle, socket: TcpStream, client: Client, alive: Guard) {
+fn start(handle: &Handle, socket: OwnedFd, client: Client, alive: Guard) {
     if let Some(permit) = client.section.connections.take() {
         handle.start_connection(move |handle, load| {
             connection::serve(handle, socket, client, (permit, load), alive)

@@ -1,9 +1,9 @@
 //! A section that serves: its settings of the moment, and what is asked of its listener.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::net::name::Local;
 use crate::section::Section;
 use crate::settings::{Drain, Settings};
 use crate::shutdown::Shutdown;
@@ -61,8 +61,8 @@ impl LiveSection {
     }
 
     /// Returns the address that it listens on.
-    pub(crate) fn local(&self) -> SocketAddr {
-        self.lock().local
+    pub(crate) fn local(&self) -> Local {
+        self.lock().local.clone()
     }
 
     /// Replaces the settings for the connections that are accepted from now on, and for the drain.
@@ -128,9 +128,10 @@ mod tests {
 
     #[test]
     fn a_reload_is_for_what_comes_after_it() {
-        let local = "127.0.0.1:8080".parse().unwrap();
+        let local = Local::Ip("127.0.0.1:8080".parse().unwrap());
         let first = settings(RawSection { max_connections: Some(1), ..RawSection::default() });
-        let live = LiveSection::new("127.0.0.1:0".to_owned(), Section::new(first, local, None));
+        let live =
+            LiveSection::new("127.0.0.1:0".to_owned(), Section::new(first, local.clone(), None));
         let mut latest = Latest::of(&live);
         let before = Arc::clone(latest.get());
         let permit = before.connections.take();
@@ -141,7 +142,7 @@ mod tests {
         live.reload(settings(second));
         let after = Arc::clone(latest.get());
         assert_eq!((&*before.name, &*after.name), ("127.0.0.1:8080", "chat"));
-        assert_eq!((after.local, live.local()), (local, local));
+        assert_eq!((&after.local, live.local()), (&local, local.clone()));
         // One place was taken before it, under the other limit.
         let another = after.connections.take();
         assert!(another.is_some() && after.connections.take().is_none());

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use crate::events::{Event, OUTCOMES};
 use crate::listener;
 use crate::live::LiveSection;
 use crate::metrics::Metrics;
+use crate::net::listen::BoundListener;
+use crate::net::name::Local;
 use crate::section::Section;
 use crate::settings::{Drain, Invalid, Settings};
 use crate::shutdown::{AllDropped, Shutdown, guard};
@@ -27,7 +30,7 @@ use crate::worker::{WorkGroup, Workers};
 /// Clients can connect already; they are served as soon as [`run`](BoundProxy::run) is.
 #[derive(Debug)]
 pub struct BoundProxy {
-    listener: TcpListener,
+    listener: BoundListener,
     live: Arc<LiveSection>,
     workers: Workers,
 }
@@ -87,16 +90,12 @@ impl From<Invalid> for Error {
 
 impl BoundProxy {
     /// Puts a socket that listens on `bind` and checked settings together.
-    ///
-    /// # Errors
-    ///
-    /// Those of getsockname(2).
     pub(crate) fn new(
-        (listener, bind): (TcpListener, String),
+        (listener, bind): (BoundListener, String),
         settings: (Settings, Drain),
         (workers, metrics): (Workers, Option<&Metrics>),
-    ) -> io::Result<Self> {
-        let local = listener.local_addr()?;
+    ) -> Self {
+        let local = listener.local.clone();
         let stats = metrics.map(|metrics| {
             let stats = SectionStats::new(&OUTCOMES, &Reason::NAMES, workers.count());
             Arc::new(metrics.complete(stats))
@@ -105,13 +104,26 @@ impl BoundProxy {
         if let Some(metrics) = metrics {
             metrics.add(&live);
         }
-        Ok(Self { listener, live, workers })
+        Self { listener, live, workers }
     }
 
-    /// Returns the address that it listens on, with the port that was chosen.
+    /// Returns the address that it listens on, with the port that was chosen; `0.0.0.0:0` if that
+    /// is a [path](BoundProxy::local_path).
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.live.local()
+        match self.live.local() {
+            Local::Ip(address) => address,
+            Local::Unix(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        }
+    }
+
+    /// Returns the path of the Unix socket that it listens on, if it is one.
+    #[must_use]
+    pub fn local_path(&self) -> Option<PathBuf> {
+        match self.live.local() {
+            Local::Ip(_) => None,
+            Local::Unix(path) => Some(path),
+        }
     }
 
     /// Returns its section, which lives as long as it serves.
@@ -185,7 +197,7 @@ impl BoundProxy {
     fn start(self) -> Running {
         let Self { listener, live, workers } = self;
         let section = live.current();
-        Event::Listening { section: &section, address: section.local }.emit();
+        Event::Listening { section: &section }.emit();
 
         let group = workers.group(section.stats.clone());
         let (alive, ended) = guard();

@@ -1,12 +1,11 @@
 //! The section: what the connections of one listener share, as long as its settings stay.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::backend::pool::Pool;
-use crate::net;
+use crate::net::name::{Local, Peer};
 use crate::settings::{Drain, Settings};
 use crate::stats::SectionStats;
 
@@ -23,7 +22,7 @@ pub(crate) struct Section {
     /// Name in the log.
     pub(crate) name: String,
     /// Address that it listens on.
-    pub(crate) local: SocketAddr,
+    pub(crate) local: Local,
     pub(crate) pool: Pool,
     /// Connections that are served, from the handshake to the tunnel's end.
     pub(crate) connections: Permits,
@@ -39,8 +38,7 @@ pub(crate) struct Section {
 pub(crate) struct Client {
     /// Number in the log, unique in this process.
     pub(crate) id: u64,
-    /// Address of the client, [canonical](net::canonical).
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Peer,
     pub(crate) accepted: Instant,
     pub(crate) section: Arc<Section>,
 }
@@ -61,7 +59,7 @@ impl Section {
     /// the settings have one.
     pub(crate) fn new(
         (settings, drain): (Settings, Drain),
-        local: SocketAddr,
+        local: Local,
         stats: Option<Arc<SectionStats>>,
     ) -> Self {
         Self {
@@ -83,7 +81,7 @@ impl Section {
             pool: self.pool.successor(settings.backends.iter().cloned()),
             connections: self.connections.with_limit(settings.max_connections),
             refusals: self.refusals.with_limit(self.refusals.limit),
-            ..Self::new((settings, drain), self.local, self.stats.clone())
+            ..Self::new((settings, drain), self.local.clone(), self.stats.clone())
         }
     }
 
@@ -95,13 +93,13 @@ impl Section {
 
 impl Client {
     /// Gives a connection from `peer`, accepted now, the next number.
-    pub(crate) fn new(peer: SocketAddr, accepted: Instant, section: &Arc<Section>) -> Self {
+    pub(crate) fn new(peer: Peer, accepted: Instant, section: &Arc<Section>) -> Self {
         // Not every 32-bit machine has atomics of 64 bits; there, the numbers begin anew after 2^32
         // connections.
         static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed) as u64,
-            peer: net::canonical(peer),
+            peer,
             accepted,
             section: Arc::clone(section),
         }

@@ -8,6 +8,7 @@ use subtle::ConstantTimeEq;
 
 use super::reply::Reply;
 use super::request::Request;
+use crate::net::name::Peer;
 use crate::settings::Token;
 
 /// Paths that need no token: the probes of a kubelet cannot read a secret, and they tell nothing
@@ -29,12 +30,12 @@ impl Access {
         Self { local: local.ip().to_canonical(), hosts, token }
     }
 
-    /// Judges a request from `peer`, a [canonical](crate::net::canonical) address.
+    /// Judges a request from `peer`, the address of a client.
     ///
     /// # Errors
     ///
     /// The answer to a request that may not pass.
-    pub(super) fn judge(&self, request: &Request, peer: SocketAddr) -> Result<(), Reply> {
+    pub(super) fn judge(&self, request: &Request, peer: Peer) -> Result<(), Reply> {
         if !request.host.as_deref().is_none_or(|host| self.is_own(host)) {
             let problem = "this listener is not the Host that the request names: name its address, \
                            or add the name to hosts in [admin]";
@@ -43,7 +44,9 @@ impl Access {
         match &self.token {
             Some(_) if OPEN_PATHS.contains(&request.path.as_str()) => {}
             Some(token) => check_token(request, token)?,
-            None if request.method.is_changing() && !peer.ip().is_loopback() => {
+            None if request.method.is_changing()
+                && !peer.ip().is_none_or(|ip| ip.is_loopback()) =>
+            {
                 let problem = "changes are taken from this machine only: ask from a loopback \
                                address, or set token_file in [admin]";
                 return Err(Reply::error(403, problem));
@@ -156,7 +159,7 @@ mod tests {
     /// The status of a request, 200 if it may pass.
     fn status(access: &Access, peer: &str, head: &str) -> u16 {
         let request = Announced::parse(head.as_bytes()).unwrap().request;
-        let peer = SocketAddr::new(peer.parse().unwrap(), 1);
+        let peer = Peer::Ip(SocketAddr::new(peer.parse().unwrap(), 1));
         access.judge(&request, peer).map_or_else(|reply| reply.status, |()| 200)
     }
 
@@ -277,7 +280,7 @@ mod tests {
     #[test]
     fn a_browser_is_asked_for_the_token_at_the_page_alone() {
         let access = access("127.0.0.1", Some("0123456789abcdef"));
-        let peer = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 1);
+        let peer = Peer::Ip(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 1));
         for (start, expected) in table([
             ("GET /", &["Bearer", "Basic realm=\"ws-proxy\""][..]),
             ("HEAD /?x", &["Bearer", "Basic realm=\"ws-proxy\""]),

@@ -1,9 +1,8 @@
 //! What a handler is given.
 
-use std::net::SocketAddr;
-
 use super::request::Request;
 use super::site::Site;
+use crate::net::name::Peer;
 use crate::section::Permits;
 
 /// A request, and what its handler may use.
@@ -13,5 +12,5 @@ pub(super) struct Call<'a> {
     /// Long lists of tunnels, from the question to the end of their response.
     pub(super) long_lists: &'a Permits,
     pub(super) request: &'a Request,
-    pub(super) peer: SocketAddr,
+    pub(super) peer: Peer,
 }

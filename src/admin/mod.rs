@@ -20,7 +20,7 @@ mod status;
 mod tunnels;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ use self::server::Limits;
 use self::site::Site;
 use crate::metrics::Metrics;
 use crate::net;
+use crate::net::listen::BoundListener;
+use crate::net::name::Local;
 use crate::proxy::{BoundProxy, Error};
 use crate::section::Permits;
 use crate::settings::{AdminConfig, AdminSettings};
@@ -65,7 +67,7 @@ const LAST_RESPONSES: Duration = Duration::from_secs(1);
 /// ```
 #[derive(Debug)]
 pub struct Admin {
-    listener: TcpListener,
+    listener: BoundListener,
     local: SocketAddr,
     settings: AdminSettings,
     metrics: Metrics,
@@ -94,8 +96,10 @@ impl Admin {
     pub fn bind(config: &AdminConfig) -> Result<Self, Error> {
         let settings = config.check()?;
         let failed = |source| Error::Bind { address: settings.bind.to_string(), source };
-        let listener = net::listen::listen(&settings.bind, None).map_err(failed)?;
-        let local = listener.local_addr().map_err(failed)?;
+        let listener = net::listen::listen(&settings.bind, None, None).map_err(failed)?;
+        let Local::Ip(local) = listener.local else {
+            return Err(failed(std::io::ErrorKind::Unsupported.into()));
+        };
         let (metrics, configuration) = (Metrics::with_endings(), Configuration::default());
         Ok(Self { listener, local, settings, metrics, configuration })
     }

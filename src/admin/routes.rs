@@ -2,7 +2,6 @@
 //!
 //! Another one is a row of [`ROUTES`] and an async function.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -19,6 +18,7 @@ use super::site::Site;
 use super::status;
 use super::tunnels;
 use crate::metrics::MetricsFormat;
+use crate::net::name::Peer;
 use crate::section::Permits;
 
 /// All routes. Those of one path stand together.
@@ -68,7 +68,7 @@ impl Router {
 }
 
 impl Service for Router {
-    async fn answer(&self, request: Request, peer: SocketAddr) -> Reply {
+    async fn answer(&self, request: Request, peer: Peer) -> Reply {
         let judged = self.access().judge(&request, peer);
         if let Err(refusal) = judged {
             return refusal;

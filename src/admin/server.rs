@@ -2,7 +2,7 @@
 //! connection. Knows no route.
 
 use std::future::Future;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,11 @@ use crate::handshake::scan::HeadScan;
 use crate::head::{self, Head, HeadError};
 use crate::listener::Failures;
 use crate::net::close::linger;
+use crate::net::listen::BoundListener;
+use crate::net::name::Peer;
 use crate::net::socket::{Listener, Socket};
 use crate::net::timer::{Timer, io_within};
-use crate::net::{canonical, write_within};
+use crate::net::write_within;
 use crate::section::{Permit, Permits};
 use crate::shutdown::{Guard, Shutdown, WeakGuard};
 use crate::worker::Handle;
@@ -29,8 +31,8 @@ const REFUSALS_MAX: usize = 16;
 
 /// Answers whole requests.
 pub(super) trait Service: Send + Sync + 'static {
-    /// Answers a request from `peer`, a [canonical] address.
-    fn answer(&self, request: Request, peer: SocketAddr) -> impl Future<Output = Reply>;
+    /// Answers a request from `peer`, a client.
+    fn answer(&self, request: Request, peer: Peer) -> impl Future<Output = Reply>;
 }
 
 /// Bounds on what clients may take.
@@ -55,7 +57,7 @@ impl Default for Limits {
 /// from a whole request to its response: one that waits for a request keeps nobody waiting.
 pub(super) async fn accept<S: Service>(
     handle: Handle,
-    listener: TcpListener,
+    listener: BoundListener,
     service: Arc<S>,
     limits: Limits,
     (alive, shutdown): (Guard, Shutdown),
@@ -85,7 +87,7 @@ pub(super) async fn accept<S: Service>(
                 let (service, waiting) = (Arc::clone(&service), alive.downgrade());
                 handle.start_connection(move |handle, load| async move {
                     let held = (place, waiting);
-                    serve(handle, stream, (&*service, canonical(peer)), limits, held).await;
+                    serve(handle, stream, (&*service, peer), limits, held).await;
                     drop(load);
                 });
             } else if let Some(permit) = refusals.take() {
@@ -103,8 +105,8 @@ pub(super) async fn accept<S: Service>(
 /// It ends where its place is needed while it waits for the client.
 async fn serve(
     handle: Handle,
-    stream: TcpStream,
-    (service, peer): (&impl Service, SocketAddr),
+    stream: OwnedFd,
+    (service, peer): (&impl Service, Peer),
     limits: Limits,
     (mut place, waiting): (Place, WeakGuard),
 ) {
@@ -161,7 +163,7 @@ async fn left(socket: &Socket, limits: Limits) {
 }
 
 /// Answers a connection for which there is no room.
-async fn turn_away(handle: Handle, stream: TcpStream, limits: Limits, _permit: Permit) {
+async fn turn_away(handle: Handle, stream: OwnedFd, limits: Limits, _permit: Permit) {
     let Ok(socket) = Socket::new(handle.reactor(), stream) else { return };
     let problem = format!(
         "all {} connections of the admin listener are taken: close some",
@@ -267,7 +269,7 @@ async fn read_head(
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, Ipv6Addr, Shutdown as Half};
+    use std::net::{Ipv4Addr, Ipv6Addr, Shutdown as Half, SocketAddr, TcpListener, TcpStream};
 
     use super::*;
     use crate::shutdown::{AllDropped, guard};
@@ -277,11 +279,13 @@ mod tests {
     struct Echo;
 
     impl Service for Echo {
-        async fn answer(&self, request: Request, peer: SocketAddr) -> Reply {
+        async fn answer(&self, request: Request, peer: Peer) -> Reply {
             match &*request.path {
                 "/never" => future::pending().await,
                 "/much" => Reply::ok("text/plain", vec![b'.'; 64 * 1024 * 1024]),
-                "/peer" => Reply::text(200, &[peer.ip().to_string()]),
+                "/peer" => {
+                    Reply::text(200, &[peer.ip().map(|ip| ip.to_string()).unwrap_or_default()])
+                }
                 path => Reply::text(200, &[path]),
             }
         }
@@ -309,6 +313,7 @@ mod tests {
         let (alive, ended) = guard();
         let stop = Shutdown::new();
         let until = (alive, stop.clone());
+        let listener = BoundListener::tcp(listener).unwrap();
         group.start_task(move |handle| accept(handle, listener, Arc::new(Echo), limits, until));
         Running { address, stop, ended, _group: group }
     }

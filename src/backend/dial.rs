@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use super::Backend;
 use super::answers::in_turn;
+use super::failures::RecentFailures;
 use crate::net;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
@@ -52,9 +54,12 @@ pub(crate) async fn dial(
     backend: &Backend,
     settings: DialSettings,
 ) -> io::Result<Socket> {
-    let result = match addresses(reactor, backend, settings).await {
-        Ok(order) => connect_first(reactor, backend, order, settings).await,
-        Err(error) => Err(error),
+    let result = match backend.address.path() {
+        Some(path) => connect_unix(reactor, backend, path, settings).await,
+        None => match addresses(reactor, backend, settings).await {
+            Ok(order) => connect_first(reactor, backend, order, settings).await,
+            Err(error) => Err(error),
+        },
     };
     match &result {
         Err(error) if !is_shortage(error) => {
@@ -87,7 +92,7 @@ async fn addresses(
     backend: &Backend,
     settings: DialSettings,
 ) -> io::Result<Vec<SocketAddr>> {
-    let port = backend.address.port;
+    let port = backend.address.port().unwrap_or_default();
     let Some(name) = &backend.name else {
         return Ok(backend.address.ip().map(|ip| SocketAddr::new(ip, port)).into_iter().collect());
     };
@@ -98,6 +103,19 @@ async fn addresses(
     let turn = backend.next_dial.fetch_add(1, Ordering::Relaxed);
     let order = backend.failures.with_any(|failures| failures.order(&found, turn, reactor.now()));
     Ok(order.unwrap_or_else(|| in_turn(&found, turn)))
+}
+
+/// Connects to the Unix socket at a path, which may be another one each time.
+async fn connect_unix(
+    reactor: &Rc<Reactor>,
+    backend: &Backend,
+    path: &Path,
+    settings: DialSettings,
+) -> io::Result<Socket> {
+    let connecting = Socket::connect_unix(reactor, path, settings.buffer);
+    let socket = io_within(reactor, settings.timeout, connecting).await?;
+    backend.failures.with_any(RecentFailures::forget_dial);
+    Ok(socket)
 }
 
 /// Tries the addresses in this order, the next one as soon as one fails, or beside the others if

@@ -80,6 +80,11 @@ impl RecentFailures {
         self.backend = None;
     }
 
+    /// Forgets that the dials of a backend without IP addresses have failed.
+    pub(super) fn forget_dial(&mut self) {
+        self.backend = None;
+    }
+
     /// Returns whether the backend is to be tried after the others.
     pub(super) fn is_down(&self, now: Instant) -> bool {
         self.backend.is_some_and(|at| is_recent(at, now))

@@ -24,7 +24,7 @@ use crate::stats::NamedCounts;
 #[derive(Debug)]
 pub(crate) struct Backend {
     address: Address,
-    /// Host to look up; `None` for an IP address.
+    /// Host to look up; `None` for an IP address, and for a path.
     name: Option<Arc<Name>>,
     /// Number of the next dial, for the turns of its addresses.
     next_dial: AtomicUsize,
@@ -57,8 +57,8 @@ pub(crate) struct TunnelLease(Lease);
 
 impl Backend {
     pub(crate) fn new(address: Address) -> Self {
-        let is_name = address.ip().is_none();
-        let name = is_name.then(|| Resolver::of_process().name(&address.host));
+        let host = address.host().filter(|_| address.ip().is_none());
+        let name = host.map(|host| Resolver::of_process().name(host));
         Self {
             address,
             name,
@@ -71,10 +71,15 @@ impl Backend {
         }
     }
 
-    /// Name in the log and, where the section rewrites it, in the Host field: the authority as
-    /// it is configured.
+    /// Name in the log: the address as it is configured.
     pub(crate) fn name(&self) -> &str {
         &self.address.authority
+    }
+
+    /// Value of the Host field where the section rewrites it.
+    pub(crate) fn host(&self) -> &str {
+        // A path is no host, and a server at one expects none of its own.
+        if self.address.path().is_some() { "localhost" } else { &self.address.authority }
     }
 
     /// Returns whether it is to be tried after the others: its dials have failed lately.
@@ -155,7 +160,10 @@ fn failure_kind(error: &io::Error) -> &'static str {
         _ if dial::is_shortage(error) => "shortage",
         Kind::ConnectionRefused => "refused",
         Kind::TimedOut => "timeout",
-        Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::ConnectionReset => "unreachable",
+        Kind::HostUnreachable
+        | Kind::NetworkUnreachable
+        | Kind::ConnectionReset
+        | Kind::NotFound => "unreachable",
         _ => "other",
     }
 }

@@ -9,6 +9,7 @@ use futures_lite::future;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::metrics::Metrics;
 use crate::net;
+use crate::net::listen::BoundListener;
 use crate::proxy::{BoundProxy, Error};
 use crate::settings::{Drain, Invalid, RawDrain, RawSection, Settings};
 use crate::worker::Workers;
@@ -40,7 +41,8 @@ impl From<RawSection> for WsProxy {
 
 impl WsProxy {
     /// Creates a proxy before these backends, each `host`, `host:port` or `ws://host:port`, IPv6
-    /// addresses in brackets; a missing port is 80. Handshakes go to them in turn.
+    /// addresses in brackets; a missing port is 80; or `unix:/path`, the absolute path of a Unix
+    /// socket. Handshakes go to them in turn.
     ///
     /// Names are looked up again and again, see
     /// [`resolve_interval_ms`](WsProxy::resolve_interval_ms).
@@ -148,6 +150,13 @@ impl WsProxy {
         self
     }
 
+    /// Sets the permissions of the socket's file where it listens on `unix:/path`, as text in octal
+    /// digits: `"0660"`. Default: as the process's umask has it. An error with any other address.
+    pub fn socket_mode(mut self, mode: impl Into<String>) -> Self {
+        self.raw.socket_mode = Some(mode.into());
+        self
+    }
+
     /// Has the log tell of each tunnel when it opens, and not only when it ends. Default: false.
     pub fn tunnel_start(mut self, logs: bool) -> Self {
         self.raw.tunnel_start = Some(logs);
@@ -175,7 +184,8 @@ impl WsProxy {
         self
     }
 
-    /// Listens on `host:port` and serves, on the calling thread. Port 0 takes any that is free.
+    /// Listens on `host:port` or `unix:/path` and serves, on the calling thread. Port 0 takes any
+    /// that is free.
     ///
     /// Despite its name, it does not come back: it is `listen` and `run` in one call.
     ///
@@ -190,8 +200,10 @@ impl WsProxy {
         Ok(())
     }
 
-    /// Listens on `host:port` without serving, for callers that want to know the port, have an
-    /// executor of their own, or want to stop it again. Port 0 takes any that is free.
+    /// Listens on `host:port` or `unix:/path` without serving, for callers that want to know the
+    /// port, have an executor of their own, or want to stop it again. Port 0 takes any that is free.
+    /// The file of a Unix socket is removed when the port is closed; one that nobody listens on any
+    /// more is replaced.
     ///
     /// # Errors
     ///
@@ -199,11 +211,11 @@ impl WsProxy {
     pub fn listen(self, address: &str) -> Result<BoundProxy, Error> {
         let settings = self.settings(address)?;
         let failed = |source| Error::Bind { address: address.to_owned(), source };
-        let (bind, buffer) = (&settings.0.bind, settings.0.socket_buffer);
-        let listener = net::listen::listen(bind, buffer).map_err(failed)?;
+        let Settings { bind, socket_buffer, socket_mode, .. } = &settings.0;
+        let listener = net::listen::listen(bind, *socket_buffer, *socket_mode).map_err(failed)?;
         let workers = self.own_workers()?;
         let listener = (listener, address.to_owned());
-        BoundProxy::new(listener, settings, (workers, self.metrics.as_ref())).map_err(failed)
+        Ok(BoundProxy::new(listener, settings, (workers, self.metrics.as_ref())))
     }
 
     /// Takes a socket that listens already, instead of opening one: for socket activation, for
@@ -237,8 +249,8 @@ impl WsProxy {
         let failed = |source| Error::Bind { address: local.to_string(), source };
         net::listen::adopt(&listener, settings.0.socket_buffer).map_err(failed)?;
         let workers = self.own_workers()?;
-        let listener = (listener, local.to_string());
-        BoundProxy::new(listener, settings, (workers, self.metrics.as_ref())).map_err(failed)
+        let listener = (BoundListener::tcp(listener).map_err(failed)?, local.to_string());
+        Ok(BoundProxy::new(listener, settings, (workers, self.metrics.as_ref())))
     }
 
     /// Checks everything that can be checked without opening anything.

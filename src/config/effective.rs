@@ -22,7 +22,7 @@ struct Document {
 impl Config {
     /// Returns the configuration in force as TOML that can be [parsed](Config::parse) again: each
     /// key with its value or its default. Without a default, and left out where they are not given,
-    /// are `name` and `origins` of a section, and the tables and keys of other programs. The token
+    /// are `name`, `origins` and `socket_mode` of a section, and the tables and keys of other programs. The token
     /// of `[admin]` is in a file of its own, of which the text has the path.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ mod tests {
     const SECTION: &str = r#"
         [[ws_proxy]]
         name = "chat"
-        bind = "127.0.0.1:8080"
+        bind = "unix:/run/ws-proxy.sock"
         backends = ["app:9000", "[::1]:9001"]
         connect_timeout_ms = 1
         resolve_interval_ms = 2
@@ -79,6 +79,7 @@ mod tests {
         max_head_bytes = 500
         max_connections = 6
         socket_buffer_bytes = 7000
+        socket_mode = "0660"
         ping_interval_ms = 8
         pong_timeout_ms = 9
         idle_timeout_ms = 10
@@ -138,7 +139,7 @@ mod tests {
         let table = table(&printed);
         let keys = |table: &toml::Table| table.keys().cloned().collect::<BTreeSet<_>>();
         let mut expected: BTreeSet<_> = RawSection::KEYS.iter().map(|&key| key.into()).collect();
-        expected.retain(|key: &String| key != "name" && key != "origins");
+        expected.retain(|key: &String| !["name", "origins", "socket_mode"].contains(&key.as_str()));
         let sections = table["ws_proxy"].as_array().unwrap();
         assert_eq!(sections.len(), 2);
         let section = sections[1].as_table().unwrap();

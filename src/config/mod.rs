@@ -482,7 +482,7 @@ format = "json"
 level = "debug"
 [[ws_proxy]]
 name = "n"
-bind = "[::1]:0"
+bind = "unix:/run/ws-proxy.sock"
 backends = ["ws://a:1", "[::1]"]
 connect_timeout_ms = 1
 resolve_interval_ms = 12
@@ -493,6 +493,7 @@ forwarded = "off"
 origins = ["https://*.example.com", "none"]
 max_connections = 4
 socket_buffer_bytes = 4096
+socket_mode = "0660"
 ping_interval_ms = 5
 pong_timeout_ms = 6
 idle_timeout_ms = 7
@@ -530,7 +531,7 @@ tunnel_start = true
         let config = Config::parse(text).unwrap();
         assert_eq!(config.workers, 2);
         assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::Debug));
-        let (settings, drain) = config.sections[0].proxy.settings("[::1]:0").unwrap();
+        let (settings, drain) = config.sections[0].proxy.settings("unix:/run/ws-proxy.sock").unwrap();
         assert_eq!(settings.name.as_deref(), Some("n"));
         assert_eq!(settings.backends.len(), 2);
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));
@@ -542,7 +543,7 @@ tunnel_start = true
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
         assert_eq!((settings.max_connections, settings.socket_buffer), (Some(4), Some(4096)));
         assert_eq!((settings.strict_handshake, settings.max_head), (true, 16_384));
-        assert!(settings.tunnel_start);
+        assert_eq!((settings.tunnel_start, settings.socket_mode), (true, Some(0o660)));
         let policy = &settings.policy;
         assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
         assert_eq!(policy.pong_timeout, Duration::from_millis(6));

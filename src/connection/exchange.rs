@@ -128,7 +128,7 @@ fn head_for(
     let settings = &client.section.settings;
     let policy = ForwardPolicy {
         client: client.peer.ip(),
-        backend: backend.name(),
+        backend: backend.host(),
         host: settings.host,
         forwarded: settings.forwarded,
         request_id,

@@ -9,7 +9,7 @@ mod response;
 mod unanswered;
 
 use std::io;
-use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use futures_lite::future;
@@ -58,7 +58,7 @@ enum Outcome {
 /// connection's end.
 pub(crate) async fn serve(
     handle: Handle,
-    stream: TcpStream,
+    stream: OwnedFd,
     client: Client,
     counted: (Permit, Load),
     alive: Guard,
@@ -112,7 +112,7 @@ pub(crate) async fn serve(
 /// Answers a client for which there is no room with a 503. `guards` are held to the end.
 pub(crate) async fn turn_away(
     handle: Handle,
-    stream: TcpStream,
+    stream: OwnedFd,
     client: Client,
     guards: (Permit, Load, Guard),
 ) {
@@ -124,7 +124,7 @@ pub(crate) async fn turn_away(
 }
 
 /// Registers a client's socket with the worker that its task runs on.
-fn register(handle: &Handle, stream: TcpStream, client: &Client) -> Option<Socket> {
+fn register(handle: &Handle, stream: OwnedFd, client: &Client) -> Option<Socket> {
     match Socket::new(handle.reactor(), stream) {
         Ok(socket) => Some(socket),
         Err(error) => {

@@ -9,7 +9,6 @@ mod ending;
 mod fields;
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use log::kv::{self, Source, Value, VisitSource};
@@ -37,7 +36,7 @@ const HINT: &str = "the backend refused a handshake with an Origin; if it compar
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event<'a> {
     /// A section begins to serve.
-    Listening { section: &'a Section, address: SocketAddr },
+    Listening { section: &'a Section },
     /// A shutdown has begun, and the section still accepts for `delay`.
     LameDuck { section: &'a Section, delay: Duration },
     /// The section no longer accepts, and closes its tunnels over `spread`.
@@ -211,7 +210,7 @@ impl Event<'_> {
     /// Returns the section that the event's first field names.
     fn section(&self) -> Option<&Section> {
         match self {
-            Self::Listening { section, .. }
+            Self::Listening { section }
             | Self::LameDuck { section, .. }
             | Self::Draining { section, .. }
             | Self::Retired { section }
@@ -242,9 +241,10 @@ impl Event<'_> {
     /// Visits the fields of an event in the life of a section.
     fn visit_life<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
         match self {
-            Self::Listening { section, address } => {
+            Self::Listening { section } => {
+                let address = Value::from_display(&section.local);
                 let backends = Value::from_display(&section.pool);
-                put(visitor, [("address", Value::from_display(address)), ("backends", backends)])
+                put(visitor, [("address", address), ("backends", backends)])
             }
             Self::LameDuck { delay, .. } => put(visitor, [("delay_ms", milliseconds(*delay))]),
             Self::Draining { spread, .. } => put(visitor, [("spread_ms", milliseconds(*spread))]),
@@ -348,6 +348,7 @@ impl Stage {
 
 #[cfg(test)]
 mod tests {
+    use crate::net::name::{Local, Peer};
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -383,9 +384,9 @@ mod tests {
         };
         let drain = RawDrain::default().check().unwrap();
         let settings = (raw.check(&drain).unwrap(), drain);
-        let local = "127.0.0.1:8080".parse().unwrap();
+        let local = Local::Ip("127.0.0.1:8080".parse().unwrap());
         let section = Arc::new(Section::new(settings, local, None));
-        let peer = "[::ffff:192.0.2.1]:9".parse().unwrap();
+        let peer = Peer::Ip("192.0.2.1:9".parse().unwrap());
         Client { id: 7, ..Client::new(peer, Instant::now(), &section) }
     }
 
@@ -402,10 +403,7 @@ mod tests {
         let declined = |fault| Event::Declined { client, lease, status: 401, fault, summary };
         let response = &ErrorResponse::origin("not you");
         let events = [
-            (
-                Event::Listening { section, address: "127.0.0.1:8080".parse().unwrap() },
-                "section=chat address=127.0.0.1:8080 backends=a:1,b:2",
-            ),
+            (Event::Listening { section }, "section=chat address=127.0.0.1:8080 backends=a:1,b:2"),
             (Event::Stopped { section, all_ended: true }, "section=chat all_ended=true"),
             (
                 Event::AcceptFailed {

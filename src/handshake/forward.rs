@@ -94,8 +94,8 @@ const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
 /// Changes that a section and a connection make to the client's head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForwardPolicy<'a> {
-    /// Address of the client's connection.
-    pub(crate) client: IpAddr,
+    /// Address of the client's connection; `None` where a Unix socket tells none.
+    pub(crate) client: Option<IpAddr>,
     /// Host and port of the backend, as configured.
     pub(crate) backend: &'a str,
     /// Value of the Host field.
@@ -247,12 +247,15 @@ fn forwarded_fields(
             .iter()
             .filter(move |field| passes && field.is(name) && options.forwards(field))
     };
-    push(head, &["X-Forwarded-For: "]);
-    for field in kept("X-Forwarded-For").filter(|field| !field.value.is_empty()) {
-        head.extend_from_slice(field.value);
-        push(head, &[", "]);
+    let mut chain: Vec<&[u8]> = kept("X-Forwarded-For").map(|field| field.value).collect();
+    chain.retain(|value| !value.is_empty());
+    let client = policy.client.map(|client| client.to_canonical().to_string());
+    chain.extend(client.as_ref().map(String::as_bytes));
+    if !chain.is_empty() {
+        push(head, &["X-Forwarded-For: "]);
+        head.extend_from_slice(&chain.join(&b", "[..]));
+        push(head, &["\r\n"]);
     }
-    push(head, &[&policy.client.to_canonical().to_string(), "\r\n"]);
     for (name, own) in [("X-Forwarded-Host", request.authority), ("X-Forwarded-Proto", "http")] {
         match kept(name).find(|field| !field.value.is_empty()) {
             Some(field) => push_line(head, field),
@@ -291,7 +294,7 @@ mod tests {
         let head = format!("GET /chat?a HTTP/1.1\r\n{lines}{KEY}\r\n");
         let request = RequestHead::parse(head.as_bytes()).unwrap();
         let request = UpgradeRequest::judge(&request, HandshakeRules::default()).unwrap();
-        let client = "::ffff:192.0.2.7".parse().unwrap();
+        let client = Some("::ffff:192.0.2.7".parse().unwrap());
         let backend = "chat-backend:9000";
         let policy = ForwardPolicy { client, backend, host, forwarded, request_id: ID };
         String::from_utf8(request_head(&request, &policy)).unwrap()
@@ -536,7 +539,7 @@ mod tests {
             let rules = HandshakeRules::default();
             let Ok(request) = UpgradeRequest::judge(&parsed, rules) else { return Ok(()) };
             let host = if preserve { HostHeader::Preserve } else { HostHeader::Backend };
-            let (client, forwarded) = ([192, 0, 2, 7].into(), Forwarded::Append);
+            let (client, forwarded) = (Some([192, 0, 2, 7].into()), Forwarded::Append);
             let policy =
                 ForwardPolicy { client, backend: "b:1", host, forwarded, request_id: ID };
             let out = request_head(&request, &policy);

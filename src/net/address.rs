@@ -1,18 +1,31 @@
-//! Addresses: `host:port`, as people write it.
+//! Addresses: `host:port` and `unix:/path`, as people write them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 use crate::digits;
 
-/// A host and a port that can be looked up and connected to, or listened on.
+/// Scheme of the path of a Unix socket.
+const UNIX: &str = "unix:";
+/// Most bytes of such a path (unix(7), `sun_path`, with its NUL).
+const UNIX_PATH_MAX: usize = 107;
+
+/// What can be connected to, or listened on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
-    /// A name or an IP address, without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// The text without a scheme, as a Host field has it.
+    pub(crate) place: Place,
+    /// The text without `ws://`, as the log and a Host field have it.
     pub(crate) authority: String,
+}
+
+/// Place of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A host and a port. The host is a name or an IP address, without brackets.
+    Tcp(String, u16),
+    /// The absolute path of a Unix socket.
+    Unix(PathBuf),
 }
 
 /// Host of an address, in its one normal spelling.
@@ -26,12 +39,16 @@ enum Host {
 }
 
 impl Address {
-    /// Reads a backend: `host`, `host:port`, `ws://host:port`; a missing port is 80 (RFC 6455, 3).
+    /// Reads a backend: `host`, `host:port`, `ws://host:port`, `unix:/path`; a missing port is 80
+    /// (RFC 6455, 3).
     ///
     /// # Errors
     ///
     /// The fault in the text, and the text to write instead.
     pub(crate) fn backend(text: &str) -> Result<Self, String> {
+        if let Some(address) = Self::unix(text) {
+            return address;
+        }
         let rest = match text.split_once("://") {
             None => text,
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("ws") => {
@@ -50,42 +67,112 @@ impl Address {
             ));
         }
         let address = Self::parse(rest, Some(80)).map_err(|what| format!("{text:?}: {what}"))?;
-        if address.port == 0 {
+        if matches!(address.place, Place::Tcp(_, 0)) {
             return Err(format!("{text:?}: no backend listens on port 0"));
         }
         Ok(address)
     }
 
-    /// Reads an address to listen on: `host:port`, with a port of 0 for any that is free.
+    /// Reads an address to listen on: `host:port`, with a port of 0 for any that is free, or
+    /// `unix:/path`.
     ///
     /// # Errors
     ///
     /// The fault in the text, and the text to write instead.
     pub(crate) fn bind(text: &str) -> Result<Self, String> {
+        Self::unix(text).unwrap_or_else(|| Self::tcp(text))
+    }
+
+    /// Reads an address to listen on, without Unix sockets.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Address::bind).
+    pub(crate) fn tcp(text: &str) -> Result<Self, String> {
         Self::parse(text, None).map_err(|what| format!("{text:?}: {what}"))
+    }
+
+    /// Reads the path of a Unix socket; `None` for any other address.
+    fn unix(text: &str) -> Option<Result<Self, String>> {
+        let rest = text.get(..UNIX.len()).filter(|scheme| scheme.eq_ignore_ascii_case(UNIX));
+        let path = text.strip_prefix(rest?)?;
+        let fault = |what: &str| Some(Err(format!("{text:?}: {what}")));
+        // As a URI with an empty authority.
+        let path = if path.starts_with("///") { &path[2..] } else { path };
+        if !path.starts_with('/') || path.starts_with("//") {
+            return fault("the path of a Unix socket is absolute, as in unix:/run/app/app.sock");
+        }
+        if path.len() > UNIX_PATH_MAX {
+            return fault("the path of a Unix socket has at most 107 bytes");
+        }
+        if path.ends_with('/') || path.contains('\0') {
+            return fault("the path names no file");
+        }
+        let place = Place::Unix(path.into());
+        Some(Ok(Self { place, authority: format!("{UNIX}{path}") }))
     }
 
     /// Returns the host as an IP address, if it is one.
     pub(crate) fn ip(&self) -> Option<IpAddr> {
-        self.host.parse().ok()
+        self.host()?.parse().ok()
+    }
+
+    /// Returns the host, if it has one.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match &self.place {
+            Place::Tcp(host, _) => Some(host),
+            Place::Unix(_) => None,
+        }
+    }
+
+    /// Returns the port, if it has one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self.place {
+            Place::Tcp(_, port) => Some(port),
+            Place::Unix(_) => None,
+        }
+    }
+
+    /// Returns the path, if it is that of a Unix socket.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Tcp(..) => None,
+            Place::Unix(path) => Some(path),
+        }
+    }
+
+    /// Returns whether both have the same port, which is not one of any that are free.
+    fn is_at_port_of(&self, other: &Self) -> bool {
+        self.port() == other.port() && self.port().is_some_and(|port| port != 0)
     }
 
     /// Returns whether listening on both cannot work, as far as the texts tell.
     #[cfg(any(feature = "config", test))]
     pub(crate) fn collides_with(&self, other: &Self) -> bool {
+        if let (Some(one), Some(two)) = (self.path(), other.path()) {
+            return one == two;
+        }
         let is_any = |address: &Self| address.ip().is_some_and(|ip| ip.is_unspecified());
         let is_same = match (self.ip(), other.ip()) {
             (Some(one), Some(two)) => one == two,
-            _ => self.host.eq_ignore_ascii_case(&other.host),
+            _ => self.lower_host() == other.lower_host(),
         };
-        self.port == other.port && self.port != 0 && (is_same || is_any(self) || is_any(other))
+        self.is_at_port_of(other) && (is_same || is_any(self) || is_any(other))
+    }
+
+    #[cfg(any(feature = "config", test))]
+    fn lower_host(&self) -> Option<String> {
+        self.host().map(str::to_ascii_lowercase)
     }
 
     /// Returns whether dialling `other` leads to a listener on this address, as far as the texts
     /// tell.
     pub(crate) fn is_reached_by(&self, other: &Self) -> bool {
-        let hosts = [self.listened_host(), other.dialled_host()];
-        let is_same = match hosts {
+        let (listened, dialled) = match (&self.place, &other.place) {
+            (Place::Tcp(listened, _), Place::Tcp(dialled, _)) => (listened, dialled),
+            (one, two) => return one == two,
+        };
+        let is_same = match [Host::listened(listened), Host::dialled(dialled)] {
             [Host::Any(of), Host::Ip(ip)] => {
                 ip.is_loopback() && of.is_none_or(|of| of == ip.is_ipv4())
             }
@@ -94,32 +181,7 @@ impl Address {
             [Host::Ip(ip), Host::Localhost] | [Host::Localhost, Host::Ip(ip)] => ip.is_loopback(),
             [listened, dialled] => listened == dialled,
         };
-        self.port == other.port && self.port != 0 && is_same
-    }
-
-    fn listened_host(&self) -> Host {
-        match self.host() {
-            // A socket of IPv6 takes clients of IPv4 too.
-            Host::Ip(ip) if ip.is_unspecified() => Host::Any(ip.is_ipv4().then_some(true)),
-            host => host,
-        }
-    }
-
-    fn dialled_host(&self) -> Host {
-        match self.host() {
-            // To dial an unspecified address is to dial the loopback one.
-            Host::Ip(IpAddr::V4(ip)) if ip.is_unspecified() => Host::Ip(Ipv4Addr::LOCALHOST.into()),
-            Host::Ip(IpAddr::V6(ip)) if ip.is_unspecified() => Host::Ip(Ipv6Addr::LOCALHOST.into()),
-            host => host,
-        }
-    }
-
-    fn host(&self) -> Host {
-        if let Some(ip) = self.ip() {
-            return Host::Ip(ip.to_canonical());
-        }
-        let name = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
-        if name == "localhost" { Host::Localhost } else { Host::Name(name) }
+        self.is_at_port_of(other) && is_same
     }
 
     fn parse(text: &str, default_port: Option<u16>) -> Result<Self, String> {
@@ -148,7 +210,34 @@ impl Address {
             (None, Some(port)) => port,
             (None, None) => return Err("the port is missing, as in 0.0.0.0:8080".to_owned()),
         };
-        Ok(Self { host: host.to_owned(), port, authority: text.to_owned() })
+        Ok(Self { place: Place::Tcp(host.to_owned(), port), authority: text.to_owned() })
+    }
+}
+
+impl Host {
+    fn listened(host: &str) -> Self {
+        match Self::of(host) {
+            // A socket of IPv6 takes clients of IPv4 too.
+            Self::Ip(ip) if ip.is_unspecified() => Self::Any(ip.is_ipv4().then_some(true)),
+            host => host,
+        }
+    }
+
+    fn dialled(host: &str) -> Self {
+        match Self::of(host) {
+            // To dial an unspecified address is to dial the loopback one.
+            Self::Ip(IpAddr::V4(ip)) if ip.is_unspecified() => Self::Ip(Ipv4Addr::LOCALHOST.into()),
+            Self::Ip(IpAddr::V6(ip)) if ip.is_unspecified() => Self::Ip(Ipv6Addr::LOCALHOST.into()),
+            host => host,
+        }
+    }
+
+    fn of(host: &str) -> Self {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Self::Ip(ip.to_canonical());
+        }
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        if name == "localhost" { Self::Localhost } else { Self::Name(name) }
     }
 }
 
@@ -193,7 +282,7 @@ mod tests {
     fn backends_are_read() {
         let read = |text| {
             let address = Address::backend(text).unwrap();
-            (address.host, address.port, address.authority)
+            (address.host().unwrap().to_owned(), address.port().unwrap(), address.authority)
         };
         let expect =
             |host: &str, port, authority: &str| (host.to_owned(), port, authority.to_owned());
@@ -237,7 +326,32 @@ mod tests {
         }
         assert!(Address::bind("127.0.0.1").is_err());
         assert!(Address::bind(":8080").unwrap_err().contains("0.0.0.0"));
-        assert_eq!(Address::bind("127.0.0.1:0").unwrap().port, 0);
+        assert_eq!(Address::bind("127.0.0.1:0").unwrap().port(), Some(0));
+    }
+
+    #[test]
+    fn paths_of_unix_sockets_are_read() {
+        for text in ["unix:/run/app.sock", "UNIX:/run/app.sock", "unix:///run/app.sock"] {
+            let address = Address::backend(text).unwrap();
+            assert_eq!(Ok(&address), Address::bind(text).as_ref());
+            assert_eq!(address.path(), Some(Path::new("/run/app.sock")), "{text}");
+            assert_eq!(
+                (address.to_string(), address.ip()),
+                ("unix:/run/app.sock".to_owned(), None)
+            );
+        }
+        let longest = format!("unix:/{}", "x".repeat(106));
+        assert!(Address::bind(&longest).is_ok());
+        let too_long = format!("{longest}x");
+        for text in ["unix:", "unix:app.sock", "unix://run/app", "unix:/", "unix:/a/", &too_long] {
+            assert!(Address::backend(text).is_err() && Address::bind(text).is_err(), "{text}");
+        }
+        assert!(Address::tcp("unix:/run/app.sock").is_err());
+        let [one, two] = ["unix:/a", "unix:/b"].map(|text| Address::bind(text).unwrap());
+        assert!(one.collides_with(&one) && !one.collides_with(&two));
+        assert!(one.is_reached_by(&one) && !one.is_reached_by(&two));
+        let tcp = Address::bind("0.0.0.0:80").unwrap();
+        assert!(!tcp.collides_with(&one) && !one.is_reached_by(&tcp) && !tcp.is_reached_by(&one));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Errors of connecting that the system calls something else, and resets.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -33,13 +34,13 @@ pub(super) fn not_available(address: SocketAddr) -> io::Error {
 /// # Errors
 ///
 /// `ConnectionRefused` for such a connection; those of getsockname(2) and getpeername(2).
-pub(super) fn refuse_itself(stream: &TcpStream, port: u16) -> io::Result<()> {
-    let local = stream.local_addr()?;
+pub(super) fn refuse_itself(socket: impl AsFd, port: u16) -> io::Result<()> {
+    let local = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
     // The peer is asked for, since 0.0.0.0 dials the loopback address.
-    if local.port() != port || local != stream.peer_addr()? {
+    if local.port() != port || rustix::net::getpeername(&socket)? != Some(local.into()) {
         return Ok(());
     }
-    set_reset_on_close(stream, true)?;
+    set_reset_on_close(&socket, true)?;
     Err(io::Error::new(ErrorKind::ConnectionRefused, "nobody listens: the dial met itself"))
 }
 
@@ -48,6 +49,6 @@ pub(super) fn refuse_itself(stream: &TcpStream, port: u16) -> io::Result<()> {
 /// # Errors
 ///
 /// Those of setsockopt(2).
-pub(super) fn set_reset_on_close(stream: &TcpStream, resets: bool) -> io::Result<()> {
-    Ok(sockopt::set_socket_linger(stream, resets.then_some(Duration::ZERO))?)
+pub(super) fn set_reset_on_close(socket: impl AsFd, resets: bool) -> io::Result<()> {
+    Ok(sockopt::set_socket_linger(socket, resets.then_some(Duration::ZERO))?)
 }

@@ -1,13 +1,19 @@
 //! Listening sockets, and the options that every socket of a tunnel has.
 
+use std::fs::{self, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, ipproto, sockopt};
 
-use super::address::Address;
+use super::address::{Address, Place};
+use super::name::Local;
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4_096;
@@ -16,20 +22,110 @@ pub(super) const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NO
 /// Silence after which TCP itself probes a peer.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// Opens a listening socket on the first of the host's addresses that can be bound.
+/// A socket that listens.
+#[derive(Debug)]
+pub(crate) struct BoundListener {
+    pub(crate) fd: OwnedFd,
+    pub(crate) local: Local,
+    /// File of a Unix socket.
+    pub(super) file: Option<SocketFile>,
+}
+
+/// The file of a Unix socket, removed on drop unless another one is in its place.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+/// Opens a listening socket on the first of the host's addresses that can be bound, or at a path,
+/// whose file gets these permissions.
 ///
 /// # Errors
 ///
-/// Those of the look-up, or of the last address tried.
-pub(crate) fn listen(bind: &Address, buffer: Option<usize>) -> io::Result<TcpListener> {
+/// Those of the look-up, or of the last address tried; those of bind(2) and chmod(2).
+pub(crate) fn listen(
+    bind: &Address,
+    buffer: Option<usize>,
+    mode: Option<u32>,
+) -> io::Result<BoundListener> {
+    let (host, port) = match &bind.place {
+        Place::Tcp(host, port) => (host.as_str(), *port),
+        Place::Unix(path) => return listen_at(path, buffer, mode),
+    };
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in (bind.host.as_str(), bind.port).to_socket_addrs()? {
-        match listen_on(address, buffer) {
+    for address in (host, port).to_socket_addrs()? {
+        match listen_on(address, buffer).and_then(BoundListener::tcp) {
             Ok(listener) => return Ok(listener),
             Err(failed) => error = failed,
         }
     }
     Err(error)
+}
+
+/// Listens at a path. A file that a process has left there, which listens no more, is replaced.
+fn listen_at(path: &Path, buffer: Option<usize>, mode: Option<u32>) -> io::Result<BoundListener> {
+    let socket = open_unix()?;
+    limit_buffers(&socket, buffer)?;
+    let address = SocketAddrUnix::new(path)?;
+    match rustix::net::bind(&socket, &address) {
+        Err(Errno::ADDRINUSE) => {
+            remove_stale(path)?;
+            rustix::net::bind(&socket, &address)?;
+        }
+        result => result?,
+    }
+    let metadata = fs::symlink_metadata(path)?;
+    let identity = (metadata.dev(), metadata.ino());
+    // From here on an error removes it again.
+    let file = SocketFile { path: path.to_owned(), identity };
+    if let Some(mode) = mode {
+        // Nobody can connect before it listens.
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+    }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(BoundListener { fd: socket, local: Local::Unix(path.to_owned()), file: Some(file) })
+}
+
+/// Removes a socket's file on which nobody listens.
+///
+/// # Errors
+///
+/// `AddrInUse` if somebody does; `AlreadyExists` for a file that is no socket.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        let problem = "there is a file that is no socket: remove it, or name another path";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        // A full backlog is somebody's as well.
+        _ => Err(Errno::ADDRINUSE.into()),
+    }
+}
+
+impl BoundListener {
+    /// Takes a socket that listens on TCP.
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockname(2).
+    pub(crate) fn tcp(listener: TcpListener) -> io::Result<Self> {
+        let local = Local::Ip(listener.local_addr()?);
+        Ok(Self { fd: listener.into(), local, file: None })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == self.identity);
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            log::debug!(path:% = self.path.display(), error:%; "socket_file_left");
+        }
+    }
 }
 
 /// The standard library's own `bind` has a backlog of 128, too short for a storm of reconnects.
@@ -54,6 +150,15 @@ fn listen_on(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListen
 pub(super) fn open(address: SocketAddr) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     Ok(rustix::net::socket_with(family, SocketType::STREAM, FLAGS, None)?)
+}
+
+/// Opens a non-blocking Unix socket.
+///
+/// # Errors
+///
+/// Those of socket(2).
+pub(super) fn open_unix() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?)
 }
 
 /// Prepares a listening socket that somebody else has opened: what [`listen`] sets, except for the

@@ -3,12 +3,13 @@
 //! [`reactor`] is the event loop of one thread, with the [`readiness`] of each socket and its
 //! [`timer`]s; [`socket`] is a connection or a listener on it; [`listen`] opens listeners,
 //! [`connect`] names the errors of connecting, [`close`] ends connections, [`address`] reads
-//! `host:port`.
+//! them, [`name`] tells them.
 
 pub(crate) mod address;
 pub(crate) mod close;
 mod connect;
 pub(crate) mod listen;
+pub(crate) mod name;
 pub(crate) mod reactor;
 mod readiness;
 pub(crate) mod socket;

@@ -1,25 +1,32 @@
 //! Sockets of a thread's event loop: tasks await them, tunnels take turns with them.
 
 use std::future::poll_fn;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::io::Errno;
-use rustix::net::{acceptfrom_with, sockopt};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketAddrUnix, acceptfrom_with, sockopt};
 use rustix::pipe::{SpliceFlags, splice};
 
+use super::canonical;
 use super::connect::{not_available, refuse_itself, set_reset_on_close};
-use super::listen::{FLAGS, limit_buffers, open};
+use super::listen::{BoundListener, FLAGS, SocketFile, limit_buffers, open, open_unix};
+use super::name::Peer;
 use super::reactor::{Key, Reactor, Waiters};
 use super::readiness::{Readiness, Tail, retry};
+use super::timer::Timer;
 
 /// Has the kernel move pages rather than copy them, and never wait.
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+/// Pause before a Unix socket whose backlog is full is tried again: no event tells of room in it.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
 
 /// A connection: a non-blocking socket, registered once for its whole life.
 ///
@@ -29,14 +36,16 @@ const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 #[derive(Debug)]
 pub(crate) struct Socket {
     registered: Registered,
-    stream: TcpStream,
+    fd: OwnedFd,
 }
 
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct Listener {
     registered: Registered,
-    socket: TcpListener,
+    fd: OwnedFd,
+    /// Dropped after the socket is closed.
+    _file: Option<SocketFile>,
 }
 
 /// A place in an event loop, given up on drop.
@@ -52,8 +61,9 @@ impl Socket {
     /// # Errors
     ///
     /// Those of epoll.
-    pub(crate) fn new(reactor: &Rc<Reactor>, stream: TcpStream) -> io::Result<Self> {
-        Ok(Self { registered: Registered::new(reactor, &stream, Readiness::UNKNOWN)?, stream })
+    pub(crate) fn new(reactor: &Rc<Reactor>, socket: impl Into<OwnedFd>) -> io::Result<Self> {
+        let fd = socket.into();
+        Ok(Self { registered: Registered::new(reactor, &fd, Readiness::UNKNOWN)?, fd })
     }
 
     /// Connects to an address. `buffer` is for [`limit_buffers`].
@@ -74,17 +84,41 @@ impl Socket {
             Err(Errno::ADDRNOTAVAIL) => return Err(not_available(address)),
             Err(error) => return Err(error.into()),
         }
-        let stream = TcpStream::from(socket);
-        let registered = Registered::new(reactor, &stream, Readiness::NONE)?;
+        let registered = Registered::new(reactor, &socket, Readiness::NONE)?;
         // It becomes writable when it is connected, or when that has failed (connect(2)).
         poll_fn(|context| {
             let connected = |_: &mut Readiness| Ok(Some(()));
             registered.poll(context, |known| known.writable, |tasks| &mut tasks.writable, connected)
         })
         .await?;
-        sockopt::socket_error(&stream)??;
-        refuse_itself(&stream, address.port())?;
-        Ok(Self { registered, stream })
+        sockopt::socket_error(&socket)??;
+        refuse_itself(&socket, address.port())?;
+        Ok(Self { registered, fd: socket })
+    }
+
+    /// Connects to a Unix socket, and waits while its backlog is full. `buffer` is for
+    /// [`limit_buffers`].
+    ///
+    /// # Errors
+    ///
+    /// Those of connect(2): nobody listens, no such file, not permitted, no descriptors left.
+    pub(crate) async fn connect_unix(
+        reactor: &Rc<Reactor>,
+        path: &Path,
+        buffer: Option<usize>,
+    ) -> io::Result<Self> {
+        let socket = open_unix()?;
+        limit_buffers(&socket, buffer)?;
+        let address = SocketAddrUnix::new(path)?;
+        loop {
+            match rustix::net::connect(&socket, &address) {
+                // It is connected at once, or not at all.
+                Ok(()) => return Self::new(reactor, socket),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => Timer::after(reactor, BACKLOG_PAUSE).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Returns the event loop that the socket is registered with.
@@ -122,7 +156,7 @@ impl Socket {
     ///
     /// Those of recv(2): the connection is broken.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        self.registered.with(|known| read(known, &self.stream, buffer))
+        self.registered.with(|known| read(known, &self.fd, buffer))
     }
 
     /// Writes as much as there is room for; `None` is no room for now.
@@ -131,7 +165,7 @@ impl Socket {
     ///
     /// Those of send(2): the connection is broken.
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
-        self.registered.with(|known| write(known, &self.stream, bytes))
+        self.registered.with(|known| write(known, &self.fd, bytes))
     }
 
     /// Moves at most `max` bytes into an empty pipe: 0 is the end, `None` is nothing for now.
@@ -141,7 +175,7 @@ impl Socket {
     /// Those of splice(2).
     pub(crate) fn try_splice_into(&self, pipe: impl AsFd, max: usize) -> io::Result<Option<usize>> {
         self.registered.with(|known| {
-            let moved = retry(|| Ok(splice(&self.stream, None, &pipe, None, max, SPLICE)?))?;
+            let moved = retry(|| Ok(splice(&self.fd, None, &pipe, None, max, SPLICE)?))?;
             // At urgent data it stops short and finds nothing, though more has come: a read tells.
             known.readable = moved.is_some() || known.tail != Tail::None;
             Ok(moved)
@@ -160,7 +194,7 @@ impl Socket {
         held: usize,
     ) -> io::Result<Option<usize>> {
         self.registered.with(|known| {
-            let moved = retry(|| Ok(splice(&pipe, None, &self.stream, None, held, SPLICE)?))?;
+            let moved = retry(|| Ok(splice(&pipe, None, &self.fd, None, held, SPLICE)?))?;
             // A short count can also mean that it stopped between two pages: only the next call
             // tells.
             known.writable = moved.is_some();
@@ -175,19 +209,15 @@ impl Socket {
     ///
     /// Those of shutdown(2) otherwise.
     pub(crate) fn end_sending(&self) -> io::Result<()> {
-        match self.stream.shutdown(Shutdown::Write) {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotConnected | ErrorKind::ConnectionReset) =>
-            {
-                Ok(())
-            }
-            result => result,
+        match rustix::net::shutdown(&self.fd, Shutdown::Write) {
+            Ok(()) | Err(Errno::NOTCONN | Errno::CONNRESET) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
     /// Has the close of the socket reset the connection, or not.
     pub(crate) fn reset_on_close(&self, resets: bool) {
-        if let Err(error) = set_reset_on_close(&self.stream, resets) {
+        if let Err(error) = set_reset_on_close(&self.fd, resets) {
             log::debug!(error:% = error; "linger_failed");
         }
     }
@@ -196,8 +226,7 @@ impl Socket {
     /// to.
     pub(crate) fn is_broken(&self) -> bool {
         self.registered.with(|known| {
-            known.failed =
-                known.failed && !matches!(sockopt::socket_error(&self.stream), Ok(Ok(())));
+            known.failed = known.failed && !matches!(sockopt::socket_error(&self.fd), Ok(Ok(())));
             known.failed
         })
     }
@@ -227,7 +256,7 @@ impl Socket {
     /// nothing may be read, or nothing is left to.
     pub(crate) async fn broken(&self) -> io::Error {
         let error = poll_fn(|context| {
-            let failure = |known: &mut Readiness| match sockopt::socket_error(&self.stream) {
+            let failure = |known: &mut Readiness| match sockopt::socket_error(&self.fd) {
                 Ok(Ok(())) => {
                     known.failed = false;
                     Ok(None)
@@ -242,8 +271,8 @@ impl Socket {
 }
 
 impl AsFd for Socket {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.stream.as_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -253,7 +282,7 @@ impl AsyncRead for &Socket {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let call = |known: &mut Readiness| read(known, &self.stream, buffer);
+        let call = |known: &mut Readiness| read(known, &self.fd, buffer);
         self.registered.poll(context, |known| known.readable, |tasks| &mut tasks.readable, call)
     }
 }
@@ -264,7 +293,7 @@ impl AsyncWrite for &Socket {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let call = |known: &mut Readiness| write(known, &self.stream, bytes);
+        let call = |known: &mut Readiness| write(known, &self.fd, bytes);
         self.registered.poll(context, |known| known.writable, |tasks| &mut tasks.writable, call)
     }
 
@@ -279,7 +308,7 @@ impl AsyncWrite for &Socket {
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -289,8 +318,9 @@ impl Listener {
     /// # Errors
     ///
     /// Those of epoll.
-    pub(crate) fn new(reactor: &Rc<Reactor>, socket: TcpListener) -> io::Result<Self> {
-        Ok(Self { registered: Registered::new(reactor, &socket, Readiness::UNKNOWN)?, socket })
+    pub(crate) fn new(reactor: &Rc<Reactor>, bound: BoundListener) -> io::Result<Self> {
+        let BoundListener { fd, file, .. } = bound;
+        Ok(Self { registered: Registered::new(reactor, &fd, Readiness::UNKNOWN)?, fd, _file: file })
     }
 
     /// Returns the next client, as a non-blocking socket that is registered nowhere.
@@ -298,10 +328,10 @@ impl Listener {
     /// # Errors
     ///
     /// Those of accept(2). They concern one client, or a shortage; the listener goes on.
-    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    pub(crate) async fn accept(&self) -> io::Result<(OwnedFd, Peer)> {
         let (socket, peer) = poll_fn(|context| {
             let accept = |known: &mut Readiness| {
-                let accepted = retry(|| Ok(acceptfrom_with(&self.socket, FLAGS)?))?;
+                let accepted = retry(|| Ok(acceptfrom_with(&self.fd, FLAGS)?))?;
                 known.readable = accepted.is_some();
                 Ok(accepted)
             };
@@ -310,8 +340,7 @@ impl Listener {
         })
         .await?;
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        let peer = peer.ok_or_else(|| io::Error::other("the client has no IP address"))?;
-        Ok((TcpStream::from(socket), peer))
+        Ok((socket, peer.map_or(Peer::Unix, |peer| Peer::Ip(canonical(peer)))))
     }
 }
 
@@ -355,18 +384,14 @@ impl Drop for Registered {
     }
 }
 
-fn read(
-    known: &mut Readiness,
-    mut stream: &TcpStream,
-    buffer: &mut [u8],
-) -> io::Result<Option<usize>> {
-    let count = retry(|| stream.read(buffer))?;
+fn read(known: &mut Readiness, socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let count = retry(|| Ok(rustix::net::recv(socket, &mut *buffer, RecvFlags::empty())?.0))?;
     known.after_read(count, buffer.len());
     Ok(count)
 }
 
-fn write(known: &mut Readiness, mut stream: &TcpStream, bytes: &[u8]) -> io::Result<Option<usize>> {
-    let count = retry(|| stream.write(bytes))?;
+fn write(known: &mut Readiness, socket: &OwnedFd, bytes: &[u8]) -> io::Result<Option<usize>> {
+    let count = retry(|| Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?))?;
     known.after_write(count, bytes.len());
     Ok(count)
 }
@@ -376,7 +401,8 @@ mod tests {
     use rustix::net::{AddressFamily, SocketType};
     use smol::LocalExecutor;
 
-    use std::net::Ipv4Addr;
+    use std::io::ErrorKind;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use super::*;
 

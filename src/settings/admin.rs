@@ -136,7 +136,7 @@ impl RawAdmin {
         let bind = self.bind.as_deref().ok_or_else(|| {
             Invalid::new("bind", "is missing: say where to listen, as in \"127.0.0.1:9600\"")
         })?;
-        let bind = Address::bind(bind).map_err(|problem| Invalid::new("bind", problem))?;
+        let bind = Address::tcp(bind).map_err(|problem| Invalid::new("bind", problem))?;
         let mut hosts = Vec::new();
         for (index, host) in self.hosts.iter().flatten().enumerate() {
             if !is_authority(host) || port_of(host).is_some() {
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_token_is_never_shown() {
         let settings = AdminSettings {
-            bind: Address::bind("127.0.0.1:0").unwrap(),
+            bind: Address::tcp("127.0.0.1:0").unwrap(),
             hosts: Vec::new(),
             token: Some(Token::of("0123456789abcdef")),
         };

@@ -6,7 +6,7 @@ use super::{Drain, RawDrain, RawSection, Settings};
 
 impl Settings {
     /// Returns the table that these settings come from, `given`, with the default of every key that
-    /// is not in it. `name` and `origins` have none.
+    /// is not in it. `name`, `origins` and `socket_mode` have none.
     pub(crate) fn to_raw(&self, given: &RawSection) -> RawSection {
         let policy = &self.policy;
         RawSection {
@@ -24,6 +24,7 @@ impl Settings {
             max_head_bytes: number(Some(self.max_head)),
             max_connections: number(self.max_connections),
             socket_buffer_bytes: number(self.socket_buffer),
+            socket_mode: given.socket_mode.clone(),
             ping_interval_ms: ms_or_zero(policy.ping_interval),
             pong_timeout_ms: ms(policy.pong_timeout),
             idle_timeout_ms: ms_or_zero(policy.idle_timeout),

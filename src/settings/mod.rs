@@ -94,6 +94,7 @@ raw_table! {
         max_head_bytes: i64,
         max_connections: i64,
         socket_buffer_bytes: i64,
+        socket_mode: String,
         ping_interval_ms: i64,
         pong_timeout_ms: i64,
         idle_timeout_ms: i64,
@@ -143,6 +144,8 @@ pub(crate) struct Settings {
     pub(crate) max_connections: Option<usize>,
     /// Size of each buffer of each socket, in bytes; `None` for the system's default.
     pub(crate) socket_buffer: Option<usize>,
+    /// Permissions of the file of a Unix socket that it listens on.
+    pub(crate) socket_mode: Option<u32>,
     /// Whether the log tells of each tunnel that opens.
     pub(crate) tunnel_start: bool,
     /// Policy for the section's tunnels.
@@ -200,6 +203,7 @@ impl RawSection {
             // More than can be counted is as good as no limit.
             max_connections: max_connections.and_then(|limit| usize::try_from(limit).ok()),
             socket_buffer: self.socket_buffer()?,
+            socket_mode: self.socket_mode()?,
             tunnel_start: self.tunnel_start.unwrap_or_default(),
             policy: Arc::new(self.policy(drain)?),
         })
@@ -266,6 +270,24 @@ impl RawSection {
                 Err(Invalid::out_of_range("socket_buffer_bytes", bytes, &allowed))
             }
         }
+    }
+
+    fn socket_mode(&self) -> Result<Option<u32>, Invalid> {
+        const KEY: &str = "socket_mode";
+        let Some(given) = self.socket_mode.as_deref() else { return Ok(None) };
+        let is_octal =
+            (3..=4).contains(&given.len()) && given.bytes().all(|one| one.is_ascii_digit());
+        let mode = u32::from_str_radix(given, 8).ok().filter(|&mode| is_octal && mode <= 0o777);
+        let Some(mode) = mode else {
+            let problem =
+                format!("{given:?} is no set of permissions: write octal digits, \"0660\"");
+            return Err(Invalid::new(KEY, problem));
+        };
+        if self.bind()?.path().is_none() {
+            let mend = "has no effect on a port: leave it out, or listen on unix:/path";
+            return Err(Invalid::new(KEY, mend));
+        }
+        Ok(Some(mode))
     }
 
     fn policy(&self, drain: &Drain) -> Result<Policy, Invalid> {
@@ -412,7 +434,7 @@ mod tests {
         assert_eq!(settings.forwarded, Forwarded::Append);
         assert!(settings.origins.is_none());
         assert_eq!(settings.max_connections, None);
-        assert_eq!(settings.backends[1].port, 80);
+        assert_eq!(settings.backends[1].port(), Some(80));
     }
 
     #[test]

@@ -343,6 +343,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::net::name::Peer;
     use crate::net::socket::Socket;
     use crate::stats::SectionStats;
     #[cfg(feature = "admin")]
@@ -385,7 +386,7 @@ mod tests {
             Description {
                 id: self.id,
                 section: String::new(),
-                client: ([127, 0, 0, 1], 1).into(),
+                client: Peer::Ip(([127, 0, 0, 1], 1).into()),
                 backend: String::new(),
                 accepted: Instant::now(),
                 request: Default::default(),

@@ -1,10 +1,11 @@
 //! Tunnels as the admin listener sees them: what each is for, what it has relayed, which are meant.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::side::PerSide;
 use super::totals::SideTotals;
+use crate::net::name::Peer;
 
 /// Tunnels that are meant: those for which every condition holds that is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub(crate) struct TunnelFilter {
 pub(crate) struct Description {
     pub(crate) id: u64,
     pub(crate) section: String,
-    pub(crate) client: SocketAddr,
+    pub(crate) client: Peer,
     pub(crate) backend: String,
     pub(crate) accepted: Instant,
     /// Path without query, host, forwarded client, request id and trace, as far as they are known.
@@ -60,11 +61,17 @@ impl TunnelFilter {
     }
 
     /// Returns whether a tunnel with these values is meant.
-    pub(crate) fn admits(&self, id: u64, section: &str, backend: &str, client: IpAddr) -> bool {
+    pub(crate) fn admits(
+        &self,
+        id: u64,
+        section: &str,
+        backend: &str,
+        client: Option<IpAddr>,
+    ) -> bool {
         self.id.is_none_or(|wanted| wanted == id)
             && self.section.as_deref().is_none_or(|wanted| wanted == section)
             && self.backend.as_deref().is_none_or(|wanted| wanted == backend)
-            && self.client.is_none_or(|wanted| wanted == client)
+            && self.client.is_none_or(|wanted| Some(wanted) == client)
     }
 }
 
@@ -93,7 +100,7 @@ mod tests {
             change(&mut filter);
             filter
         };
-        let admits = |filter: &TunnelFilter| filter.admits(7, "chat", "a:1", client);
+        let admits = |filter: &TunnelFilter| filter.admits(7, "chat", "a:1", Some(client));
         assert!(filter(|_| {}).is_empty() && admits(&filter(|_| {})));
         let rows: [(Change, bool); 7] = [
             (|it| it.id = Some(7), true),

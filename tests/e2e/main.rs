@@ -26,3 +26,4 @@ mod resets;
 mod smuggling;
 mod stalled_log;
 mod systemd;
+mod unix;
