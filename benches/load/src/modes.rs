@@ -3,17 +3,17 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Engine, OPENING, Role, Rules};
+use crate::engine::{Engine, OPENING, Place, Role, Rules};
 use crate::gate::pass;
 use crate::{Failure, system};
 
 /// What all modes have in common.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Setting {
     /// Where the clients connect.
     pub proxy: SocketAddr,
     /// Where the backend listens.
-    pub backend: SocketAddr,
+    pub backend: Place,
     /// Whether to wait at `begin` and `end`.
     pub gate: bool,
     /// How long all of it may take.
@@ -24,7 +24,7 @@ impl Setting {
     fn engine(&self, tunnels: usize, size: usize, rules: Rules) -> Result<Engine, Failure> {
         // Two ends for each tunnel; the rest is the standard streams, the listener and epoll.
         system::raise_open_files(2 * tunnels as u64 + 16)?;
-        Engine::new(self.proxy, self.backend, size, Instant::now() + self.limit, rules)
+        Engine::new(self.proxy, &self.backend, size, Instant::now() + self.limit, rules)
     }
 }
 

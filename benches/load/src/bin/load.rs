@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use argh::FromArgs;
-use ws_proxy_load::engine::Role;
+use ws_proxy_load::engine::{Place, Role};
 use ws_proxy_load::modes::{Setting, bulk, busy, handshakes, idle};
 use ws_proxy_load::{Failure, engine};
 
@@ -17,8 +17,8 @@ struct Arguments {
     #[argh(option, arg_name = "ip:port")]
     proxy: SocketAddr,
     /// where the proxy finds its backend: this program
-    #[argh(option, arg_name = "ip:port")]
-    backend_listen: SocketAddr,
+    #[argh(option, arg_name = "ip:port|unix:/path")]
+    backend_listen: Place,
     /// wait for a line on stdin at "begin" and at "end"
     #[argh(switch)]
     gate: bool,
@@ -122,7 +122,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let setting = Setting {
         proxy: arguments.proxy,
-        backend: arguments.backend_listen,
+        backend: arguments.backend_listen.clone(),
         gate: arguments.gate,
         limit: seconds(arguments.limit)?,
     };
