@@ -153,7 +153,11 @@ impl Engine {
     ) -> Result<Self, Failure> {
         let listening = match backend {
             Place::Tcp(address) => TcpListener::bind(address).map(OwnedFd::from),
-            Place::Unix(path) => UnixListener::bind(path).map(OwnedFd::from),
+            Place::Unix(path) => {
+                // Left by the run before.
+                let _ = std::fs::remove_file(path);
+                UnixListener::bind(path).map(OwnedFd::from)
+            }
         };
         let listener = listening.map_err(while_doing(&format!("listening on {backend}")))?;
         rustix::io::ioctl_fionbio(&listener, true)?;
