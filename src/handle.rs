@@ -4,6 +4,8 @@ use std::sync::{Arc, Weak};
 
 use crate::builder::WsProxy;
 use crate::live::LiveSection;
+use crate::net::listen::set_mode;
+use crate::net::name::BoundAddress;
 use crate::proxy::{BoundProxy, Error};
 
 /// A handle to a proxy, by which it is changed and watched while it serves.
@@ -73,12 +75,19 @@ impl ProxyHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] with the first setting that cannot be used, [`Error::Stopped`]. Nothing
-    /// is changed then.
+    /// [`Error::Setting`] with the first setting that cannot be used; [`Error::Bind`] if the file
+    /// of a Unix socket cannot get another [mode](WsProxy::socket_mode); [`Error::Stopped`].
+    /// Nothing is changed then.
     pub fn reload(&self, proxy: WsProxy) -> Result<(), Error> {
         let live = self.0.upgrade().ok_or(Error::Stopped)?;
         let settings = proxy.settings(&live.bind)?;
         let before = live.current();
+        let (old, new) = (before.settings.socket_mode, settings.0.socket_mode);
+        let mode = new.filter(|_| new != old);
+        if let (BoundAddress::Unix(path), Some(mode)) = (&before.local, mode) {
+            set_mode(path, mode)
+                .map_err(|source| Error::Bind { address: before.local.to_string(), source })?;
+        }
         if before.settings.socket_buffer.is_some() && settings.0.socket_buffer.is_none() {
             let key = "socket_buffer_bytes";
             log::warn!(section:% = before.name, key; "restart_needed");

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::net::name::Local;
+use crate::net::name::BoundAddress;
 use crate::section::Section;
 use crate::settings::{Drain, Settings};
 use crate::shutdown::Shutdown;
@@ -61,7 +61,7 @@ impl LiveSection {
     }
 
     /// Returns the address that it listens on.
-    pub(crate) fn local(&self) -> Local {
+    pub(crate) fn local(&self) -> BoundAddress {
         self.lock().local.clone()
     }
 
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_reload_is_for_what_comes_after_it() {
-        let local = Local::Ip("127.0.0.1:8080".parse().unwrap());
+        let local = BoundAddress::Ip("127.0.0.1:8080".parse().unwrap());
         let first = settings(RawSection { max_connections: Some(1), ..RawSection::default() });
         let live =
             LiveSection::new("127.0.0.1:0".to_owned(), Section::new(first, local.clone(), None));

@@ -17,7 +17,7 @@ use crate::listener;
 use crate::live::LiveSection;
 use crate::metrics::Metrics;
 use crate::net::listen::BoundListener;
-use crate::net::name::Local;
+use crate::net::name::BoundAddress;
 use crate::section::Section;
 use crate::settings::{Drain, Invalid, Settings};
 use crate::shutdown::{AllDropped, Shutdown, guard};
@@ -112,8 +112,8 @@ impl BoundProxy {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         match self.live.local() {
-            Local::Ip(address) => address,
-            Local::Unix(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            BoundAddress::Ip(address) => address,
+            BoundAddress::Unix(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         }
     }
 
@@ -121,8 +121,8 @@ impl BoundProxy {
     #[must_use]
     pub fn local_path(&self) -> Option<PathBuf> {
         match self.live.local() {
-            Local::Ip(_) => None,
-            Local::Unix(path) => Some(path),
+            BoundAddress::Ip(_) => None,
+            BoundAddress::Unix(path) => Some(path),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::backend::pool::Pool;
-use crate::net::name::{Local, Peer};
+use crate::net::name::{BoundAddress, Peer};
 use crate::settings::{Drain, Settings};
 use crate::stats::SectionStats;
 
@@ -22,7 +22,7 @@ pub(crate) struct Section {
     /// Name in the log.
     pub(crate) name: String,
     /// Address that it listens on.
-    pub(crate) local: Local,
+    pub(crate) local: BoundAddress,
     pub(crate) pool: Pool,
     /// Connections that are served, from the handshake to the tunnel's end.
     pub(crate) connections: Permits,
@@ -59,7 +59,7 @@ impl Section {
     /// the settings have one.
     pub(crate) fn new(
         (settings, drain): (Settings, Drain),
-        local: Local,
+        local: BoundAddress,
         stats: Option<Arc<SectionStats>>,
     ) -> Self {
         Self {

@@ -35,7 +35,7 @@ use self::site::Site;
 use crate::metrics::Metrics;
 use crate::net;
 use crate::net::listen::BoundListener;
-use crate::net::name::Local;
+use crate::net::name::BoundAddress;
 use crate::proxy::{BoundProxy, Error};
 use crate::section::Permits;
 use crate::settings::{AdminConfig, AdminSettings};
@@ -97,7 +97,7 @@ impl Admin {
         let settings = config.check()?;
         let failed = |source| Error::Bind { address: settings.bind.to_string(), source };
         let listener = net::listen::listen(&settings.bind, None, None).map_err(failed)?;
-        let Local::Ip(local) = listener.local else {
+        let BoundAddress::Ip(local) = listener.local else {
             return Err(failed(std::io::ErrorKind::Unsupported.into()));
         };
         let (metrics, configuration) = (Metrics::with_endings(), Configuration::default());

@@ -201,9 +201,9 @@ impl WsProxy {
     }
 
     /// Listens on `host:port` or `unix:/path` without serving, for callers that want to know the
-    /// port, have an executor of their own, or want to stop it again. Port 0 takes any that is free.
-    /// The file of a Unix socket is removed when the port is closed; one that nobody listens on any
-    /// more is replaced.
+    /// port, have an executor of their own, or want to stop it again. Port 0 takes any that is
+    /// free. The file of a Unix socket is removed when the port is closed; one that nobody listens
+    /// on any more is replaced.
     ///
     /// # Errors
     ///

@@ -22,8 +22,8 @@ struct Document {
 impl Config {
     /// Returns the configuration in force as TOML that can be [parsed](Config::parse) again: each
     /// key with its value or its default. Without a default, and left out where they are not given,
-    /// are `name`, `origins` and `socket_mode` of a section, and the tables and keys of other programs. The token
-    /// of `[admin]` is in a file of its own, of which the text has the path.
+    /// are `name`, `origins` and `socket_mode` of a section, and the tables and keys of other
+    /// programs. The token of `[admin]` is in a file of its own, of which the text has the path.
     ///
     /// # Errors
     ///

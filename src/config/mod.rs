@@ -531,7 +531,8 @@ tunnel_start = true
         let config = Config::parse(text).unwrap();
         assert_eq!(config.workers, 2);
         assert_eq!((config.log_format, config.log_level), (LogFormat::Json, LevelFilter::Debug));
-        let (settings, drain) = config.sections[0].proxy.settings("unix:/run/ws-proxy.sock").unwrap();
+        let (settings, drain) =
+            config.sections[0].proxy.settings("unix:/run/ws-proxy.sock").unwrap();
         assert_eq!(settings.name.as_deref(), Some("n"));
         assert_eq!(settings.backends.len(), 2);
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));

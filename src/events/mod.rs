@@ -348,7 +348,7 @@ impl Stage {
 
 #[cfg(test)]
 mod tests {
-    use crate::net::name::{Local, Peer};
+    use crate::net::name::{BoundAddress, Peer};
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -384,7 +384,7 @@ mod tests {
         };
         let drain = RawDrain::default().check().unwrap();
         let settings = (raw.check(&drain).unwrap(), drain);
-        let local = Local::Ip("127.0.0.1:8080".parse().unwrap());
+        let local = BoundAddress::Ip("127.0.0.1:8080".parse().unwrap());
         let section = Arc::new(Section::new(settings, local, None));
         let peer = Peer::Ip("192.0.2.1:9".parse().unwrap());
         Client { id: 7, ..Client::new(peer, Instant::now(), &section) }

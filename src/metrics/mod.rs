@@ -202,6 +202,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(all(test, feature = "metrics"))]
 mod tests {
     use super::*;
+    use crate::net::name::BoundAddress;
     use crate::section::Section;
     use crate::settings::{RawDrain, RawSection};
 
@@ -214,7 +215,7 @@ mod tests {
             let (backends, default) = (Some(backends), RawSection::default());
             let raw = RawSection { bind: Some(bind.clone()), backends, ..default };
             let settings = (raw.check(&drain).unwrap(), drain);
-            let section = Section::new(settings, bind.parse().unwrap(), None);
+            let section = Section::new(settings, BoundAddress::Ip(bind.parse().unwrap()), None);
             let live = Arc::new(LiveSection::new(bind, section));
             metrics.add(&live);
             live

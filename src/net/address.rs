@@ -14,14 +14,14 @@ const UNIX_PATH_MAX: usize = 107;
 /// What can be connected to, or listened on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
-    pub(crate) place: Place,
+    pub(crate) place: Endpoint,
     /// The text without `ws://`, as the log and a Host field have it.
     pub(crate) authority: String,
 }
 
 /// Place of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Endpoint {
     /// A host and a port. The host is a name or an IP address, without brackets.
     Tcp(String, u16),
     /// The absolute path of a Unix socket.
@@ -67,7 +67,7 @@ impl Address {
             ));
         }
         let address = Self::parse(rest, Some(80)).map_err(|what| format!("{text:?}: {what}"))?;
-        if matches!(address.place, Place::Tcp(_, 0)) {
+        if matches!(address.place, Endpoint::Tcp(_, 0)) {
             return Err(format!("{text:?}: no backend listens on port 0"));
         }
         Ok(address)
@@ -108,7 +108,7 @@ impl Address {
         if path.ends_with('/') || path.contains('\0') {
             return fault("the path names no file");
         }
-        let place = Place::Unix(path.into());
+        let place = Endpoint::Unix(path.into());
         Some(Ok(Self { place, authority: format!("{UNIX}{path}") }))
     }
 
@@ -120,24 +120,24 @@ impl Address {
     /// Returns the host, if it has one.
     pub(crate) fn host(&self) -> Option<&str> {
         match &self.place {
-            Place::Tcp(host, _) => Some(host),
-            Place::Unix(_) => None,
+            Endpoint::Tcp(host, _) => Some(host),
+            Endpoint::Unix(_) => None,
         }
     }
 
     /// Returns the port, if it has one.
     pub(crate) fn port(&self) -> Option<u16> {
         match self.place {
-            Place::Tcp(_, port) => Some(port),
-            Place::Unix(_) => None,
+            Endpoint::Tcp(_, port) => Some(port),
+            Endpoint::Unix(_) => None,
         }
     }
 
     /// Returns the path, if it is that of a Unix socket.
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.place {
-            Place::Tcp(..) => None,
-            Place::Unix(path) => Some(path),
+            Endpoint::Tcp(..) => None,
+            Endpoint::Unix(path) => Some(path),
         }
     }
 
@@ -169,7 +169,7 @@ impl Address {
     /// tell.
     pub(crate) fn is_reached_by(&self, other: &Self) -> bool {
         let (listened, dialled) = match (&self.place, &other.place) {
-            (Place::Tcp(listened, _), Place::Tcp(dialled, _)) => (listened, dialled),
+            (Endpoint::Tcp(listened, _), Endpoint::Tcp(dialled, _)) => (listened, dialled),
             (one, two) => return one == two,
         };
         let is_same = match [Host::listened(listened), Host::dialled(dialled)] {
@@ -210,7 +210,7 @@ impl Address {
             (None, Some(port)) => port,
             (None, None) => return Err("the port is missing, as in 0.0.0.0:8080".to_owned()),
         };
-        Ok(Self { place: Place::Tcp(host.to_owned(), port), authority: text.to_owned() })
+        Ok(Self { place: Endpoint::Tcp(host.to_owned(), port), authority: text.to_owned() })
     }
 }
 

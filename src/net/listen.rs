@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, ipproto, sockopt};
 
-use super::address::{Address, Place};
-use super::name::Local;
+use super::address::{Address, Endpoint};
+use super::name::BoundAddress;
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4_096;
@@ -26,7 +26,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct BoundListener {
     pub(crate) fd: OwnedFd,
-    pub(crate) local: Local,
+    pub(crate) local: BoundAddress,
     /// File of a Unix socket.
     pub(super) file: Option<SocketFile>,
 }
@@ -51,8 +51,8 @@ pub(crate) fn listen(
     mode: Option<u32>,
 ) -> io::Result<BoundListener> {
     let (host, port) = match &bind.place {
-        Place::Tcp(host, port) => (host.as_str(), *port),
-        Place::Unix(path) => return listen_at(path, buffer, mode),
+        Endpoint::Tcp(host, port) => (host.as_str(), *port),
+        Endpoint::Unix(path) => return listen_at(path, buffer, mode),
     };
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in (host, port).to_socket_addrs()? {
@@ -82,10 +82,19 @@ fn listen_at(path: &Path, buffer: Option<usize>, mode: Option<u32>) -> io::Resul
     let file = SocketFile { path: path.to_owned(), identity };
     if let Some(mode) = mode {
         // Nobody can connect before it listens.
-        fs::set_permissions(path, Permissions::from_mode(mode))?;
+        set_mode(path, mode)?;
     }
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok(BoundListener { fd: socket, local: Local::Unix(path.to_owned()), file: Some(file) })
+    Ok(BoundListener { fd: socket, local: BoundAddress::Unix(path.to_owned()), file: Some(file) })
+}
+
+/// Sets the permissions of a socket's file.
+///
+/// # Errors
+///
+/// Those of chmod(2).
+pub(crate) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// Removes a socket's file on which nobody listens.
@@ -113,7 +122,7 @@ impl BoundListener {
     ///
     /// Those of getsockname(2).
     pub(crate) fn tcp(listener: TcpListener) -> io::Result<Self> {
-        let local = Local::Ip(listener.local_addr()?);
+        let local = BoundAddress::Ip(listener.local_addr()?);
         Ok(Self { fd: listener.into(), local, file: None })
     }
 }

@@ -15,7 +15,7 @@ pub(crate) enum Peer {
 
 /// Address that a listener is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Local {
+pub(crate) enum BoundAddress {
     Ip(SocketAddr),
     Unix(PathBuf),
 }
@@ -39,7 +39,7 @@ impl fmt::Display for Peer {
     }
 }
 
-impl fmt::Display for Local {
+impl fmt::Display for BoundAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => address.fmt(f),

@@ -206,6 +206,10 @@ fn clients_come_by_a_path_as_by_a_port() {
         let line = program.wait_for("event=tunnel_end");
         assert_eq!(value(&line, "client"), "unix");
     }
+    let health = |address: &str| Program::output(&["health", address], None);
+    assert_eq!(health(&unix(&path)), (0, String::new(), String::new()));
+    let (code, _, error) = health(&unix(&place.path("nothing")));
+    assert!(code == 1 && error.contains("No such file"), "{error}");
     let mut refused = peer(UnixStream::connect(&path).unwrap());
     refused.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(refused.read_refusal().0, 400);
@@ -254,6 +258,42 @@ fn a_path_is_taken_from_the_dead_and_from_nobody_else() {
     let error = Program::failure(&arguments, &directory, 1);
     assert!(error.contains("no socket"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn a_reload_keeps_a_path_and_changes_its_mode() {
+    let (place, directory) = (Place::new(), Directory::new());
+    let (path, app) = (place.path("front.sock"), place.path("app.sock"));
+    let backends =
+        [UnixListener::bind(&app).unwrap(), UnixListener::bind(place.path("b")).unwrap()];
+    let text = |app: &Path, mode: &str| {
+        section(&unix(&path), &unix(app), &format!("socket_mode = \"{mode}\""))
+    };
+    let file = directory.write("ws-proxy.toml", &text(&app, "0600"));
+    let mut program = Program::start(&["--config", file.to_str().unwrap()], None);
+    program.wait_for("event=listening");
+    let open = |backend: &UnixListener| {
+        let mut client = peer(UnixStream::connect(&path).unwrap());
+        client.send(upgrade(""));
+        let (server, _) = accept(backend);
+        client.read_head();
+        (client, server)
+    };
+    let (mut client, mut server) = open(&backends[0]);
+    directory.write("ws-proxy.toml", &text(&place.path("b"), "0660"));
+    program.signal(Signal::HUP);
+    program.wait_for("event=config_reloaded");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    let (mut other, mut other_server) = open(&backends[1]);
+    assert_alive(&mut client, &mut server);
+    assert_alive(&mut other, &mut other_server);
+    // Removed, it leaves no file.
+    let tcp = section("127.0.0.1:0", &unix(&app), "");
+    directory.write("ws-proxy.toml", &tcp);
+    program.signal(Signal::HUP);
+    program.wait_for("event=retired");
+    assert!(!path.exists());
+    assert_alive(&mut client, &mut server);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! A health check of a port for WebSockets, and its command `ws-proxy probe`, which is `ws-proxy
 //! health HOST:PORT` now, and stays for manifests that have it.
 
-use std::io::{self, ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, RecvFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::Failure;
 use crate::cli::Probe;
@@ -28,8 +30,12 @@ pub(crate) fn timeout(ms: u64) -> Result<Duration, Failure> {
     Ok(Duration::from_millis(ms))
 }
 
-/// Probes the section that listens on `host:port`.
+/// Probes the section that listens on `host:port`, or on `unix:/path`.
 pub(crate) fn probe_address(address: &str, timeout: Duration) -> Result<(), Failure> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        let result = ask_unix(path, Instant::now() + timeout);
+        return result.map_err(|error| unanswered(address, &error, Some(timeout)));
+    }
     let found = address.to_socket_addrs().map_err(|error| {
         Failure::Usage(format!("{address}: {error}; write host:port, as in 127.0.0.1:8080"))
     })?;
@@ -65,25 +71,49 @@ pub(crate) fn reachable(local: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Connects, ends the sending, and waits for the proxy's end.
+/// Connects to a port, and waits for the proxy's end.
 fn ask(address: SocketAddr, deadline: Instant) -> io::Result<()> {
-    let left = || match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(io::Error::from(ErrorKind::TimedOut)),
-        left => Ok(left),
-    };
-    let mut connection = TcpStream::connect_timeout(&address, left()?)?;
+    let connection = TcpStream::connect_timeout(&address, left(deadline)?)?;
     refuse_itself(&connection)?;
-    let mut answer = [0; 512];
-    let end = connection.shutdown(Shutdown::Write).and_then(|()| {
+    wait_for_end(&connection.into(), deadline)
+}
+
+/// Connects to a path, and waits for the proxy's end.
+fn ask_unix(path: &str, deadline: Instant) -> io::Result<()> {
+    let kind = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC);
+    let socket = rustix::net::socket_with(kind.0, kind.1, kind.2, None)?;
+    // It bounds the connect as well, which waits for room in the backlog.
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(left(deadline)?))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    wait_for_end(&socket, deadline)
+}
+
+/// Returns the time that is left.
+///
+/// # Errors
+///
+/// `TimedOut` if none is.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// Ends the sending, and waits for the proxy's end.
+fn wait_for_end(connection: &OwnedFd, deadline: Instant) -> io::Result<()> {
+    let read_on = || -> io::Result<()> {
+        rustix::net::shutdown(connection, Shutdown::Write)?;
+        let mut answer = [0; 512];
         // A proxy that is full sends a 503 before it ends.
         loop {
-            connection.set_read_timeout(Some(left()?))?;
-            if connection.read(&mut answer)? == 0 {
+            sockopt::set_socket_timeout(connection, Timeout::Recv, Some(left(deadline)?))?;
+            if rustix::net::recv(connection, &mut answer, RecvFlags::empty())?.0 == 0 {
                 return Ok(());
             }
         }
-    });
-    match end {
+    };
+    match read_on() {
         // One that is fuller still closes at once.
         Err(error)
             if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::NotConnected) =>
