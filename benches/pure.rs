@@ -1,8 +1,10 @@
 //! Micro-benchmarks of the pure parts: `cargo bench --features internals --bench pure`.
 
+use std::time::Instant;
+
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
-use ws_proxy::internals;
+use ws_proxy::{Balance, internals};
 
 fn main() {
     divan::main();
@@ -61,4 +63,25 @@ fn frames(bencher: Bencher) {
     bencher.counter(BytesCount::of_slice(&messages)).bench(|| {
         black_box(internals::frames(black_box(&messages), usize::MAX));
     });
+}
+
+/// The choice of a backend, with its lease.
+#[divan::bench(args = [1, 10, 1_000], consts = [false, true])]
+fn round_robin<const WEIGHTED: bool>(bencher: Bencher, backends: u32) {
+    choose(bencher, backends, Balance::RoundRobin, WEIGHTED);
+}
+
+#[divan::bench(args = [1, 10, 1_000], consts = [false, true])]
+fn least_tunnels<const WEIGHTED: bool>(bencher: Bencher, backends: u32) {
+    choose(bencher, backends, Balance::LeastTunnels, WEIGHTED);
+}
+
+#[divan::bench(args = [1, 10, 1_000], consts = [false, true])]
+fn hash<const WEIGHTED: bool>(bencher: Bencher, backends: u32) {
+    choose(bencher, backends, Balance::Hash, WEIGHTED);
+}
+
+fn choose(bencher: Bencher, backends: u32, balance: Balance, is_weighted: bool) {
+    let (pool, now) = (internals::Choosing::new(backends, balance, is_weighted), Instant::now());
+    bencher.bench(|| black_box(pool.choose(now, black_box(b"room 7"))));
 }

@@ -3,6 +3,10 @@
 //! There is no promise about any of it: it comes with the feature `internals` only, and is not
 //! documented.
 
+use std::time::Instant;
+
+use crate::backend::balance::{Balance, key_of};
+use crate::backend::pool::{BackendSettings, Pool};
 use crate::handshake::body::{Body, BodyProgress, Framing};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, request_head};
@@ -10,11 +14,33 @@ use crate::handshake::http::{RequestHead, ResponseHead};
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan, with_crlf};
 use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
+use crate::net::address::Address;
 use crate::tunnel::filter::FrameFilter;
 use crate::tunnel::frames::{FrameEvent, Frames};
 use crate::tunnel::model::{Happening, Model};
 use crate::tunnel::policy::Policy;
 use crate::tunnel::{Side, control};
+
+/// A pool of backends to choose from.
+pub struct Choosing(Pool);
+
+impl Choosing {
+    /// Creates a pool of so many backends, with equal weights or with those from 1 to 5 in turn.
+    pub fn new(backends: u32, balance: Balance, is_weighted: bool) -> Self {
+        let backends = (0..backends).map(|number| BackendSettings {
+            address: Address::backend(&format!("127.0.0.1:{}", number + 1)).unwrap(),
+            weight: if is_weighted { 1 + number % 5 } else { 1 },
+            max_tunnels: None,
+            is_backup: false,
+        });
+        Self(Pool::new(backends, balance))
+    }
+
+    /// Chooses a backend for a request with this part, and gives it back.
+    pub fn choose(&self, now: Instant, part: &[u8]) -> bool {
+        self.0.pick(now, Some(key_of(part))).next().is_some()
+    }
+}
 
 /// Returns the offset of the head's end, if it has one.
 pub fn scan(bytes: &[u8]) -> Option<usize> {

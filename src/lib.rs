@@ -94,6 +94,7 @@ mod worker;
 
 #[cfg(feature = "admin")]
 pub use admin::{Admin, AdminServer};
+pub use backend::balance::Balance;
 pub use builder::WsProxy;
 #[cfg(feature = "config")]
 pub use config::{Config, ConfigError, SectionConfig};
@@ -105,6 +106,7 @@ pub use metrics::MetricsFormat;
 pub use proxy::{BoundProxy, Error};
 #[cfg(feature = "admin")]
 pub use settings::AdminConfig;
+pub use settings::BackendConfig;
 #[cfg(feature = "config")]
 pub use settings::{LogFormat, OnRemoved};
 pub use shutdown::Shutdown;

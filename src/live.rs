@@ -120,7 +120,7 @@ mod tests {
         let drain = RawDrain::default().check().unwrap();
         let raw = RawSection {
             bind: Some("127.0.0.1:0".to_owned()),
-            backends: Some(vec!["a:1".to_owned()]),
+            backends: Some(vec!["a:1".into()]),
             ..raw
         };
         (raw.check(&drain).unwrap(), drain)

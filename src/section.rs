@@ -65,7 +65,7 @@ impl Section {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
             local,
-            pool: Pool::new(settings.backends.iter().cloned()),
+            pool: Pool::new(settings.backends.iter().cloned(), settings.balance),
             connections: Permits::new(settings.max_connections),
             refusals: Permits::new(Some(REFUSALS_MAX)),
             has_hinted_at_host: AtomicBool::new(false),
@@ -78,7 +78,7 @@ impl Section {
     /// Creates the section that follows this one with other settings. Counts go on.
     pub(crate) fn successor(&self, (settings, drain): (Settings, Drain)) -> Self {
         Self {
-            pool: self.pool.successor(settings.backends.iter().cloned()),
+            pool: self.pool.successor(settings.backends.iter().cloned(), settings.balance),
             connections: self.connections.with_limit(settings.max_connections),
             refusals: self.refusals.with_limit(self.refusals.limit),
             ..Self::new((settings, drain), self.local.clone(), self.stats.clone())

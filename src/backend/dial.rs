@@ -219,7 +219,6 @@ mod tests {
     use smol::LocalExecutor;
 
     use super::*;
-    use crate::net::address::Address;
 
     /// A timeout that no test waits for.
     const NEVER: Duration = Duration::MAX;
@@ -242,7 +241,7 @@ mod tests {
     /// Tries these addresses in their order; gives the backend with its memory of it as well.
     fn connect_to(order: &[SocketAddr], timeout: Duration) -> (Backend, io::Result<SocketAddr>) {
         let reactor = Rc::new(Reactor::new().unwrap().0);
-        let backend = Rc::new(Backend::new(Address::backend("127.0.0.1:1").unwrap()));
+        let backend = Rc::new(Backend::at("127.0.0.1:1"));
         let settings = DialSettings { timeout, resolve_interval: NEVER, buffer: None };
         let executor = LocalExecutor::new();
         let (with, of, order) = (Rc::clone(&reactor), Rc::clone(&backend), order.to_vec());

@@ -1,8 +1,8 @@
 //! Memory of failed dials of one backend. Pure: time is an argument.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::answers::in_turn;
@@ -17,21 +17,42 @@ const MEMORY: Duration = Duration::from_secs(10);
 pub(super) struct SharedFailures {
     are_any: AtomicBool,
     recent: Mutex<RecentFailures>,
+    /// Number of backends of the pool of which there are any.
+    failing: Arc<AtomicUsize>,
 }
 
 impl SharedFailures {
+    /// Creates failures that are counted with those of other backends.
+    pub(super) fn counted_in(failing: &Arc<AtomicUsize>) -> Self {
+        let (are_any, recent) = (AtomicBool::new(false), Mutex::default());
+        Self { are_any, recent, failing: Arc::clone(failing) }
+    }
+
     /// Reads or changes the failures.
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut RecentFailures) -> T) -> T {
         let mut recent = lock(&self.recent);
         let done = f(&mut recent);
         // Relaxed: what the flag tells of is read under the lock.
-        self.are_any.store(!recent.is_empty(), Ordering::Relaxed);
+        let are_any = !recent.is_empty();
+        match (self.are_any.swap(are_any, Ordering::Relaxed), are_any) {
+            (false, true) => drop(self.failing.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(self.failing.fetch_sub(1, Ordering::Relaxed)),
+            _ => {}
+        }
         done
     }
 
     /// Reads or changes the failures, if there are any.
     pub(super) fn with_any<T>(&self, f: impl FnOnce(&mut RecentFailures) -> T) -> Option<T> {
         self.are_any.load(Ordering::Relaxed).then(|| self.with(f))
+    }
+}
+
+impl Drop for SharedFailures {
+    fn drop(&mut self) {
+        if *self.are_any.get_mut() {
+            self.failing.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::balance::SharedCount;
 use self::failures::SharedFailures;
 use self::resolve::{Name, Resolver};
 use crate::net::address::Address;
@@ -30,7 +31,7 @@ pub(crate) struct Backend {
     next_dial: AtomicUsize,
     failures: SharedFailures,
     /// Number of leases that are held.
-    leases: AtomicUsize,
+    leases: SharedCount,
     /// Number of tunnels that are open.
     tunnels: AtomicUsize,
     /// Failures to connect, by their kind.
@@ -56,19 +57,27 @@ pub(crate) struct Lease {
 pub(crate) struct TunnelLease(Lease);
 
 impl Backend {
-    pub(crate) fn new(address: Address) -> Self {
+    /// Creates a backend that nobody has a lease on. Its failures are counted in `failing`.
+    fn new(address: Address, leases: SharedCount, failing: &Arc<AtomicUsize>) -> Self {
         let host = address.host().filter(|_| address.ip().is_none());
         let name = host.map(|host| Resolver::of_process().name(host));
         Self {
             address,
             name,
             next_dial: AtomicUsize::new(0),
-            failures: SharedFailures::default(),
-            leases: AtomicUsize::new(0),
+            failures: SharedFailures::counted_in(failing),
+            leases,
             tunnels: AtomicUsize::new(0),
             connect_failures: NamedCounts::new(&FAILURE_KINDS),
             warned: Mutex::default(),
         }
+    }
+
+    /// Creates a backend of no pool.
+    #[cfg(test)]
+    pub(crate) fn at(address: &str) -> Self {
+        let address = Address::backend(address).unwrap();
+        Self::new(address, balance::CountSlab::default().take(), &Arc::default())
     }
 
     /// Name in the log: the address as it is configured.
@@ -115,9 +124,8 @@ impl Backend {
 }
 
 impl Lease {
-    pub(crate) fn new(backend: &Arc<Backend>) -> Self {
-        // Relaxed: the count guards no other memory.
-        backend.leases.fetch_add(1, Ordering::Relaxed);
+    /// Takes over a lease that has been counted.
+    fn counted(backend: &Arc<Backend>) -> Self {
         Self { backend: Arc::clone(backend) }
     }
 
@@ -147,7 +155,7 @@ impl Drop for TunnelLease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.leases.fetch_sub(1, Ordering::Relaxed);
+        self.backend.leases.decrement();
     }
 }
 
@@ -178,21 +186,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_counts_its_leases() {
-        let backend = Arc::new(Backend::new(Address::backend("chat:9000").unwrap()));
-        let leases = || backend.leases.load(Ordering::Relaxed);
-        let first = Lease::new(&backend);
-        let second = Lease::new(&backend);
-        assert_eq!((leases(), second.backend().name()), (2, "chat:9000"));
-        drop(first);
-        assert_eq!(leases(), 1);
-        drop(second);
-        assert_eq!(leases(), 0);
-    }
-
-    #[test]
     fn a_backend_is_warned_of_once_a_minute() {
-        let backend = Backend::new(Address::backend("192.0.2.1:80").unwrap());
+        let backend = Backend::at("192.0.2.1:80");
         let start = Instant::now();
         let at = |seconds| backend.may_warn_of_deviation(start + Duration::from_secs(seconds));
         assert_eq!(

@@ -6,12 +6,13 @@ use std::net::TcpListener;
 
 use futures_lite::future;
 
+use crate::backend::balance::Balance;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::metrics::Metrics;
 use crate::net;
 use crate::net::listen::BoundListener;
 use crate::proxy::{BoundProxy, Error};
-use crate::settings::{Drain, Invalid, RawDrain, RawSection, Settings};
+use crate::settings::{BackendConfig, Drain, Invalid, RawDrain, RawSection, Settings};
 use crate::worker::Workers;
 
 /// A WebSocket reverse proxy on one port, while its settings may still be changed.
@@ -49,7 +50,7 @@ impl WsProxy {
     pub fn new<I>(backends: I) -> Self
     where
         I: IntoIterator,
-        I::Item: Into<String>,
+        I::Item: Into<BackendConfig>,
     {
         let backends = backends.into_iter().map(Into::into).collect();
         Self::from(RawSection { backends: Some(backends), ..RawSection::default() })
@@ -58,6 +59,22 @@ impl WsProxy {
     /// Sets the name of this proxy in the log. Default: the address that it listens on.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.raw.name = Some(name.into());
+        self
+    }
+
+    /// Sets the rule by which a backend is chosen for a handshake. Default:
+    /// [`Balance::RoundRobin`].
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.raw.balance = Some(balance);
+        self
+    }
+
+    /// Sets what [`Balance::Hash`] chooses by: `client_ip` (the address of the connection), `path`
+    /// (without its query), `header:NAME`, `cookie:NAME` or `query:NAME`. Requests with the same
+    /// value come to the same backend while it is usable; one that is added or lost moves only its
+    /// own share. A request without the part goes round. Required with it, and an error without.
+    pub fn hash_on(mut self, part: impl Into<String>) -> Self {
+        self.raw.hash_on = Some(part.into());
         self
     }
 

@@ -22,8 +22,9 @@ struct Document {
 impl Config {
     /// Returns the configuration in force as TOML that can be [parsed](Config::parse) again: each
     /// key with its value or its default. Without a default, and left out where they are not given,
-    /// are `name`, `origins` and `socket_mode` of a section, and the tables and keys of other
-    /// programs. The token of `[admin]` is in a file of its own, of which the text has the path.
+    /// are `name`, `hash_on`, `origins` and `socket_mode` of a section, and the tables and keys of
+    /// other programs. The token of `[admin]` is in a file of its own, of which the text has the
+    /// path.
     ///
     /// # Errors
     ///
@@ -67,7 +68,12 @@ mod tests {
         [[ws_proxy]]
         name = "chat"
         bind = "unix:/run/ws-proxy.sock"
-        backends = ["app:9000", "[::1]:9001"]
+        backends = [
+            "app:9000",
+            { address = "[::1]:9001", weight = 2, max_tunnels = 3, backup = true },
+        ]
+        balance = "hash"
+        hash_on = "cookie:io"
         connect_timeout_ms = 1
         resolve_interval_ms = 2
         read_timeout_ms = 3
@@ -139,7 +145,9 @@ mod tests {
         let table = table(&printed);
         let keys = |table: &toml::Table| table.keys().cloned().collect::<BTreeSet<_>>();
         let mut expected: BTreeSet<_> = RawSection::KEYS.iter().map(|&key| key.into()).collect();
-        expected.retain(|key: &String| !["name", "origins", "socket_mode"].contains(&key.as_str()));
+        expected.retain(|key: &String| {
+            !["name", "hash_on", "origins", "socket_mode"].contains(&key.as_str())
+        });
         let sections = table["ws_proxy"].as_array().unwrap();
         assert_eq!(sections.len(), 2);
         let section = sections[1].as_table().unwrap();

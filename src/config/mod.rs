@@ -216,7 +216,9 @@ fn read_section(
     let settings = raw.check(&Drain::default()).map_err(|invalid| table.invalid(invalid))?;
     let backends = settings.backends.into_iter().enumerate();
     Ok(CheckedSection {
-        backends: backends.map(|(index, it)| (it, table.element_at("backends", index))).collect(),
+        backends: backends
+            .map(|(index, it)| (it.address, table.element_at("backends", index)))
+            .collect(),
         bind: raw.bind.clone().unwrap_or_default(),
         address: settings.bind,
         bind_at: table.at("bind"),
@@ -382,6 +384,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::handshake::hash_on::HashOn;
 
     const GOOD: &str = "[[ws_proxy]]\nbind = \"127.0.0.1:8080\"\nbackends = [\"a:1\"]\n";
 
@@ -483,7 +486,9 @@ level = "debug"
 [[ws_proxy]]
 name = "n"
 bind = "unix:/run/ws-proxy.sock"
-backends = ["ws://a:1", "[::1]"]
+backends = ["ws://a:1", { address = "[::1]", weight = 3, max_tunnels = 5, backup = true }]
+balance = "hash"
+hash_on = "query:sid"
 connect_timeout_ms = 1
 resolve_interval_ms = 12
 read_timeout_ms = 2
@@ -534,7 +539,12 @@ tunnel_start = true
         let (settings, drain) =
             config.sections[0].proxy.settings("unix:/run/ws-proxy.sock").unwrap();
         assert_eq!(settings.name.as_deref(), Some("n"));
-        assert_eq!(settings.backends.len(), 2);
+        let [first, second] = &*settings.backends else { panic!("{settings:?}") };
+        assert_eq!((first.weight, first.max_tunnels, first.is_backup), (1, None, false));
+        assert_eq!((second.weight, second.max_tunnels, second.is_backup), (3, Some(5), true));
+        assert_eq!(second.address.authority, "[::1]");
+        assert_eq!(settings.balance, crate::Balance::Hash);
+        assert_eq!(settings.hash_on, Some(HashOn::Query("sid".to_owned())));
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));
         assert_eq!(settings.resolve_interval, Duration::from_millis(12));
         assert_eq!(settings.read_timeout, Duration::from_millis(2));
@@ -592,6 +602,8 @@ tunnel_start = true
     #[test]
     fn faults_are_named_with_line_and_key() {
         let with = |line: &str| format!("{GOOD}{line}\n");
+        let backends =
+            |list: &str| format!("[[ws_proxy]]\nbind = \"127.0.0.1:1\"\nbackends = [{list}]\n");
         let cases = [
             (String::new(), "there is no [[ws_proxy]] section"),
             ("x = 1\n".to_owned(), "there is no [[ws_proxy]] section"),
@@ -663,6 +675,30 @@ tunnel_start = true
             (
                 "[[ws_proxy]]\nbind = \"a:1\"\nbackends = [\n 1]".to_owned(),
                 "4: backends: invalid type: integer `1`, expected a string",
+            ),
+            (
+                backends("\"a:1\", { adress = \"a:1\" }"),
+                "3: backends: unknown key `adress`, expected one of `address`, `weight`, ",
+            ),
+            (backends("{ weight = 2 }"), "3: backends: missing field `address`"),
+            (
+                backends("\"a:1\",\n { address = \"b:1\", weight = 0 }"),
+                "4: backends: \"b:1\": weight: 0 is out of range (1 to 1000)",
+            ),
+            (
+                backends("{ address = \"b:1\", max_tunnels = -1 }"),
+                "3: backends: \"b:1\": max_tunnels: -1 is out of range (0 for no limit, or a ",
+            ),
+            (backends("{ address = \"b:x\" }"), "3: backends: \"b:x\": the port"),
+            (
+                with("balance = \"random\""),
+                "4: balance: unknown value `random`, expected one of `round_robin`, ",
+            ),
+            (with("balance = \"hash\""), "1: hash_on: is missing: name what balance"),
+            (with("hash_on = \"path\""), "4: hash_on: has no effect without balance"),
+            (
+                with("hash_on = \"ip\"\nbalance = \"hash\""),
+                "4: hash_on: \"ip\" is no part of a request: write client_ip, path, header:NAME",
             ),
             (
                 format!("{GOOD}\n{GOOD}"),

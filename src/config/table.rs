@@ -161,8 +161,11 @@ impl SourceText<'_> {
                 problem = format!("{start}{toml}");
             }
         }
-        if let Some(rest) = problem.strip_prefix("unknown variant") {
-            problem = format!("unknown value{rest}");
+        for (rust, toml) in [("unknown variant", "unknown value"), ("unknown field", "unknown key")]
+        {
+            if let Some(rest) = problem.strip_prefix(rust) {
+                problem = format!("{toml}{rest}");
+            }
         }
         let line = error.span().map(|span| self.line(span.start));
         ConfigError { line, key: key.map(str::to_owned), problem }

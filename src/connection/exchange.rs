@@ -2,14 +2,17 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::backend::balance::key_of;
 use crate::backend::dial::{dial, graver};
 use crate::backend::{Backend, Lease};
 use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, request_head};
+use crate::handshake::hash_on::Value;
 use crate::handshake::http::ResponseHead;
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, with_crlf};
@@ -74,7 +77,9 @@ pub(super) async fn exchange(
     let settings = &client.section.settings;
     let mut gravest: Option<io::Error> = None;
     let mut has_hung_up = false;
-    for lease in client.section.pool.pick(reactor.now()) {
+    let mut has_asked = false;
+    for lease in client.section.pool.pick(reactor.now(), hash_key(request, client)) {
+        has_asked = true;
         let backend = match dial(reactor, lease.backend(), settings.dial()).await {
             Ok(backend) => backend,
             Err(error) => {
@@ -107,7 +112,22 @@ pub(super) async fn exchange(
             }
         }
     }
-    Err(Failed { response: unanswered(gravest.as_ref(), has_hung_up), backend: None })
+    let response = match has_asked {
+        true => unanswered(gravest.as_ref(), has_hung_up),
+        false => ErrorResponse::backends_full(),
+    };
+    Err(Failed { response, backend: None })
+}
+
+/// Returns the key by which the section's backends are chosen, if it has such a rule and the
+/// request such a part.
+fn hash_key(request: &UpgradeRequest<'_>, client: &Client) -> Option<u64> {
+    let part = client.section.settings.hash_on.as_ref()?;
+    Some(match part.value(request, client.peer.ip())? {
+        Value::Bytes(bytes) => key_of(bytes),
+        Value::Ip(IpAddr::V4(ip)) => key_of(&ip.octets()),
+        Value::Ip(IpAddr::V6(ip)) => key_of(&ip.octets()),
+    })
 }
 
 /// Warns of a choice of the backend that is passed on though it may not be made, once a minute.

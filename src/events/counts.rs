@@ -4,7 +4,7 @@ use super::{Event, Stage};
 use crate::stats::SectionStats;
 
 /// Outcomes of handshakes: the reasons of the proxy's own refusals, and what else may come of one.
-pub(crate) const OUTCOMES: [&str; 20] = [
+pub(crate) const OUTCOMES: [&str; 21] = [
     "switched",
     "backend_status",
     "client_gone",
@@ -18,6 +18,7 @@ pub(crate) const OUTCOMES: [&str; 20] = [
     "unreachable",
     "bad_answer",
     "full",
+    "backends_full",
     "draining",
     "out_of_descriptors",
     "out_of_memory",

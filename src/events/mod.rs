@@ -379,7 +379,7 @@ mod tests {
         let raw = RawSection {
             name: Some("chat".to_owned()),
             bind: Some("127.0.0.1:0".to_owned()),
-            backends: Some(vec!["a:1".to_owned(), "b:2".to_owned()]),
+            backends: Some(vec!["a:1".into(), "b:2".into()]),
             ..RawSection::default()
         };
         let drain = RawDrain::default().check().unwrap();
@@ -395,7 +395,7 @@ mod tests {
         let client = client();
         let section = &*client.section;
         let error = &io::Error::other("no luck");
-        let lease = &section.pool.pick(Instant::now()).next().unwrap();
+        let lease = &section.pool.pick(Instant::now(), None).next().unwrap();
         let head = crate::handshake::http::RequestHead::parse(b"GET /chat HTTP/1.1\r\n\r\n");
         let summary = &Summary::of(&head.unwrap(), Forwarded::Append, "0123456789abcdef");
         let summary = Some(summary);

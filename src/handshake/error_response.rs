@@ -119,6 +119,11 @@ impl ErrorResponse {
         Self::retry("full", detail)
     }
 
+    /// 503: every backend has as many tunnels as it may (RFC 9110, 15.6.4).
+    pub(crate) fn backends_full() -> Self {
+        Self::retry("backends_full", "all backends are full, come again later")
+    }
+
     /// 503: this proxy shuts down, and the handshake did not come to its end in time
     /// (RFC 9110, 15.6.4).
     pub(crate) fn draining() -> Self {

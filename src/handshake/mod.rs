@@ -11,6 +11,7 @@ pub(crate) mod body;
 pub(crate) mod error_response;
 pub(crate) mod fields;
 pub(crate) mod forward;
+pub(crate) mod hash_on;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod response;

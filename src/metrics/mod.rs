@@ -210,7 +210,7 @@ mod tests {
     fn sections_that_are_gone_take_no_memory() {
         let metrics = Metrics::new();
         let add = || {
-            let (bind, backends) = ("127.0.0.1:0".to_owned(), vec!["a:1".to_owned()]);
+            let (bind, backends) = ("127.0.0.1:0".to_owned(), vec!["a:1".into()]);
             let drain = RawDrain::default().check().unwrap();
             let (backends, default) = (Some(backends), RawSection::default());
             let raw = RawSection { bind: Some(bind.clone()), backends, ..default };

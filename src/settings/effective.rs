@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use super::{Drain, RawDrain, RawSection, Settings};
+use super::{BackendConfig, Drain, RawDrain, RawSection, Settings};
 
 impl Settings {
     /// Returns the table that these settings come from, `given`, with the default of every key that
-    /// is not in it. `name`, `origins` and `socket_mode` have none.
+    /// is not in it. `name`, `hash_on`, `origins` and `socket_mode` have none.
     pub(crate) fn to_raw(&self, given: &RawSection) -> RawSection {
         let policy = &self.policy;
         RawSection {
             name: given.name.clone(),
             bind: given.bind.clone(),
-            backends: Some(self.backends.iter().map(|one| one.authority.clone()).collect()),
+            backends: Some(self.backends.iter().map(BackendConfig::of).collect()),
+            balance: Some(self.balance),
+            hash_on: given.hash_on.clone(),
             connect_timeout_ms: ms(self.connect_timeout),
             resolve_interval_ms: ms(self.resolve_interval),
             read_timeout_ms: ms(self.read_timeout),

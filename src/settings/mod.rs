@@ -4,8 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::balance::Balance;
 use crate::backend::dial::DialSettings;
+use crate::backend::pool::BackendSettings;
 use crate::handshake::forward::{Forwarded, HostHeader};
+use crate::handshake::hash_on::HashOn;
 use crate::handshake::origin::OriginList;
 use crate::handshake::upgrade::HandshakeRules;
 use crate::net::address::Address;
@@ -51,6 +54,7 @@ macro_rules! raw_table {
 // After the macro that they use.
 #[cfg(feature = "admin")]
 mod admin;
+mod backend;
 mod drain;
 #[cfg(feature = "config")]
 mod effective;
@@ -66,6 +70,7 @@ pub use self::admin::AdminConfig;
 pub(crate) use self::admin::RawAdmin;
 #[cfg(feature = "admin")]
 pub(crate) use self::admin::{AdminSettings, Token};
+pub use self::backend::BackendConfig;
 pub(crate) use self::drain::{Drain, RawDrain};
 #[cfg(feature = "config")]
 pub use self::log::LogFormat;
@@ -82,7 +87,9 @@ raw_table! {
     RawSection {
         name: String,
         bind: String,
-        backends: Vec<String>,
+        backends: Vec<BackendConfig>,
+        balance: Balance,
+        hash_on: String,
         connect_timeout_ms: i64,
         resolve_interval_ms: i64,
         read_timeout_ms: i64,
@@ -121,7 +128,10 @@ pub(crate) struct Settings {
     /// Address to listen on.
     pub(crate) bind: Address,
     /// Backends; at least one.
-    pub(crate) backends: Vec<Address>,
+    pub(crate) backends: Vec<BackendSettings>,
+    pub(crate) balance: Balance,
+    /// What [`Balance::Hash`] chooses by; `None` for the other rules.
+    pub(crate) hash_on: Option<HashOn>,
     /// Time for each connection attempt to a backend, and for each look-up of its name.
     pub(crate) connect_timeout: Duration,
     /// Time for which the addresses of a name are used; zero shares only look-ups under way.
@@ -191,6 +201,8 @@ impl RawSection {
             name: self.name.clone(),
             bind,
             backends,
+            balance: self.balance.unwrap_or_default(),
+            hash_on: self.hash_on()?,
             connect_timeout,
             resolve_interval,
             read_timeout,
@@ -214,23 +226,6 @@ impl RawSection {
         let missing = "is missing: name the address to listen on, as in bind = \"0.0.0.0:8080\"";
         let bind = self.bind.as_deref().ok_or_else(|| Invalid::new(KEY, missing))?;
         Address::bind(bind).map_err(|problem| Invalid::new(KEY, problem))
-    }
-
-    fn backends(&self) -> Result<Vec<Address>, Invalid> {
-        const KEY: &str = "backends";
-        let fault = match self.backends.as_deref() {
-            None => "is missing",
-            Some([]) => "is empty",
-            Some(backends) => {
-                let read = |(index, backend): (usize, &String)| {
-                    Address::backend(backend)
-                        .map_err(|problem| Invalid::element(KEY, index, problem))
-                };
-                return backends.iter().enumerate().map(read).collect();
-            }
-        };
-        let mend = "name at least one, as in backends = [\"chat-backend:9000\"]";
-        Err(Invalid::new(KEY, format!("{fault}: {mend}")))
     }
 
     fn origins(&self) -> Result<Option<OriginList>, Invalid> {
@@ -379,7 +374,7 @@ mod tests {
     fn raw() -> RawSection {
         RawSection {
             bind: Some("127.0.0.1:0".to_owned()),
-            backends: Some(vec!["a:1".to_owned(), "b".to_owned()]),
+            backends: Some(vec!["a:1".into(), "b".into()]),
             ..RawSection::default()
         }
     }
@@ -434,7 +429,7 @@ mod tests {
         assert_eq!(settings.forwarded, Forwarded::Append);
         assert!(settings.origins.is_none());
         assert_eq!(settings.max_connections, None);
-        assert_eq!(settings.backends[1].port(), Some(80));
+        assert_eq!(settings.backends[1].address.port(), Some(80));
     }
 
     #[test]
@@ -552,7 +547,7 @@ mod tests {
             assert!(invalid.problem.starts_with(problem), "{invalid:?}");
         }
         for (raw, key) in [
-            (RawSection { backends: strings(&["a:1", "b:x"]), ..raw() }, "backends"),
+            (RawSection { backends: Some(vec!["a:1".into(), "b:x".into()]), ..raw() }, "backends"),
             (RawSection { origins: strings(&["none", "x"]), ..raw() }, "origins"),
         ] {
             let invalid = raw.check(&drain()).unwrap_err();

@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use super::Invalid;
+use crate::backend::pool::BackendSettings;
 use crate::net::address::Address;
 use crate::tunnel::control::code;
 
 /// Refuses a backend that leads back to its own listener: each handshake would open another one.
-pub(super) fn refuse_itself(bind: &Address, backends: &[Address]) -> Result<(), Invalid> {
-    match backends.iter().position(|backend| bind.is_reached_by(backend)) {
+pub(super) fn refuse_itself(bind: &Address, backends: &[BackendSettings]) -> Result<(), Invalid> {
+    match backends.iter().position(|backend| bind.is_reached_by(&backend.address)) {
         None => Ok(()),
         Some(index) => {
             let problem = format!(
                 "{} is this section's own listener (bind {bind}): name the address of the app",
-                backends[index]
+                backends[index].address
             );
             Err(Invalid::element("backends", index, problem))
         }

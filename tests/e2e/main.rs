@@ -8,6 +8,7 @@ mod support;
 
 mod admin;
 mod backends;
+mod balance;
 mod closing;
 mod commands;
 mod event_loop;
