@@ -305,7 +305,7 @@ mod tests {
         assert!(pool.has_usable(start));
         // Later one handshake tries it in its turn, and the others wait for what comes of that.
         let later = start + Duration::from_secs(10);
-        let orders = [(); 4].map(|()| order(&pool, later, None));
+        let orders = [(); 9].map(|()| order(&pool, later, None));
         assert_eq!(orders.iter().filter(|order| order.starts_with('b')).count(), 1, "{orders:?}");
         // If all have failed, they take turns as ever.
         for member in &pool.members {
@@ -325,6 +325,13 @@ mod tests {
         firsts.sort_unstable();
         assert_eq!(firsts, ["a", "b", "c"]);
         assert!(!pool.has_reduced.load(Ordering::Relaxed));
+        assert!((0..3).all(|index| pool.board.weight(index) == WEIGHT_ONE));
+        // One that goes while it is down is counted no more.
+        pool.members[0].backend.failures.with(|failures| failures.record_dial(later));
+        assert_eq!(pool.lineage.failing.load(Ordering::Relaxed), 1);
+        let without = pool.successor(settings(&["b:2"]), Balance::RoundRobin);
+        drop(pool);
+        assert_eq!(without.lineage.failing.load(Ordering::Relaxed), 0);
     }
 
     #[test]

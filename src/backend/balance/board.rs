@@ -1,7 +1,7 @@
 //! The state of a pool's backends that choosing reads, in contiguous memory.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::Tried;
@@ -37,7 +37,7 @@ pub(crate) struct Board {
     /// Whether the weights above 0 are equal, per tier.
     uniform: [AtomicBool; 2],
     /// Number of this state of the weights, unique in the process.
-    version: AtomicU64,
+    version: AtomicUsize,
     /// Held while weights change, so that `uniform` and `version` follow the latest change.
     changing: Mutex<()>,
 }
@@ -99,7 +99,7 @@ impl Board {
             primaries,
             has_caps: candidates.iter().any(|one| one.cap != NO_CAP),
             uniform: [AtomicBool::new(false), AtomicBool::new(false)],
-            version: AtomicU64::new(0),
+            version: AtomicUsize::new(0),
             changing: Mutex::new(()),
             counts: candidates.into_iter().map(|one| one.count).collect(),
         };
@@ -160,7 +160,7 @@ impl Board {
         &self.ids
     }
 
-    pub(super) fn version(&self) -> u64 {
+    pub(super) fn version(&self) -> usize {
         // Acquire: whoever sees a version sees the weights stored before it.
         self.version.load(Ordering::Acquire)
     }
@@ -279,7 +279,7 @@ impl Board {
             let is_uniform = weights.all(|weight| Some(weight) == first);
             self.uniform[tier as usize].store(is_uniform, Ordering::Relaxed);
         }
-        static VERSIONS: AtomicU64 = AtomicU64::new(0);
+        static VERSIONS: AtomicUsize = AtomicUsize::new(0);
         self.version.store(VERSIONS.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Release);
     }
 }

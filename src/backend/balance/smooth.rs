@@ -23,7 +23,7 @@ const BLOCK: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Smooth {
     /// Version of the board that `weights` were read from.
-    version: u64,
+    version: usize,
     /// The board's weights, scaled down where their sum is above [`SUM_MAX`].
     weights: Vec<i32>,
     currents: Vec<i32>,
