@@ -143,6 +143,19 @@ impl WsProxy {
         self
     }
 
+    /// Asks the next backend, once, after one that answers with one of these: a status from `500`
+    /// to `599`, or `bad_answer`, an answer that is invalid. The client then gets what the next one
+    /// answers, if there is one. Nobody is asked again after a 101. Default: none, the first answer
+    /// counts.
+    pub fn retry_on<I>(mut self, answers: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.raw.retry_on = Some(answers.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Limits the request head, its blank line included, in bytes; a longer one gets 431. Default:
     /// 8,192. Less than 256 or more than 1,048,576 is an error.
     pub fn max_head_bytes(mut self, bytes: u64) -> Self {

@@ -82,6 +82,7 @@ mod tests {
         forwarded = "replace"
         origins = ["https://a.test", "none"]
         strict_handshake = true
+        retry_on = ["503"]
         max_head_bytes = 500
         max_connections = 6
         socket_buffer_bytes = 7000

@@ -512,6 +512,7 @@ max_frames_per_second = 13
 rate_action = "close"
 strict_frames = true
 strict_handshake = true
+retry_on = ["502", "bad_answer"]
 max_head_bytes = 16384
 backend_lost_code = 1014
 client_lost_code = 1001
@@ -554,6 +555,7 @@ tunnel_start = true
         assert!(settings.origins.is_some_and(|origins| origins.allows(None)));
         assert_eq!((settings.max_connections, settings.socket_buffer), (Some(4), Some(4096)));
         assert_eq!((settings.strict_handshake, settings.max_head), (true, 16_384));
+        assert!(settings.retry_on.has_status(502) && settings.retry_on.has_bad_answer());
         assert_eq!((settings.tunnel_start, settings.socket_mode), (true, Some(0o660)));
         let policy = &settings.policy;
         assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
@@ -693,6 +695,10 @@ tunnel_start = true
             (
                 with("balance = \"random\""),
                 "4: balance: unknown value `random`, expected one of `round_robin`, ",
+            ),
+            (
+                with("retry_on = [\"503\",\n \"404\"]"),
+                "5: retry_on: \"404\" is no answer to retry on: write bad_answer, or a status from",
             ),
             (with("balance = \"hash\""), "1: hash_on: is missing: name what balance"),
             (with("hash_on = \"path\""), "4: hash_on: has no effect without balance"),

@@ -15,10 +15,12 @@ use crate::handshake::forward::{ForwardPolicy, request_head};
 use crate::handshake::hash_on::Value;
 use crate::handshake::http::ResponseHead;
 use crate::handshake::response::Answer;
+use crate::handshake::retry::RetryOn;
 use crate::handshake::scan::{HeadScan, with_crlf};
 use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
 use crate::head::{self, HeadError};
 use crate::net;
+use crate::net::close::linger_now;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
 use crate::net::timer::Timer;
@@ -67,8 +69,8 @@ enum Fault {
 /// # Errors
 ///
 /// See [`Failed`]. 503 at once where this host has no descriptors or no memory left, and after all
-/// backends where there was no local port for one; the answer's fault at once; otherwise 504 if
-/// every attempt to connect timed out, and 502.
+/// backends where there was no local port for one; the answer's fault at once, or after the next
+/// answer where that is retried on; otherwise 504 if every attempt to connect timed out, and 502.
 pub(super) async fn exchange(
     reactor: &Rc<Reactor>,
     (request, request_id): (&UpgradeRequest<'_>, &str),
@@ -78,6 +80,8 @@ pub(super) async fn exchange(
     let mut gravest: Option<io::Error> = None;
     let mut has_hung_up = false;
     let mut has_asked = false;
+    // The answer after which another backend is asked, if there is one. Boxed: few need the room.
+    let mut first: Option<Box<Result<Exchanged, Failed>>> = None;
     for lease in client.section.pool.pick(reactor.now(), hash_key(request, client)) {
         has_asked = true;
         let backend = match dial(reactor, lease.backend(), settings.dial()).await {
@@ -95,28 +99,59 @@ pub(super) async fn exchange(
             }
         };
         let head = head_for(lease.backend(), (request, request_id), client);
-        let rules = settings.handshake_rules();
-        match converse(&backend, &head, (request, rules), settings.response_timeout).await {
+        let (rules, time) = (settings.handshake_rules(), settings.response_timeout);
+        let answered = match converse(&backend, &head, (request, rules), time).await {
             Ok((answer, rest)) => {
                 tell_of_deviation(&answer, lease.backend(), reactor);
-                return Ok(Exchanged { lease, backend, answer, rest });
+                Ok(Exchanged { lease, backend, answer, rest })
             }
             Err(Fault::HungUp) => {
                 let response = &ErrorResponse::bad_answer(HUNG_UP);
                 Event::BackendFaulty { backend: lease.backend(), response }.emit();
                 has_hung_up = true;
+                continue;
             }
             Err(Fault::Answer(response)) => {
                 Event::BackendFaulty { backend: lease.backend(), response: &response }.emit();
-                return Err(Failed { response, backend: Some((lease, backend)) });
+                Err(Failed { response, backend: Some((lease, backend)) })
+            }
+        };
+        match first {
+            None if is_retried(&answered, &settings.retry_on) => first = Some(Box::new(answered)),
+            first => {
+                first.iter().for_each(|first| leave(first));
+                return answered;
             }
         }
     }
-    let response = match has_asked {
-        true => unanswered(gravest.as_ref(), has_hung_up),
-        false => ErrorResponse::backends_full(),
+    let response = match (first, has_asked) {
+        (Some(first), _) => return *first,
+        (None, true) => unanswered(gravest.as_ref(), has_hung_up),
+        (None, false) => ErrorResponse::backends_full(),
     };
     Err(Failed { response, backend: None })
+}
+
+/// Returns whether the next backend is asked after this answer.
+fn is_retried(answered: &Result<Exchanged, Failed>, retry_on: &RetryOn) -> bool {
+    match answered {
+        Ok(Exchanged { answer: Answer::Declined { status, .. }, .. }) => {
+            retry_on.has_status(*status)
+        }
+        Ok(_) => false,
+        Err(failed) => failed.response.reason == "bad_answer" && retry_on.has_bad_answer(),
+    }
+}
+
+/// Closes the connection to a backend whose answer nobody gets, without waiting for its end.
+fn leave(answered: &Result<Exchanged, Failed>) {
+    let socket = match answered {
+        Ok(exchanged) => Some(&exchanged.backend),
+        Err(failed) => failed.backend.as_ref().map(|(_, socket)| socket),
+    };
+    if let Some(socket) = socket {
+        linger_now(socket, &mut [0; 4_096]);
+    }
 }
 
 /// Returns the key by which the section's backends are chosen, if it has such a rule and the

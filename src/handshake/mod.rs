@@ -15,6 +15,7 @@ pub(crate) mod hash_on;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod response;
+pub(crate) mod retry;
 #[cfg(test)]
 pub(crate) mod samples;
 pub(crate) mod scan;

@@ -7,6 +7,7 @@ use super::{Invalid, RawSection};
 use crate::backend::balance::Balance;
 use crate::backend::pool::BackendSettings;
 use crate::handshake::hash_on::HashOn;
+use crate::handshake::retry::RetryOn;
 use crate::net::address::Address;
 
 /// Largest weight of a backend: a share of more is one of all.
@@ -87,6 +88,11 @@ impl BackendConfig {
 }
 
 impl RawSection {
+    pub(super) fn retry_on(&self) -> Result<RetryOn, Invalid> {
+        RetryOn::parse(self.retry_on.as_deref().unwrap_or_default())
+            .map_err(|(index, problem)| Invalid::element("retry_on", index, problem))
+    }
+
     pub(super) fn backends(&self) -> Result<Vec<BackendSettings>, Invalid> {
         const KEY: &str = "backends";
         let fault = match self.backends.as_deref() {

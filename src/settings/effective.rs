@@ -23,6 +23,7 @@ impl Settings {
             forwarded: Some(self.forwarded),
             origins: given.origins.clone(),
             strict_handshake: Some(self.strict_handshake),
+            retry_on: Some(given.retry_on.clone().unwrap_or_default()),
             max_head_bytes: number(Some(self.max_head)),
             max_connections: number(self.max_connections),
             socket_buffer_bytes: number(self.socket_buffer),

@@ -10,6 +10,7 @@ use crate::backend::pool::BackendSettings;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::hash_on::HashOn;
 use crate::handshake::origin::OriginList;
+use crate::handshake::retry::RetryOn;
 use crate::handshake::upgrade::HandshakeRules;
 use crate::net::address::Address;
 use crate::tunnel::policy::{Policy, RateAction};
@@ -98,6 +99,7 @@ raw_table! {
         forwarded: Forwarded,
         origins: Vec<String>,
         strict_handshake: bool,
+        retry_on: Vec<String>,
         max_head_bytes: i64,
         max_connections: i64,
         socket_buffer_bytes: i64,
@@ -148,6 +150,8 @@ pub(crate) struct Settings {
     pub(crate) origins: Option<OriginList>,
     /// Whether handshakes must be as RFC 6455 and RFC 9112 have them in every detail.
     pub(crate) strict_handshake: bool,
+    /// Answers of a backend after which the next one is tried.
+    pub(crate) retry_on: RetryOn,
     /// Most bytes of a request head, its blank line included.
     pub(crate) max_head: usize,
     /// Connections at a time, handshakes included; `None` for no limit.
@@ -211,6 +215,7 @@ impl RawSection {
             forwarded: self.forwarded.unwrap_or_default(),
             origins: self.origins()?,
             strict_handshake: self.strict_handshake.unwrap_or_default(),
+            retry_on: self.retry_on()?,
             max_head: self.max_head()?,
             // More than can be counted is as good as no limit.
             max_connections: max_connections.and_then(|limit| usize::try_from(limit).ok()),

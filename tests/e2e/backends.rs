@@ -780,3 +780,85 @@ fn a_refused_origin_brings_the_hint_to_preserve_host_once_per_section() {
         assert!(hint.contains("host = \\\"preserve\\\""), "{hint}");
     }
 }
+
+mod retries {
+    use super::*;
+
+    const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
+
+    fn proxy(backends: &[&Backend], retry_on: &[&str]) -> Proxy {
+        Proxy::start(Proxy::to(backends).retry_on(retry_on.iter().copied()))
+    }
+
+    #[test]
+    fn after_such_an_answer_the_next_backend_is_asked_once() {
+        for (answer, retry_on) in table([
+            (BUSY, "503"),
+            ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "bad_answer"),
+            ("no HTTP\r\n\r\n", "bad_answer"),
+        ]) {
+            let backends = [Backend::start(), Backend::start(), Backend::start()];
+            let all = [&backends[0], &backends[1], &backends[2]];
+            let proxy = proxy(&all, &["500", retry_on]);
+            let mut client = Peer::sending(proxy.address, upgrade(""));
+            let mut first = backends[0].accept();
+            let head = first.read_head();
+            first.send(answer);
+            // It gets the same head, and the first one an orderly end.
+            let mut second = backends[1].accept();
+            assert_eq!(
+                second.read_head().replace(&backends[1].address.to_string(), ""),
+                head.replace(&backends[0].address.to_string(), "")
+            );
+            second.send(switching(""));
+            assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+            first.expect_eof();
+            assert_alive(&mut client, &mut second);
+            // A second such answer counts.
+            let mut client = Peer::sending(proxy.address, upgrade(""));
+            for backend in [&backends[1], &backends[2]] {
+                let mut peer = backend.accept();
+                peer.read_head();
+                peer.send(answer);
+                peer.end_sending();
+            }
+            let expected = if retry_on == "503" { 503 } else { 502 };
+            assert_eq!(read_answer(&mut client).0, expected);
+            assert!(!backends[0].has_waiting());
+        }
+    }
+
+    #[test]
+    fn without_another_backend_the_first_answer_counts() {
+        for others in table([0, 1]) {
+            let (backend, refusing) = (Backend::start(), Backend::refusing());
+            let all = [&backend, &refusing];
+            let proxy = proxy(&all[..=others], &["503"]);
+            let mut client = Peer::sending(proxy.address, upgrade(""));
+            let mut peer = backend.accept();
+            peer.read_head();
+            peer.send(BUSY);
+            let (status, body) = read_answer(&mut client);
+            assert_eq!((status, &*body), (503, "busy"));
+        }
+    }
+
+    #[test]
+    fn other_answers_are_final() {
+        let backends = [Backend::start(), Backend::start()];
+        let proxy = proxy(&[&backends[0], &backends[1]], &["502"]);
+        let mut client = Peer::sending(proxy.address, upgrade(""));
+        let mut peer = backends[0].accept();
+        peer.read_head();
+        peer.send(BUSY);
+        assert_eq!(read_answer(&mut client).0, 503);
+        assert!(!backends[1].has_waiting());
+    }
+
+    /// Reads an answer of a backend up to the end; returns its status and its body.
+    fn read_answer(client: &mut Peer) -> (u16, String) {
+        let text = client.read_text_to_end();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), body.to_owned())
+    }
+}
