@@ -1,11 +1,12 @@
 //! Endings: the tunnels that ended last, on their way from the workers to the admin listener.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use concurrent_queue::ConcurrentQueue;
 
+use crate::lock::lock;
 use crate::net::name::Peer;
 
 /// Number of endings that are kept.
@@ -57,7 +58,7 @@ impl Endings {
 
     /// Maps the endings, the newest first.
     pub(crate) fn map<T>(&self, of: impl Fn(&Ending) -> T) -> Vec<T> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = lock(&self.read);
         // Bounded, however fast tunnels end meanwhile.
         read.extend(self.unread.try_iter().take(KEPT));
         let surplus = read.len().saturating_sub(KEPT);

@@ -82,6 +82,7 @@ mod head;
 pub mod internals;
 mod listener;
 mod live;
+mod lock;
 mod metrics;
 mod net;
 mod proxy;

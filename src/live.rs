@@ -1,8 +1,9 @@
 //! A section that serves: its settings of the moment, and what is asked of its listener.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::lock::lock;
 use crate::net::name::BoundAddress;
 use crate::section::Section;
 use crate::settings::{Drain, Settings};
@@ -74,7 +75,7 @@ impl LiveSection {
 
     /// Locks; no code that can panic runs under the lock, and none that waits.
     fn lock(&self) -> MutexGuard<'_, Arc<Section>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.current)
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::lock::lock;
 
 /// A reload under way: lines to be told of its success, or its error.
 pub(super) type Reloading = Pin<Box<dyn Future<Output = Result<Vec<String>, String>> + Send>>;
@@ -18,7 +20,7 @@ pub(super) struct Configuration {
 
 impl Configuration {
     pub(super) fn set_text(&self, text: String) {
-        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        *lock(&self.text) = Some(text);
     }
 
     pub(super) fn set_reload(&mut self, reload: Box<dyn Fn() -> Reloading + Send + Sync>) {
@@ -26,7 +28,7 @@ impl Configuration {
     }
 
     pub(super) fn text(&self) -> Option<String> {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.text).clone()
     }
 }
 

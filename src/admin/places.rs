@@ -5,10 +5,11 @@
 //! keep a probe out, whose failure would have the whole process restarted.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_lite::future;
 
+use crate::lock::lock;
 use crate::section::{Permit, Permits};
 use crate::shutdown::Shutdown;
 
@@ -88,7 +89,7 @@ impl Drop for Place {
 
 impl Lent {
     fn lock(&self) -> MutexGuard<'_, Waits> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Another one is a row of [`ROUTES`] and an async function.
 
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use super::access::Access;
@@ -17,6 +17,7 @@ use super::server::Service;
 use super::site::Site;
 use super::status;
 use super::tunnels;
+use crate::lock::lock;
 use crate::metrics::MetricsFormat;
 use crate::net::name::Peer;
 use crate::section::Permits;
@@ -63,7 +64,7 @@ pub(super) struct Router {
 impl Router {
     /// Returns the rules in force; no code that waits runs under the lock.
     pub(super) fn access(&self) -> MutexGuard<'_, Access> {
-        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.access)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The running proxies, as the admin listener sees them.
 
 use std::cmp::Reverse;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
@@ -9,6 +9,7 @@ use smol::Timer;
 
 use super::configuration::Configuration;
 use crate::live::LiveSection;
+use crate::lock::lock;
 use crate::metrics::Metrics;
 use crate::proxy::BoundProxy;
 use crate::shutdown::Shutdown;
@@ -70,7 +71,7 @@ impl Site {
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
 
     /// Asks every worker, and returns a line for each that does not answer.

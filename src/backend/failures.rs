@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::answers::in_turn;
-use super::lock;
+use crate::lock::lock;
 
 /// Time for which what has failed is tried after everything else.
 const MEMORY: Duration = Duration::from_secs(10);

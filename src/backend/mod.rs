@@ -12,12 +12,13 @@ mod resolve;
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use self::balance::SharedCount;
 use self::failures::SharedFailures;
 use self::resolve::{Name, Resolver};
+use crate::lock::lock;
 use crate::net::address::Address;
 use crate::stats::NamedCounts;
 
@@ -174,11 +175,6 @@ fn failure_kind(error: &io::Error) -> &'static str {
         | Kind::NotFound => "unreachable",
         _ => "other",
     }
-}
-
-/// Locks; no code that can panic runs under any of the locks of this folder.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

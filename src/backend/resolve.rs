@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use smol::channel::{Receiver, Sender, bounded};
 
 use super::answers::{Addresses, Advice, Answers, patience};
-use super::lock;
+use crate::lock::lock;
 use crate::net::reactor::Reactor;
 use crate::net::timer::within;
 

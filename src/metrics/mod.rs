@@ -12,12 +12,13 @@ mod process;
 mod writer;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
 #[cfg(feature = "admin")]
 use crate::endings::Endings;
 use crate::live::LiveSection;
+use crate::lock::lock;
 use crate::stats::SectionStats;
 
 /// Counts of one or more proxies, for a monitoring system.
@@ -193,10 +194,6 @@ impl MetricsFormat {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(all(test, feature = "metrics"))]

@@ -2,13 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 #[cfg(feature = "admin")]
 use smol::channel::Sender;
 
 use super::Handle;
+use crate::lock::lock;
 use crate::net::reactor::ReactorWaker;
 use crate::tunnel::Group;
 #[cfg(feature = "admin")]
@@ -165,7 +166,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.commands)
     }
 }
 

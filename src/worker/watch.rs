@@ -1,7 +1,7 @@
 //! Asks workers whether their event loops still turn, and for their tunnels.
 
 use std::cmp::Reverse;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures_lite::StreamExt;
@@ -9,6 +9,7 @@ use smol::channel;
 
 use super::queue::Command;
 use super::{Shared, Workers};
+use crate::lock::lock;
 use crate::shutdown::{AllDropped, guard};
 use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
 
@@ -46,7 +47,7 @@ impl Watch {
     /// Asks the worker with this index, unless a question waits for its answer already: that one is
     /// returned then, so that any number of askers costs the worker one command.
     pub(crate) fn ask(&self, index: usize, now: Instant) -> Arc<Question> {
-        let mut asked = self.asked[index].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&self.asked[index]);
         if let Some(waiting) = asked.as_ref().filter(|question| !question.answered.is_over()) {
             return Arc::clone(waiting);
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::Tried;
 use super::counts::{CHUNK, Chunk, SharedCount};
-use crate::backend::lock;
+use crate::lock::lock;
 
 /// Effective weight of a backend with the weight 1 and no slow start: a fixed point of 8 bits.
 pub(crate) const WEIGHT_ONE: u32 = 256;

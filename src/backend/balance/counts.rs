@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::backend::lock;
+use crate::lock::lock;
 
 /// Counts per chunk: 1 KiB, 16 cache lines.
 pub(super) const CHUNK: usize = 256;

@@ -20,7 +20,7 @@ pub(crate) use self::hash::key_of;
 
 use self::board::Tier;
 use self::smooth::Smooth;
-use super::lock;
+use crate::lock::lock;
 
 /// Rule by which a backend is chosen for a handshake; the key `balance` of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
