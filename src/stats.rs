@@ -122,6 +122,14 @@ impl SectionStats {
     }
 }
 
+#[cfg(feature = "metrics")]
+impl SectionStats {
+    /// Returns the sum of a count over all workers.
+    pub(crate) fn sum(&self, count: impl Fn(&Traffic) -> u64) -> u64 {
+        self.traffic.iter().map(count).fold(0, u64::wrapping_add)
+    }
+}
+
 impl Count {
     /// Adds one.
     pub(crate) fn inc(&self) {

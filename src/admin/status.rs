@@ -46,8 +46,7 @@ fn counted_section(live: &LiveSection) -> Value {
 
 /// Returns the counts of a section since it was started.
 fn counts_of(stats: &SectionStats) -> Map<String, Value> {
-    let sum =
-        |count: fn(&Traffic) -> u64| stats.traffic.iter().map(count).fold(0, u64::wrapping_add);
+    let sum = |count: fn(&Traffic) -> u64| stats.sum(count);
     let counts = [
         ("accepted", stats.accepted.get().into()),
         ("handshakes", named(&stats.handshakes)),

@@ -170,7 +170,7 @@ impl Snapshot {
         out.gauge(
             "ws_proxy_blocked_tunnels",
             "Tunnels of which a side takes no bytes",
-            self.stats().map(|(section, stats)| (section_label(section), sum(stats, blocked))),
+            self.stats().map(|(section, stats)| (section_label(section), stats.sum(blocked))),
         )?;
         let draining = { self.sections.iter().zip(&self.draining) }
             .map(|(section, is_draining)| (section_label(&section.name), u64::from(*is_draining)));
@@ -187,7 +187,7 @@ impl Snapshot {
                     ("pong", |side| side.pongs.get()),
                 ];
                 kinds.into_iter().map(move |(kind, count)| {
-                    let count = sum(stats, |traffic| count(side(traffic)));
+                    let count = stats.sum(|traffic| count(side(traffic)));
                     (labels(section, [("from", from), ("kind", kind)]), count)
                 })
             })
@@ -204,7 +204,7 @@ impl Snapshot {
         for (name, help, label, field) in rows {
             let samples = self.stats().flat_map(|(section, stats)| {
                 SIDES.into_iter().map(move |(name, side)| {
-                    let count = sum(stats, |traffic| field(side(traffic)));
+                    let count = stats.sum(|traffic| field(side(traffic)));
                     (labels(section, [(label, name)]), count)
                 })
             });
@@ -222,8 +222,3 @@ type SideOf = fn(&Traffic) -> &SideTraffic;
 /// Both sides of the traffic, with their labels.
 const SIDES: [(&str, SideOf); 2] =
     [("client", |traffic| &traffic.client), ("backend", |traffic| &traffic.backend)];
-
-/// Returns the sum over all workers.
-fn sum(stats: &SectionStats, count: impl Fn(&Traffic) -> u64) -> u64 {
-    stats.traffic.iter().map(count).fold(0, u64::wrapping_add)
-}
