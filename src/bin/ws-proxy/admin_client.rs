@@ -69,10 +69,9 @@ impl AdminClient {
         config: Option<&Path>,
         arguments: &Arguments,
     ) -> Result<Self, Failure> {
-        let is_named = config.is_some() || arguments.config.is_some();
         let source = match Source::find_any(arguments, config) {
             // A named listener needs no file, so that one found by chance must not fail it.
-            Err(_) if address.is_some() && !is_named => None,
+            Err(_) if address.is_some() && !arguments.name_file(config) => None,
             found => found?,
         };
         Self::find(address, source.as_ref())?.ok_or_else(|| {

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 
@@ -44,6 +44,23 @@ pub(crate) struct Arguments {
     version: bool,
     #[argh(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+impl Arguments {
+    /// Returns whether a configuration file was named, before the command or, as `config`, after
+    /// it. Otherwise one that is used was found by chance.
+    pub(crate) fn name_file(&self, config: Option<&Path>) -> bool {
+        config.or(self.config.as_deref()).is_some()
+    }
+}
+
+/// Refuses two ways of naming the proxy that a command is for.
+pub(crate) fn name_one_proxy(pid: Option<i32>, admin: Option<&str>) -> Result<(), Failure> {
+    if pid.is_some() && admin.is_some() {
+        let problem = "--pid and --admin exclude each other: name one proxy".to_owned();
+        return Err(Failure::Usage(problem));
+    }
+    Ok(())
 }
 
 /// Command, in place of serving.

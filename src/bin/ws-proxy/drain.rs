@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::Failure;
 use crate::admin_client::AdminClient;
-use crate::cli::{Arguments, Drain};
+use crate::cli::{Arguments, Drain, name_one_proxy};
 use crate::peer_process::Peer;
 use crate::source::Source;
 
@@ -18,16 +18,13 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 ///
 /// It returns at once unless it is to wait: it would not outlive a process 1 that it waits for.
 pub(crate) fn run(drain: &Drain, arguments: &Arguments) -> Result<(), Failure> {
-    if drain.pid.is_some() && drain.admin.is_some() {
-        let problem = "--pid and --admin exclude each other: name one proxy".to_owned();
-        return Err(Failure::Usage(problem));
-    }
-    let is_named = drain.config.is_some() || arguments.config.is_some();
+    name_one_proxy(drain.pid, drain.admin.as_deref())?;
+    let config = drain.config.as_deref();
     let source = match drain.pid {
         Some(_) => None,
-        None => match Source::find_any(arguments, drain.config.as_deref()) {
+        None => match Source::find_any(arguments, config) {
             // A file that was broken after the start must not keep a hook from draining.
-            Err(_) if !is_named => None,
+            Err(_) if !arguments.name_file(config) => None,
             found => found?,
         },
     };

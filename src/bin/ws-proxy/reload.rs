@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::Failure;
 use crate::admin_client::AdminClient;
-use crate::cli::{Arguments, Reload};
+use crate::cli::{Arguments, Reload, name_one_proxy};
 use crate::peer_process::Peer;
 use crate::source::Source;
 
@@ -16,16 +16,12 @@ const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// Asks the admin listener for a reload, and prints what comes of it or, where none is configured
 /// or a process is named, sends SIGHUP, of which only the log tells more.
 pub(crate) fn run(reload: &Reload, arguments: &Arguments) -> Result<(), Failure> {
-    if reload.pid.is_some() && reload.admin.is_some() {
-        let problem = "--pid and --admin exclude each other: name one proxy".to_owned();
-        return Err(Failure::Usage(problem));
-    }
-    let source = match (reload.pid, &reload.admin) {
-        (None, None) => Source::find_any(arguments, reload.config.as_deref())?,
-        // The file has the token too, where one is named.
-        (None, Some(_)) if reload.config.is_some() || arguments.config.is_some() => {
-            Source::find_any(arguments, reload.config.as_deref())?
-        }
+    name_one_proxy(reload.pid, reload.admin.as_deref())?;
+    let config = reload.config.as_deref();
+    // A named listener needs no file but one that is named as well, which has its token.
+    let needs_file = reload.admin.is_none() || arguments.name_file(config);
+    let source = match reload.pid {
+        None if needs_file => Source::find_any(arguments, config)?,
         _ => None,
     };
     match AdminClient::find_fixed(reload.admin.as_deref(), source.as_ref())? {

@@ -77,8 +77,12 @@ impl Source {
     }
 
     fn from_file(path: &Path, is_found: bool) -> Result<Self, Failure> {
-        let text = read(path).map_err(Failure::Usage)?;
-        let config = parse(path, &text).map_err(Failure::Usage)?;
+        read(path).and_then(|text| Self::from_text(path, is_found, text)).map_err(Failure::Usage)
+    }
+
+    /// Checks the text of a file. An error is the text for the operator.
+    fn from_text(path: &Path, is_found: bool, text: String) -> Result<Self, String> {
+        let config = parse(path, &text)?;
         let file = File { path: path.to_owned(), is_found, seen: Ok(text) };
         Ok(Self { config, file: Some(file) })
     }
@@ -90,10 +94,7 @@ impl Source {
         };
         // Remembered even if it is invalid: a watched file is tried once.
         *seen = read(path);
-        let text = seen.clone()?;
-        let config = parse(path, &text)?;
-        let file = File { path: path.clone(), is_found: *is_found, seen: Ok(text) };
-        Ok(Self { config, file: Some(file) })
+        Self::from_text(path, *is_found, seen.clone()?)
     }
 
     /// Completes when the file no longer has the text that it had when it was last read, if it is
