@@ -134,11 +134,11 @@ impl Pool {
             return;
         }
         let mut has_reduced = false;
-        for (index, member) in self.members.iter().enumerate() {
+        self.board.set_weights(self.members.iter().map(|member| {
             let is_down = member.backend.is_down(now);
-            self.board.set_weight(index, if is_down { 0 } else { member.weight });
             has_reduced |= is_down;
-        }
+            if is_down { 0 } else { member.weight }
+        }));
         self.has_reduced.store(has_reduced, Ordering::Relaxed);
     }
 

@@ -117,14 +117,28 @@ impl Board {
         self.weights[index].load(Ordering::Relaxed)
     }
 
-    /// Sets the effective weight of a backend; 0 passes it over. Takes time linear in the number
-    /// of backends if it is another one.
-    pub(crate) fn set_weight(&self, index: usize, weight: u32) {
-        let weight = weight.min(WEIGHT_MAX);
+    /// Sets the effective weights of all backends, in their order; 0 passes one over.
+    pub(crate) fn set_weights(&self, weights: impl IntoIterator<Item = u32>) {
         let _changing = lock(&self.changing);
-        if self.weights[index].swap(weight, Ordering::Relaxed) != weight {
+        let mut has_changed = false;
+        for (place, weight) in self.weights.iter().zip(weights) {
+            let weight = weight.min(WEIGHT_MAX);
+            if place.load(Ordering::Relaxed) != weight {
+                place.store(weight, Ordering::Relaxed);
+                has_changed = true;
+            }
+        }
+        if has_changed {
             self.summarize();
         }
+    }
+
+    /// Sets the effective weight of one backend.
+    #[cfg(test)]
+    pub(super) fn set_weight(&self, index: usize, weight: u32) {
+        // The others are read while no other thread changes them.
+        let of = |other| if other == index { weight } else { self.weight(other) };
+        self.set_weights((0..self.len()).map(of));
     }
 
     /// Returns the number of tunnels of a backend, those opened through other boards included.
