@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use rustix::process::Signal;
 
 use crate::support::{
-    Backend, Directory, From, Peer, Program, Proxy, assert_alive, table, upgrade, upgrade_but,
+    Backend, Directory, From, Peer, Program, Proxy, ask, assert_alive, table, upgrade, upgrade_but,
     value, wait_until,
 };
 use ws_proxy::{BackendConfig, Balance, WsProxy};
@@ -164,8 +164,7 @@ fn at_its_limit_a_backend_is_passed_over_and_where_all_are_full_the_client_may_c
     assert!(status == 503 && answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
     let line = program.wait_for("event=refused");
     assert_eq!(value(&line, "reason"), "backends_full");
-    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let metrics = Peer::sending(admin_address, request).read_text_to_end();
+    let (_, metrics) = ask(admin_address, "GET /metrics");
     let sample = "ws_proxy_handshakes_total{section=\"s\",outcome=\"backends_full\"} 1\n";
     assert!(metrics.contains(sample), "{metrics}");
     for (_, client, server) in &mut tunnels {

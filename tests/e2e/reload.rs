@@ -10,8 +10,8 @@ use std::thread;
 use rustix::process::Signal;
 
 use crate::support::{
-    Backend, Directory, From, Peer, Program, expect_refused, section, table, taken_port, upgrade,
-    value, wait_until,
+    Backend, Directory, From, Peer, Program, ask, expect_refused, section, table, taken_port,
+    upgrade, value, wait_until,
 };
 
 /// A program with a configuration file that can be changed.
@@ -45,11 +45,7 @@ impl Reloadable {
 
     /// Sends a request to the admin listener; returns status and body of its answer.
     fn ask(&self, start: &str) -> (u16, String) {
-        let request =
-            format!("{start} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin);
-        let text = Peer::sending(self.admin, request).read_text_to_end();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (head[9..12].parse().unwrap(), body.to_owned())
+        ask(self.admin, start)
     }
 
     /// Reloads; returns the lines after the first one.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 
 use crate::support::{
-    Backend, Directory, From, PATIENCE, Peer, Program, assert_alive, noise, switching, table,
+    Backend, Directory, From, PATIENCE, Peer, Program, ask, assert_alive, noise, switching, table,
     upgrade, value, wait_until,
 };
 
@@ -196,8 +196,7 @@ fn clients_come_by_a_path_as_by_a_port() {
         assert!(head.contains("X-Forwarded-Proto: http\r\n"), "{head}");
         client.read_head();
         assert_alive(&mut client, &mut server);
-        let request = "GET /tunnels HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        let text = Peer::sending(admin, request).read_text_to_end();
+        let (_, text) = ask(admin, "GET /tunnels");
         assert!(text.contains("\"client\":\"unix\""), "{text}");
         client.end_sending();
         server.expect_eof();

@@ -16,6 +16,7 @@ pub use self::sockets::{
 pub use self::wire::{CLOSE, Frame, From, PING, PONG, ProxyProgram, TEXT};
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -61,6 +62,14 @@ pub fn switching(more: &str) -> String {
 /// are appended belong to it.
 pub fn section(backend: impl Display) -> String {
     format!("[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"{backend}\"]\n")
+}
+
+/// Sends a request to an admin listener; returns status and body of its answer.
+pub fn ask(admin: SocketAddr, start: &str) -> (u16, String) {
+    let request = format!("{start} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    let text = Peer::sending(admin, request).read_text_to_end();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), body.to_owned())
 }
 
 /// Asserts that a message passes through a tunnel, and its answer back.
