@@ -43,8 +43,8 @@
 //!    request that may not pass gets a `handshake::error_response`; no backend hears of it.
 //! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile the client is
 //!    not read, but an end of its connection ends the attempt.
-//! 5. `handshake::forward` writes the head for the backend; `connection::exchange` sends it and
-//!    reads the answer, `handshake::response` verifies it.
+//! 5. `handshake::forward` writes the head for the backend; `connection::exchange` brings it there
+//!    and gets the `answer`, `handshake::response` verifies it.
 //! 6. An answer that is no 101 is forwarded by `connection::response`, with `handshake::body` to
 //!    find its end.
 //! 7. At the 101 the task ends, and the sockets become a tunnel of the same worker:
@@ -65,6 +65,7 @@ struct Readme;
 
 #[cfg(feature = "admin")]
 mod admin;
+mod answer;
 mod backend;
 mod builder;
 #[cfg(feature = "config")]

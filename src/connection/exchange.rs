@@ -1,11 +1,11 @@
 //! Exchange with a backend: brings one handshake there, and gets the answer.
 
-use std::borrow::Cow;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::answer::{AnswerError, HUNG_UP, NOT_HTTP, converse};
 use crate::backend::balance::key_of;
 use crate::backend::dial::{dial, graver};
 use crate::backend::{Backend, Lease};
@@ -13,23 +13,15 @@ use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, request_head};
 use crate::handshake::hash_on::Value;
-use crate::handshake::http::ResponseHead;
 use crate::handshake::response::Answer;
 use crate::handshake::retry::RetryOn;
-use crate::handshake::scan::{HeadScan, with_crlf};
+use crate::handshake::scan::HeadScan;
 use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
-use crate::head::{self, HeadError};
 use crate::net;
 use crate::net::close::linger_now;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
-use crate::net::timer::Timer;
 use crate::section::Client;
-
-/// Most bytes of a response head, together with the interim responses before it.
-const RESPONSE_HEAD_MAX: usize = 64 * 1024;
-/// Interim responses (1xx) that are skipped before the final one.
-const INTERIM_MAX: usize = 16;
 
 /// A backend that has answered a handshake.
 pub(super) struct Exchanged {
@@ -47,15 +39,6 @@ pub(super) struct Failed {
     /// The backend at fault, if one was reached. It is closed in order: it may be in the middle of
     /// writing.
     pub(super) backend: Option<(Lease, Socket)>,
-}
-
-/// Failure of a conversation with a connected backend.
-enum Fault {
-    /// It hung up without a byte of an answer: the port of a program that is not there, such as
-    /// that of a container's network proxy.
-    HungUp,
-    /// Its answer is late, cut short or invalid.
-    Answer(ErrorResponse),
 }
 
 /// Brings the handshake to the first backend that accepts and answers, in the pool's order, and
@@ -100,19 +83,18 @@ pub(super) async fn exchange(
         };
         let head = head_for(lease.backend(), (request, request_id), client);
         let (rules, time) = (settings.handshake_rules(), settings.response_timeout);
-        let answered = match converse(&backend, &head, (request, rules), time).await {
+        let answered = match ask(&backend, &head, (request, rules), time).await {
             Ok((answer, rest)) => {
                 tell_of_deviation(&answer, lease.backend(), reactor);
                 Ok(Exchanged { lease, backend, answer, rest })
             }
-            Err(Fault::HungUp) => {
-                let response = &ErrorResponse::bad_answer(HUNG_UP);
-                Event::BackendFaulty { backend: lease.backend(), response }.emit();
-                has_hung_up = true;
-                continue;
-            }
-            Err(Fault::Answer(response)) => {
+            Err(error) => {
+                let response = response_for(error);
                 Event::BackendFaulty { backend: lease.backend(), response: &response }.emit();
+                if error == AnswerError::HungUp {
+                    has_hung_up = true;
+                    continue;
+                }
                 Err(Failed { response, backend: Some((lease, backend)) })
             }
         };
@@ -211,75 +193,34 @@ fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
     }
 }
 
-/// Sends the head and reads responses up to the final one: all under one deadline, and with one
-/// bound on their bytes. Returns the answer, and the bytes that came after its head.
-async fn converse(
-    mut backend: &Socket,
+/// Brings the head to a connected backend, and judges its answer. Returns it, and the bytes that
+/// came after its head.
+async fn ask(
+    backend: &Socket,
     head: &[u8],
     (request, rules): (&UpgradeRequest<'_>, HandshakeRules),
     timeout: Duration,
-) -> Result<(Answer, Vec<u8>), Fault> {
-    match net::write_within(timeout, backend, head).await {
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            return Err(Fault::Answer(ErrorResponse::response_timeout()));
-        }
-        // After any other error there may still be an answer to read: Linux keeps what came before
-        // a reset.
-        _ => {}
-    }
-
-    let mut deadline = Timer::after(backend.reactor(), timeout);
-    let mut left = RESPONSE_HEAD_MAX;
-    let mut rest = Vec::new();
-    for interim in 0..=INTERIM_MAX {
-        let scan = if rules.is_strict { HeadScan::default() } else { HeadScan::allowing_lf() };
-        let read = head::read(&mut backend, &mut rest, (left, scan), &mut deadline).await;
-        let read = read.map_err(|error| match error {
-            HeadError::Ended { begun: false } | HeadError::Broken { begun: false }
-                if interim == 0 =>
-            {
-                Fault::HungUp
-            }
-            error => Fault::Answer(no_head(error)),
-        })?;
-        let head = if read.has_bare_lf() {
-            Cow::from(with_crlf(read.bytes()))
-        } else {
-            Cow::from(read.bytes())
-        };
-        let response = ResponseHead::parse(&head).map_err(|_| bad_answer(NOT_HTTP))?;
+) -> Result<(Answer, Vec<u8>), AnswerError> {
+    let scan = if rules.is_strict { HeadScan::default() } else { HeadScan::allowing_lf() };
+    converse(backend, head, (scan, timeout), |response, has_bare_lf| {
         // Only a 101 is taken so: what another answer's body is, its lines have to tell.
-        if read.has_bare_lf() && response.status != 101 {
-            return Err(bad_answer(NOT_HTTP));
+        if has_bare_lf && response.status != 101 {
+            return Err(NOT_HTTP);
         }
-        rest = read.rest().to_vec();
-        if let Some(answer) = Answer::judge(&response, request, rules).map_err(bad_answer)? {
-            return Ok((answer, rest));
-        }
-        left = left.saturating_sub(read.bytes().len());
-    }
-    Err(bad_answer("the backend sends one interim answer after another"))
-}
-
-/// Explanation for a backend that hangs up.
-const HUNG_UP: &str = "the backend closed the connection before it answered";
-/// Explanation for bytes that are no head of HTTP.
-const NOT_HTTP: &str = "the backend's answer is not HTTP/1.1";
-
-fn bad_answer(detail: &'static str) -> Fault {
-    Fault::Answer(ErrorResponse::bad_answer(detail))
-}
-
-fn no_head(error: HeadError) -> ErrorResponse {
-    ErrorResponse::bad_answer(match error {
-        HeadError::TimedOut { .. } => return ErrorResponse::response_timeout(),
-        HeadError::Ended { begun: false } | HeadError::Broken { .. } => HUNG_UP,
-        HeadError::Ended { begun: true } => {
-            "the backend closed the connection within its answer's head"
-        }
-        HeadError::TooLong { .. } => "the head of the backend's answer is too long",
-        HeadError::Malformed(_) => NOT_HTTP,
+        Answer::judge(response, request, rules)
     })
+    .await
+}
+
+/// Returns the response for a backend that gave no answer, or none that can be forwarded.
+fn response_for(error: AnswerError) -> ErrorResponse {
+    match error {
+        AnswerError::HungUp => ErrorResponse::bad_answer(HUNG_UP),
+        AnswerError::TimedOut => ErrorResponse::response_timeout(),
+        AnswerError::Cut(detail) | AnswerError::Invalid(detail) => {
+            ErrorResponse::bad_answer(detail)
+        }
+    }
 }
 
 #[cfg(test)]
