@@ -54,9 +54,36 @@ pub(crate) async fn dial(
     backend: &Backend,
     settings: DialSettings,
 ) -> io::Result<Socket> {
+    // Relaxed: the counter guards no other memory.
+    let turn = || backend.next_dial.fetch_add(1, Ordering::Relaxed);
+    dial_in(turn, reactor, backend, settings).await
+}
+
+/// Connects as [`dial`] does, beside the turns of handshakes: if checks took every other one, of
+/// two addresses one would get the checks and the other one the clients. The first address is
+/// chosen at random.
+///
+/// # Errors
+///
+/// Those of [`dial`].
+pub(crate) async fn dial_out_of_turn(
+    reactor: &Rc<Reactor>,
+    backend: &Backend,
+    settings: DialSettings,
+) -> io::Result<Socket> {
+    dial_in(|| fastrand::usize(..), reactor, backend, settings).await
+}
+
+/// Connects to a backend, whose addresses are tried in the order of the turn.
+async fn dial_in(
+    turn: impl FnOnce() -> usize,
+    reactor: &Rc<Reactor>,
+    backend: &Backend,
+    settings: DialSettings,
+) -> io::Result<Socket> {
     let result = match backend.address.path() {
         Some(path) => connect_unix(reactor, backend, path, settings).await,
-        None => match addresses(reactor, backend, settings).await {
+        None => match addresses(turn, reactor, backend, settings).await {
             Ok(order) => connect_first(reactor, backend, order, settings).await,
             Err(error) => Err(error),
         },
@@ -88,6 +115,7 @@ pub(crate) fn graver(gravest: Option<io::Error>, next: io::Error) -> io::Error {
 /// Returns the socket addresses of a backend in the order of this dial. An IP address is not looked
 /// up.
 async fn addresses(
+    turn: impl FnOnce() -> usize,
     reactor: &Rc<Reactor>,
     backend: &Backend,
     settings: DialSettings,
@@ -99,8 +127,7 @@ async fn addresses(
     let found = name.resolve(reactor, settings.timeout, settings.resolve_interval).await?;
     let mut found = found.to_vec();
     found.iter_mut().for_each(|address| address.set_port(port));
-    // Relaxed: the counter guards no other memory.
-    let turn = backend.next_dial.fetch_add(1, Ordering::Relaxed);
+    let turn = turn();
     let order = backend.failures.with_any(|failures| failures.order(&found, turn, reactor.now()));
     Ok(order.unwrap_or_else(|| in_turn(&found, turn)))
 }
@@ -202,7 +229,7 @@ async fn connect(
 }
 
 /// Returns whether an error is this host's and tells nothing of the backend.
-pub(super) fn is_shortage(error: &io::Error) -> bool {
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
     is_out_of_sockets(error) || net::out_of_ports(error)
 }
 
@@ -212,13 +239,12 @@ fn is_out_of_sockets(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::Instant;
 
-    use smol::LocalExecutor;
-
     use super::*;
+    use crate::net::timer::tests::run;
 
     /// A timeout that no test waits for.
     const NEVER: Duration = Duration::MAX;
@@ -230,7 +256,7 @@ mod tests {
     }
 
     /// A listener to which connecting takes for ever, since its queue is full.
-    fn silent() -> (TcpListener, SocketAddr) {
+    pub(crate) fn silent() -> (TcpListener, SocketAddr) {
         let (listener, address) = listener();
         rustix::net::listen(&listener, 0).unwrap();
         let brief = Duration::from_millis(100);
@@ -241,22 +267,31 @@ mod tests {
     /// Tries these addresses in their order; gives the backend with its memory of it as well.
     fn connect_to(order: &[SocketAddr], timeout: Duration) -> (Backend, io::Result<SocketAddr>) {
         let reactor = Rc::new(Reactor::new().unwrap().0);
-        let backend = Rc::new(Backend::at("127.0.0.1:1"));
         let settings = DialSettings { timeout, resolve_interval: NEVER, buffer: None };
-        let executor = LocalExecutor::new();
-        let (with, of, order) = (Rc::clone(&reactor), Rc::clone(&backend), order.to_vec());
-        let task = executor.spawn(async move { connect_first(&with, &of, order, settings).await });
-        while !task.is_finished() {
-            if !executor.try_tick() {
-                reactor.wait(false).unwrap();
-                reactor.dispatch(|_| {});
-            }
-        }
-        let result = futures_lite::future::block_on(task);
-        let result = result.and_then(|socket| Ok(rustix::net::getpeername(&socket)?));
-        let peer = result.map(|peer| SocketAddr::try_from(peer.unwrap()).unwrap());
-        drop(executor);
-        (Rc::into_inner(backend).unwrap(), peer)
+        let (with, order) = (Rc::clone(&reactor), order.to_vec());
+        run(&reactor, async move {
+            let backend = Backend::at("127.0.0.1:1");
+            let result = connect_first(&with, &backend, order, settings).await;
+            let peer = result.and_then(|socket| Ok(rustix::net::getpeername(&socket)?));
+            (backend, peer.map(|peer| SocketAddr::try_from(peer.unwrap()).unwrap()))
+        })
+    }
+
+    #[test]
+    fn a_dial_out_of_turn_takes_no_turn_of_the_others() {
+        let reactor = Rc::new(Reactor::new().unwrap().0);
+        let settings = DialSettings { timeout: NEVER, resolve_interval: NEVER, buffer: None };
+        let (_listener, address) = listener();
+        let backend = Backend::at(&format!("localhost:{}", address.port()));
+        let with = Rc::clone(&reactor);
+        let turns = run(&reactor, async move {
+            let turns = || backend.next_dial.load(Ordering::Relaxed);
+            dial_out_of_turn(&with, &backend, settings).await.unwrap();
+            let before = turns();
+            dial(&with, &backend, settings).await.unwrap();
+            [before, turns()]
+        });
+        assert_eq!(turns, [0, 1]);
     }
 
     #[test]

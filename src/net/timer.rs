@@ -85,13 +85,16 @@ pub(crate) async fn io_within<T>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use smol::LocalExecutor;
 
     use super::*;
 
     /// Runs a future on a reactor to its end.
-    fn run<T: 'static>(reactor: &Rc<Reactor>, work: impl Future<Output = T> + 'static) -> T {
+    pub(crate) fn run<T: 'static>(
+        reactor: &Rc<Reactor>,
+        work: impl Future<Output = T> + 'static,
+    ) -> T {
         let executor = LocalExecutor::new();
         let task = executor.spawn(work);
         while !task.is_finished() {
