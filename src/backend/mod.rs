@@ -25,6 +25,7 @@ use crate::stats::NamedCounts;
 /// A server that handshakes are brought to.
 #[derive(Debug)]
 pub(crate) struct Backend {
+    id: usize,
     address: Address,
     /// Host to look up; `None` for an IP address, and for a path.
     name: Option<Arc<Name>>,
@@ -60,9 +61,11 @@ pub(crate) struct TunnelLease(Lease);
 impl Backend {
     /// Creates a backend that nobody has a lease on. Its failures are counted in `failing`.
     fn new(address: Address, leases: SharedCount, failing: &Arc<AtomicUsize>) -> Self {
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
         let host = address.host().filter(|_| address.ip().is_none());
         let name = host.map(|host| Resolver::of_process().name(host));
         Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             address,
             name,
             next_dial: AtomicUsize::new(0),
@@ -79,6 +82,12 @@ impl Backend {
     pub(crate) fn at(address: &str) -> Self {
         let address = Address::backend(address).unwrap();
         Self::new(address, balance::CountSlab::default().take(), &Arc::default())
+    }
+
+    /// Returns its number, unique in this process. Unlike its name, a backend of another section,
+    /// or a later one at the same address, does not have it.
+    pub(crate) fn id(&self) -> usize {
+        self.id
     }
 
     /// Name in the log: the address as it is configured.
@@ -180,6 +189,13 @@ fn failure_kind(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backends_at_one_address_have_numbers_of_their_own() {
+        let [first, second] = [(); 2].map(|()| Backend::at("192.0.2.1:80"));
+        assert_eq!(first.name(), second.name());
+        assert_ne!(first.id(), second.id());
+    }
 
     #[test]
     fn a_backend_is_warned_of_once_a_minute() {
