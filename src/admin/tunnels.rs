@@ -10,7 +10,7 @@ use super::reply::Reply;
 use super::request::Request;
 use crate::digits;
 use crate::settings::{SENDABLE, is_sendable};
-use crate::tunnel::{CloseOrder, PerSide, TunnelFilter, TunnelView};
+use crate::tunnel::{CloseOrder, OrderCause, PerSide, TunnelFilter, TunnelView};
 
 /// Tunnels that are listed where no limit is given.
 const LIMIT: u64 = 100;
@@ -125,7 +125,7 @@ fn order(request: &Request) -> Result<CloseOrder, Reply> {
         return Err(Reply::error(400, problem));
     }
     let spread = Duration::from_millis(number(request, "spread_ms", 0, SPREAD_MAX)?);
-    Ok(CloseOrder { code, reason: reason.to_owned(), spread })
+    Ok(CloseOrder { cause: OrderCause::Operator, code, reason: reason.to_owned(), spread })
 }
 
 /// Returns the tunnels that the query means.
@@ -141,7 +141,8 @@ fn filter(request: &Request) -> Result<TunnelFilter, Reply> {
             Some(ip.to_canonical())
         }
     };
-    Ok(TunnelFilter { id: None, section: text("section"), backend: text("backend"), client })
+    let (section, backend) = (text("section"), text("backend"));
+    Ok(TunnelFilter { section, backend, client, ..TunnelFilter::default() })
 }
 
 fn of_id(request: &Request) -> Result<TunnelFilter, Reply> {

@@ -7,9 +7,9 @@ use crate::events::Event;
 use crate::handshake::summary::Summary;
 use crate::section::{Client, Permit};
 use crate::shutdown::Guard;
-use crate::tunnel::{Account, TunnelEnd};
 #[cfg(feature = "admin")]
-use crate::tunnel::{Description, TunnelFilter};
+use crate::tunnel::Description;
+use crate::tunnel::{Account, Identity, TunnelEnd};
 use crate::worker::Load;
 
 /// What is counted until a tunnel is over.
@@ -26,15 +26,16 @@ pub(super) struct TunnelAccount {
 }
 
 impl Account for TunnelAccount {
-    #[cfg(feature = "admin")]
-    fn matches(&self, filter: &TunnelFilter) -> bool {
+    fn identity(&self) -> Identity<'_> {
         let Client { id, peer, section, .. } = &self.client;
-        filter.admits(*id, &section.name, self.lease.lease().backend().name(), peer.ip())
-    }
-
-    #[cfg(feature = "admin")]
-    fn id(&self) -> u64 {
-        self.client.id
+        let backend = self.lease.lease().backend();
+        Identity {
+            id: *id,
+            section: &section.name,
+            backend_id: backend.id(),
+            backend: backend.name(),
+            client: peer.ip(),
+        }
     }
 
     #[cfg(feature = "admin")]

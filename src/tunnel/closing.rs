@@ -212,7 +212,10 @@ impl Closing {
         let text = match reason {
             Reason::Drain => Some("shutting down"),
             Reason::Lifetime => Some("maximum lifetime reached"),
-            Reason::Admin => Some(BY_ORDER),
+            Reason::Admin
+            | Reason::BackendRemoved
+            | Reason::BackendUnhealthy
+            | Reason::Rebalance => Some(BY_ORDER),
             // The others have told the backend, or it is the one at fault.
             _ => None,
         };
@@ -350,6 +353,9 @@ mod tests {
 
     use super::*;
     use crate::tunnel::limits::Violation;
+    use crate::tunnel::reason::OrderCause::{
+        BackendRemoved, BackendUnhealthy, Operator, Rebalance,
+    };
 
     const NOW: Tick = 100;
 
@@ -745,6 +751,10 @@ mod tests {
         assert_eq!(told(Cause::Drain, |_| {}), drain);
         let lifetime = Some((1001, "maximum lifetime reached"));
         assert_eq!(told(Cause::Lifetime, |_| {}), lifetime);
+        // Which text that is, the order tells.
+        for cause in [Operator, BackendRemoved, BackendUnhealthy, Rebalance] {
+            assert_eq!(told(Cause::Order(cause, 4001), |_| {}), Some((1001, BY_ORDER)));
+        }
         // These have told it, or have nothing to tell.
         for cause in [Cause::Idle, Cause::PongTimeout(Side::Backend)] {
             assert_eq!(told(cause, |_| {}), None, "{cause:?}");
@@ -937,6 +947,10 @@ mod tests {
             (Cause::Violation(Side::Client, Rate), "rate", 1008, 1001),
             (Cause::Drain, "drain", 1012, 0),
             (Cause::Lifetime, "lifetime", 4000, 0),
+            (Cause::Order(Operator, 4001), "admin", 4001, 0),
+            (Cause::Order(BackendRemoved, 1012), "backend_removed", 1012, 0),
+            (Cause::Order(BackendUnhealthy, 1012), "backend_unhealthy", 1012, 0),
+            (Cause::Order(Rebalance, 1012), "rebalance", 1012, 0),
             (Cause::Idle, "idle", 1001, 1001),
             (Cause::PongTimeout(Side::Client), "pong_timeout", 0, 1001),
             (Cause::PongTimeout(Side::Backend), "pong_timeout", 1014, 0),
@@ -948,6 +962,7 @@ mod tests {
             let code = |frame: Option<CloseFrame>| frame.map_or(0, |frame| frame.code);
             assert_eq!((code(close.client), code(close.backend)), (client, backend), "{cause:?}");
             assert_eq!((cause.reason().name(), cause.reason().ended_by()), (name, "proxy"));
+            assert!(Reason::NAMES.contains(&name), "{name}");
         }
     }
 

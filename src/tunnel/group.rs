@@ -64,3 +64,11 @@ impl Group {
         Arc::strong_count(&self.0)
     }
 }
+
+impl PartialEq for Group {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(other)
+    }
+}
+
+impl Eq for Group {}

@@ -131,7 +131,6 @@ impl KeepAlive {
 
     /// Has the tunnel closed at this tick by an order. A further one tells code and reason anew,
     /// and does not put the end off, however often it comes.
-    #[cfg(feature = "admin")]
     pub(super) fn close_at(&mut self, at: Tick, order: &Arc<CloseOrder>) {
         let wanted = &mut self.wanted.get_or_insert_default().order;
         let at = wanted.as_ref().map_or(at, |(before, _)| at.min(*before));
@@ -145,6 +144,11 @@ impl KeepAlive {
     /// Returns the order to close the tunnel, if there is one.
     pub(super) fn order(&self) -> Option<&CloseOrder> {
         self.wanted.as_ref()?.order.as_ref().map(|(_, order)| &**order)
+    }
+
+    /// Returns whether somebody wants the end of the tunnel, be it at a later tick.
+    pub(super) fn is_end_wanted(&self) -> bool {
+        self.wanted.is_some()
     }
 
     /// Returns whether the tunnel is to be closed because the proxy shuts down.
@@ -178,7 +182,7 @@ impl KeepAlive {
         } else if let Some((at, order)) = self.wanted.as_ref().and_then(|it| it.order.as_ref())
             && *at <= now
         {
-            Some(Cause::Order(order.code))
+            Some(Cause::Order(order.cause, order.code))
         } else if is_due(self.lifetime_ends) {
             Some(Cause::Lifetime)
         } else if is_due(self.idle_ends(policy)) {
@@ -340,18 +344,25 @@ mod tests {
         Activity { sent: PerSide { client, backend }, ..Activity::default() }
     }
 
-    #[cfg(feature = "admin")]
     #[test]
     fn a_further_order_changes_the_close_and_does_not_put_it_off() {
-        let order =
-            |code| Arc::new(CloseOrder { code, reason: String::new(), spread: Duration::ZERO });
+        use crate::tunnel::reason::OrderCause::{BackendRemoved, Operator, Rebalance};
+        let spread = Duration::ZERO;
+        let order = |cause, code| CloseOrder { cause, code, reason: String::new(), spread };
         let policy = Policy::default();
         let mut times = KeepAlive::unwatched(START);
-        for (at, code, next) in [(50, 4_001, 50), (70, 4_002, 50), (20, 4_003, 20)] {
-            times.close_at(START + at, &order(code));
+        assert!(!times.is_end_wanted());
+        let rows = [
+            (50, Rebalance, 4_001, 50),
+            (70, Operator, 4_002, 50),
+            (20, BackendRemoved, 4_003, 20),
+        ];
+        for (at, cause, code, next) in rows {
+            times.close_at(START + at, &Arc::new(order(cause, code)));
+            assert!(times.is_end_wanted());
             assert_eq!(times.next_tick(true, &policy), Some(START + next));
             assert_eq!(times.due(START + next - 1, &policy), None);
-            assert_eq!(times.due(START + next, &policy), Some(Cause::Order(code)));
+            assert_eq!(times.due(START + next, &policy), Some(Cause::Order(cause, code)));
         }
     }
 

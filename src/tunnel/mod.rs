@@ -7,8 +7,8 @@
 //! ([`frames`], [`counters`], [`limits`], [`rate`]), takes out the [`pongs`] to the proxy's Pings,
 //! and inserts its own frames ([`control`]); [`closing`] is the end of a tunnel ([`reason`] its
 //! causes and names), [`keepalive`] its time, counted in [`ticks`]; [`policy`] is what the section
-//! asks for. A [`group`] is what drains and ends together,
-//! an [`account`] the owner of one.
+//! asks for. A [`group`] is what drains and ends together, an [`account`] the owner of one tunnel,
+//! a [`selection`] chooses among them.
 
 mod account;
 mod buffers;
@@ -31,6 +31,7 @@ mod pongs;
 mod progress;
 mod rate;
 mod reason;
+mod selection;
 mod side;
 mod splice;
 mod tally;
@@ -45,13 +46,14 @@ mod view;
 pub(crate) use self::account::Account;
 pub(crate) use self::end::TunnelEnd;
 pub(crate) use self::group::Group;
-#[cfg(feature = "admin")]
-pub(crate) use self::reason::CloseOrder;
-pub(crate) use self::reason::Reason;
+#[allow(unused_imports)] // WIP12: without `admin`, until the proxy itself gives orders
+pub(crate) use self::reason::OrderCause;
+pub(crate) use self::reason::{CloseOrder, Reason};
+pub(crate) use self::selection::{Identity, TunnelFilter};
 pub(crate) use self::side::PerSide;
 #[cfg(feature = "internals")]
 pub(crate) use self::side::Side;
 pub(crate) use self::tunnel::NewTunnel;
-pub(crate) use self::tunnels::Tunnels;
+pub(crate) use self::tunnels::{Ordered, Tunnels};
 #[cfg(feature = "admin")]
-pub(crate) use self::view::{Description, TunnelFilter, TunnelView};
+pub(crate) use self::view::{Description, TunnelView};

@@ -32,8 +32,14 @@ pub(crate) enum Reason {
     Protocol,
     /// The proxy is shutting down.
     Drain,
-    /// The proxy cut the tunnel.
+    /// The operator ordered it, or the proxy cut the tunnel.
     Admin,
+    /// The tunnel's backend was removed.
+    BackendRemoved,
+    /// The tunnel's backend failed its checks.
+    BackendUnhealthy,
+    /// The tunnel was one too many for its backend, after another one was added.
+    Rebalance,
 }
 
 /// Cause for which the proxy closes a tunnel by itself.
@@ -51,21 +57,32 @@ pub(super) enum Cause {
     PongTimeout(Side),
     /// This side takes no bytes.
     Blocked(Side),
-    /// Somebody has ordered it, with this code.
-    Order(u16),
+    /// An order with this code has come.
+    Order(OrderCause, u16),
 }
 
-/// Reason in a Close that was ordered without one.
+/// Stands in a Close for the reason of the order, which the machines do not know.
 pub(super) const BY_ORDER: &str = "closed by the operator";
 
-/// A Close that tunnels are to end with, by an order from outside.
+/// A Close that tunnels are to end with, by an order from outside of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CloseOrder {
+    pub(crate) cause: OrderCause,
     pub(crate) code: u16,
     /// Reason for the client, at most 123 bytes of it.
     pub(crate) reason: String,
     /// Time over which the tunnels are closed, each at a random moment.
     pub(crate) spread: Duration,
+}
+
+/// Cause of an order. It names the end of the tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OrderCause {
+    /// The operator's will, by the admin listener.
+    Operator,
+    BackendRemoved,
+    BackendUnhealthy,
+    Rebalance,
 }
 
 /// Close frame of the proxy: a code and a reason (RFC 6455, 5.5.1).
@@ -87,7 +104,7 @@ impl Cause {
             Self::Idle => Reason::Idle,
             Self::PongTimeout(_) => Reason::PongTimeout,
             Self::Blocked(_) => Reason::Blocked,
-            Self::Order(_) => Reason::Admin,
+            Self::Order(cause, _) => cause.reason(),
         }
     }
 
@@ -96,14 +113,14 @@ impl Cause {
     pub(super) fn is_timed(self) -> bool {
         matches!(
             self,
-            Self::Drain | Self::Lifetime | Self::Idle | Self::Blocked(_) | Self::Order(_)
+            Self::Drain | Self::Lifetime | Self::Idle | Self::Blocked(_) | Self::Order(..)
         )
     }
 
     /// Returns the Close frame for each side; `None` for a side that is not told.
     ///
-    /// On a drain or at the end of a lifetime only the client is told: its answer reaches the
-    /// backend as a normal end.
+    /// On a drain, by an order, or at the end of a lifetime only the client is told: its answer
+    /// reaches the backend as a normal end.
     pub(super) fn close_frames(self, policy: &Policy) -> PerSide<Option<CloseFrame>> {
         let frame = |code, reason| Some(CloseFrame { code, reason });
         match self {
@@ -122,7 +139,7 @@ impl Cause {
                 client: frame(policy.lifetime_close_code, "maximum lifetime reached"),
                 backend: None,
             },
-            Self::Order(code) => PerSide { client: frame(code, BY_ORDER), backend: None },
+            Self::Order(_, code) => PerSide { client: frame(code, BY_ORDER), backend: None },
             Self::Idle => PerSide {
                 client: frame(code::GOING_AWAY, "idle"),
                 backend: frame(code::GOING_AWAY, "idle"),
@@ -143,9 +160,20 @@ impl Cause {
     }
 }
 
+impl OrderCause {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Operator => Reason::Admin,
+            Self::BackendRemoved => Reason::BackendRemoved,
+            Self::BackendUnhealthy => Reason::BackendUnhealthy,
+            Self::Rebalance => Reason::Rebalance,
+        }
+    }
+}
+
 impl Reason {
     /// Names of all reasons.
-    pub(crate) const NAMES: [&str; 15] = [
+    pub(crate) const NAMES: [&str; 18] = [
         "client_close",
         "backend_close",
         "client_eof",
@@ -161,6 +189,9 @@ impl Reason {
         "protocol",
         "drain",
         "admin",
+        "backend_removed",
+        "backend_unhealthy",
+        "rebalance",
     ];
 
     /// Returns the name for logs and metrics.
@@ -181,6 +212,9 @@ impl Reason {
             Self::Protocol => "protocol",
             Self::Drain => "drain",
             Self::Admin => "admin",
+            Self::BackendRemoved => "backend_removed",
+            Self::BackendUnhealthy => "backend_unhealthy",
+            Self::Rebalance => "rebalance",
         }
     }
 

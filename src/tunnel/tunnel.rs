@@ -15,9 +15,7 @@ use super::filter::FrameFilter;
 use super::keepalive::{Activity, KeepAlive, TickActions};
 use super::policy::Policy;
 use super::progress::{Progress, RelayError};
-#[cfg(feature = "admin")]
-use super::reason::CloseOrder;
-use super::reason::{BY_ORDER, Cause, CloseFrame, Reason};
+use super::reason::{BY_ORDER, Cause, CloseFrame, CloseOrder, Reason};
 use super::side::{PerSide, Side};
 use super::ticks::{Clock, Tick};
 use crate::net::close::linger_now;
@@ -34,6 +32,33 @@ pub(crate) struct NewTunnel {
     /// An extension has been negotiated.
     pub(crate) is_extended: bool,
     pub(crate) policy: Arc<Policy>,
+}
+
+#[cfg(test)]
+impl NewTunnel {
+    /// Connects a tunnel on this reactor with two peers, which are returned as well.
+    pub(crate) fn with_peers(
+        reactor: &std::rc::Rc<crate::net::reactor::Reactor>,
+        policy: Policy,
+    ) -> (Self, PerSide<std::net::TcpStream>) {
+        use std::net::{TcpListener, TcpStream};
+        let connection = || {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (ours, _) = listener.accept().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            (Socket::new(reactor, ours).unwrap(), theirs)
+        };
+        let ((client, at_client), (backend, at_backend)) = (connection(), connection());
+        let new = Self {
+            sockets: PerSide { client, backend },
+            head: b"101".to_vec(),
+            early: PerSide::default(),
+            is_extended: false,
+            policy: Arc::new(policy),
+        };
+        (new, PerSide { client: at_client, backend: at_backend })
+    }
 }
 
 /// A tunnel at work. It only carries out what [`Closing`] and [`KeepAlive`] decide.
@@ -183,9 +208,12 @@ impl Tunnel {
         self.keepalive.get_or_insert_with(|| Box::new(KeepAlive::unwatched(now))).drain_at(at);
     }
 
-    /// Has the tunnel closed at this tick by an order.
-    #[cfg(feature = "admin")]
+    /// Has the tunnel closed at this tick by an order. One that ends anyway within its grace time
+    /// is left alone: what its client has been told stands, and goes for its backend too.
     pub(super) fn close_at(&mut self, at: Tick, now: Tick, order: &Arc<CloseOrder>) {
+        if self.closing.deadline().is_some() {
+            return;
+        }
         self.keepalive
             .get_or_insert_with(|| Box::new(KeepAlive::unwatched(now)))
             .close_at(at, order);

@@ -1,10 +1,10 @@
 //! All tunnels of one event loop: table, run queue and ticks.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::io;
+use std::iter::Sum;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-#[cfg(feature = "admin")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +18,13 @@ use super::account::Account;
 use super::buffers::Buffers;
 use super::group::Group;
 use super::progress::Progress;
-#[cfg(feature = "admin")]
-use super::reason::CloseOrder;
-use super::reason::Reason;
+use super::reason::{CloseOrder, Reason};
+use super::selection::TunnelFilter;
 use super::tally::Tallies;
 use super::ticks::{Clock, TICK, Tick, ticks};
 use super::tunnel::{NewTunnel, Tunnel};
 #[cfg(feature = "admin")]
-use super::view::{TunnelFilter, TunnelView};
+use super::view::TunnelView;
 use crate::net::reactor::Reactor;
 
 /// Token of the ticker's events.
@@ -61,6 +60,15 @@ struct Entry {
     is_noted: bool,
     /// It stands in `due` with this tick, unless that is [`NEVER`]. 8 bytes less than an option.
     due: Tick,
+}
+
+/// Numbers of tunnels that an order has met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ordered {
+    /// Those that are meant.
+    pub(crate) meant: usize,
+    /// Those of them that were not ending, nor waiting for their end, before.
+    pub(crate) begun: usize,
 }
 
 impl Tunnels {
@@ -190,6 +198,43 @@ impl Tunnels {
         }
     }
 
+    /// Closes those that are meant by an order from outside.
+    pub(crate) fn close(&mut self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> Ordered {
+        let now = self.clock.now();
+        let keys: Vec<_> = self.meant(filter).map(|(_, key, _)| key).collect();
+        let mut ordered = Ordered { meant: keys.len(), begun: 0 };
+        for key in keys {
+            if let Some(entry) = self.entries.get_mut(key) {
+                ordered.begun += usize::from(!entry.tunnel.is_ending());
+                entry.tunnel.close_at(random_tick(now, order.spread), now, order);
+                self.schedule(key);
+            }
+        }
+        ordered
+    }
+
+    /// Returns the numbers of the oldest tunnels of those that are meant, at most so many,
+    /// ascending. Those that are ending, or wait for their end, are left out.
+    pub(crate) fn oldest(&self, filter: &TunnelFilter, count: usize) -> Vec<u64> {
+        let mut oldest = BinaryHeap::new();
+        for (id, ..) in self.meant(filter).filter(|(.., entry)| !entry.tunnel.is_ending()) {
+            oldest.push(id);
+            if oldest.len() > count {
+                oldest.pop();
+            }
+        }
+        oldest.into_sorted_vec()
+    }
+
+    /// Returns those that are meant, each with its number and its key.
+    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (u64, usize, &Entry)> {
+        let of_group = self.entries.iter().filter(|(_, entry)| filter.admits_group(&entry.group));
+        of_group.filter_map(|(key, entry)| {
+            let identity = entry.account.identity();
+            filter.admits(&identity).then_some((identity.id, key, &**entry))
+        })
+    }
+
     fn keys_of(&self, group: &Group) -> Vec<usize> {
         let members = self.entries.iter().filter(|(_, entry)| entry.group.is(group));
         members.map(|(key, _)| key).collect()
@@ -292,9 +337,9 @@ impl Tunnels {
     pub(crate) fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
         let now = self.clock.now();
         let mut meant: Vec<_> = self.meant(filter).collect();
-        meant.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.account.id()));
+        meant.sort_unstable_by_key(|&(id, ..)| std::cmp::Reverse(id));
         meant.truncate(limit);
-        let view = |(key, entry): (usize, &Entry)| {
+        let view = |(_, key, entry): (u64, usize, &Entry)| {
             let Entry { tunnel, group, account, .. } = entry;
             let active = self.tallies.active(key, group);
             TunnelView {
@@ -306,23 +351,14 @@ impl Tunnels {
         };
         meant.into_iter().map(view).collect()
     }
+}
 
-    /// Closes those that are meant by an order from outside; returns their number.
-    pub(crate) fn close(&mut self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> usize {
-        let now = self.clock.now();
-        let keys: Vec<_> = self.meant(filter).map(|(key, _)| key).collect();
-        for &key in &keys {
-            if let Some(entry) = self.entries.get_mut(key) {
-                entry.tunnel.close_at(random_tick(now, order.spread), now, order);
-                self.schedule(key);
-            }
-        }
-        keys.len()
-    }
-
-    fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (usize, &Entry)> {
-        let entries = self.entries.iter().map(|(key, entry)| (key, &**entry));
-        entries.filter(|(_, entry)| entry.account.matches(filter))
+impl Sum for Ordered {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            meant: sum.meant + one.meant,
+            begun: sum.begun + one.begun,
+        })
     }
 }
 
@@ -336,20 +372,20 @@ fn random_tick(now: Tick, spread: Duration) -> Tick {
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
     use std::rc::Rc;
     use std::sync::Arc;
     #[cfg(feature = "admin")]
     use std::time::Instant;
 
     use super::*;
+    #[cfg(feature = "admin")]
     use crate::net::name::Peer;
-    use crate::net::socket::Socket;
     use crate::stats::SectionStats;
     #[cfg(feature = "admin")]
     use crate::tunnel::Description;
     use crate::tunnel::policy::Policy;
-    use crate::tunnel::{PerSide, TunnelEnd};
+    use crate::tunnel::{Identity, OrderCause, PerSide, TunnelEnd};
 
     /// The tunnels of a reactor, and the reasons of those that have ended.
     struct Bench {
@@ -363,7 +399,6 @@ mod tests {
     /// Notes the reason for the end of its tunnel.
     struct Noted {
         ended: Rc<RefCell<Vec<&'static str>>>,
-        #[cfg(feature = "admin")]
         id: u64,
         reactor: Rc<Reactor>,
         /// Is set to the number of those that hold the reactor when the tunnel ends.
@@ -371,14 +406,10 @@ mod tests {
     }
 
     impl Account for Noted {
-        #[cfg(feature = "admin")]
-        fn matches(&self, filter: &TunnelFilter) -> bool {
-            filter.is_empty()
-        }
-
-        #[cfg(feature = "admin")]
-        fn id(&self) -> u64 {
-            self.id
+        fn identity(&self) -> Identity<'_> {
+            // Two backends take turns.
+            let backend_id = (self.id % 2) as usize;
+            Identity { id: self.id, section: "", backend_id, backend: "", client: None }
         }
 
         #[cfg(feature = "admin")]
@@ -408,31 +439,16 @@ mod tests {
 
         /// Inserts a tunnel; returns the peers at its ends.
         fn insert(&mut self, group: &Group, policy: Policy) -> PerSide<TcpStream> {
-            let connection = || {
-                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-                let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-                let (ours, _) = listener.accept().unwrap();
-                ours.set_nonblocking(true).unwrap();
-                (Socket::new(&self.reactor, ours).unwrap(), theirs)
-            };
-            let ((client, at_client), (backend, at_backend)) = (connection(), connection());
-            let new = NewTunnel {
-                sockets: PerSide { client, backend },
-                head: b"101".to_vec(),
-                early: PerSide::default(),
-                is_extended: false,
-                policy: Arc::new(policy),
-            };
+            let (new, peers) = NewTunnel::with_peers(&self.reactor, policy);
             self.inserted += 1;
             let noted = Noted {
                 ended: Rc::clone(&self.ended),
-                #[cfg(feature = "admin")]
                 id: self.inserted,
                 reactor: Rc::clone(&self.reactor),
                 held: Rc::clone(&self.held),
             };
             self.tunnels.insert(new, group.clone(), Box::new(noted));
-            PerSide { client: at_client, backend: at_backend }
+            peers
         }
 
         /// Runs the loop until this many tunnels have ended.
@@ -453,6 +469,11 @@ mod tests {
             self.tunnels.on_event(TICKER);
             self.tunnels.advance(false);
         }
+    }
+
+    /// An order with code 1012.
+    fn order(cause: OrderCause, reason: &str, spread: Duration) -> Arc<CloseOrder> {
+        Arc::new(CloseOrder { cause, code: 1_012, reason: reason.to_owned(), spread })
     }
 
     /// A group that is counted.
@@ -613,21 +634,105 @@ mod tests {
         assert_eq!(listed(&bench, 9), [(3, 1), (2, 0), (1, 1)]);
     }
 
-    #[cfg(feature = "admin")]
     #[test]
     fn ordered_ends_are_spread_over_their_time() {
         let mut bench = Bench::new();
         let group = Group::default();
         let _peers: Vec<_> = (0..20).map(|_| bench.insert(&group, Policy::default())).collect();
-        let order = |spread| Arc::new(CloseOrder { code: 1_001, reason: String::new(), spread });
+        let order = |spread| order(OrderCause::Operator, "", spread);
         let slowly = order(Duration::from_secs(3_600));
-        assert_eq!(bench.tunnels.close(&TunnelFilter::default(), &slowly), 20);
+        let ordered = bench.tunnels.close(&TunnelFilter::default(), &slowly);
+        assert_eq!(ordered, Ordered { meant: 20, begun: 20 });
         let ticks = |bench: &Bench| bench.tunnels.due.iter().map(|&(at, _)| at).collect::<Vec<_>>();
         let spread = ticks(&bench);
         let now = bench.tunnels.clock.now();
         assert!(spread[0] < now + 7_200 && spread[19] > now + 7_200, "{spread:?}");
         assert!(spread[19] <= now + 4 * 3_600 + 1, "{spread:?}");
-        bench.tunnels.close(&TunnelFilter::default(), &order(Duration::ZERO));
+        // They wait for their end already, and come to it earlier.
+        let ordered = bench.tunnels.close(&TunnelFilter::default(), &order(Duration::ZERO));
+        assert_eq!(ordered, Ordered { meant: 20, begun: 0 });
         assert!(ticks(&bench).iter().all(|&at| at <= now + 1));
+    }
+
+    #[test]
+    fn an_order_names_the_end_and_both_sides_get_its_reason() {
+        use OrderCause::{BackendRemoved, BackendUnhealthy, Operator, Rebalance};
+        let rows = [
+            (Operator, "go away", "admin"),
+            (BackendRemoved, "backend removed", "backend_removed"),
+            (BackendUnhealthy, "backend unhealthy", "backend_unhealthy"),
+            (Rebalance, "rebalancing", "rebalance"),
+        ];
+        let mut bench = Bench::new();
+        let policy = || Policy { close_grace: Duration::from_millis(1), ..Policy::default() };
+        let mut peers = rows.map(|_| bench.insert(&Group::default(), policy()));
+        for (id, (cause, text, _)) in (1..).zip(rows) {
+            let this = TunnelFilter::with_ids(vec![id]);
+            let ordered = bench.tunnels.close(&this, &order(cause, text, Duration::ZERO));
+            assert_eq!(ordered, Ordered { meant: 1, begun: 1 });
+        }
+        for (peers, (_, text, _)) in peers.iter_mut().zip(rows) {
+            let length = u8::try_from(text.len() + 2).unwrap();
+            let expected = [&b"101\x88"[..], &[length, 3, 0xf4], text.as_bytes()].concat();
+            peers.client.set_nonblocking(true).unwrap();
+            let mut got = vec![0; expected.len()];
+            while peers.client.peek(&mut got).unwrap_or(0) < expected.len() {
+                bench.turn();
+            }
+            assert_eq!(got, expected);
+        }
+        // What the clients have been told stands.
+        let late = order(Operator, "too late", Duration::ZERO);
+        bench.tunnels.close(&TunnelFilter::default(), &late);
+        bench.run_until_ended(rows.len());
+        assert_eq!(bench.ended.borrow()[..], rows.map(|(_, _, name)| name));
+        for (peers, (_, text, _)) in peers.iter_mut().zip(rows) {
+            let mut got = Vec::new();
+            peers.backend.read_to_end(&mut got).unwrap();
+            let (head, payload) = got.split_at(6);
+            let mask = head[2..].iter().cycle();
+            let payload: Vec<_> =
+                payload.iter().zip(mask).map(|(byte, mask)| byte ^ mask).collect();
+            assert_eq!(payload, [&b"\x03\xe9"[..], text.as_bytes()].concat());
+        }
+    }
+
+    #[test]
+    fn the_oldest_are_those_of_a_backend_and_a_group_that_are_not_ending() {
+        let mut bench = Bench::new();
+        let (group, other) = (Group::default(), Group::default());
+        let mut peers: Vec<_> =
+            (0..9).map(|at| bench.insert([&group, &other][at / 8], Policy::default())).collect();
+        // The freed place is the newest one's, so places tell nothing of the age.
+        bench.tunnels.end(0, Reason::Admin);
+        peers.push(bench.insert(&group, Policy::default()));
+        peers.push(bench.insert(&group, Policy::default()));
+        bench.turn();
+        let to = |backend| TunnelFilter {
+            group: Some(group.clone()),
+            ..TunnelFilter::to_backend(backend)
+        };
+        let oldest = |bench: &Bench, backend, count| bench.tunnels.oldest(&to(backend), count);
+        assert_eq!(oldest(&bench, 1, 2), [3, 5]);
+        assert_eq!(oldest(&bench, 1, 99), [3, 5, 7, 11]);
+        assert_eq!(oldest(&bench, 0, 99), [2, 4, 6, 8, 10]);
+        assert_eq!(oldest(&bench, 0, 0), [0; 0]);
+
+        // Tunnel 4 closes by itself, and tunnel 2 by an order, be it later.
+        peers[3].client.write_all(b"\x88\x80mask").unwrap();
+        while bench.tunnels.entries.iter().all(|(_, entry)| !entry.tunnel.is_ending()) {
+            bench.turn();
+        }
+        let later = order(OrderCause::Rebalance, "", Duration::from_secs(3_600));
+        let two = TunnelFilter { group: Some(group.clone()), ..TunnelFilter::with_ids(vec![9, 2]) };
+        assert_eq!(bench.tunnels.close(&two, &later), Ordered { meant: 1, begun: 1 });
+        assert_eq!(oldest(&bench, 0, 2), [6, 8]);
+
+        let soon = order(OrderCause::BackendRemoved, "", Duration::ZERO);
+        assert_eq!(bench.tunnels.close(&to(0), &soon), Ordered { meant: 5, begun: 3 });
+        assert_eq!(oldest(&bench, 0, 99), [0; 0]);
+        assert_eq!(oldest(&bench, 1, 99), [3, 5, 7, 11]);
+        let others = TunnelFilter { group: Some(other), ..TunnelFilter::default() };
+        assert_eq!(bench.tunnels.oldest(&others, 99), [9]);
     }
 }

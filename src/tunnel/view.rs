@@ -1,23 +1,10 @@
-//! Tunnels as the admin listener sees them: what each is for, what it has relayed, which are meant.
+//! Tunnels as the admin listener sees them: what each is for, and what it has relayed.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::side::PerSide;
 use super::totals::SideTotals;
 use crate::net::name::Peer;
-
-/// Tunnels that are meant: those for which every condition holds that is given.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TunnelFilter {
-    pub(crate) id: Option<u64>,
-    /// Name of a section.
-    pub(crate) section: Option<String>,
-    /// Name of a backend.
-    pub(crate) backend: Option<String>,
-    /// Address of a client, without its port.
-    pub(crate) client: Option<IpAddr>,
-}
 
 /// What a tunnel is for.
 #[derive(Clone, Debug)]
@@ -54,27 +41,6 @@ pub(crate) enum TunnelState {
     Closing,
 }
 
-impl TunnelFilter {
-    /// Returns whether it has no condition, so that all tunnels are meant.
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Returns whether a tunnel with these values is meant.
-    pub(crate) fn admits(
-        &self,
-        id: u64,
-        section: &str,
-        backend: &str,
-        client: Option<IpAddr>,
-    ) -> bool {
-        self.id.is_none_or(|wanted| wanted == id)
-            && self.section.as_deref().is_none_or(|wanted| wanted == section)
-            && self.backend.as_deref().is_none_or(|wanted| wanted == backend)
-            && self.client.is_none_or(|wanted| Some(wanted) == client)
-    }
-}
-
 impl TunnelState {
     /// Returns the state's name.
     pub(crate) fn name(self) -> &'static str {
@@ -83,38 +49,6 @@ impl TunnelState {
             Self::Paused => "paused",
             Self::Blocked => "blocked",
             Self::Closing => "closing",
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tunnel_is_meant_if_every_condition_holds() {
-        type Change = fn(&mut TunnelFilter);
-        let client = IpAddr::from([192, 0, 2, 1]);
-        let filter = |change: Change| {
-            let mut filter = TunnelFilter::default();
-            change(&mut filter);
-            filter
-        };
-        let admits = |filter: &TunnelFilter| filter.admits(7, "chat", "a:1", Some(client));
-        assert!(filter(|_| {}).is_empty() && admits(&filter(|_| {})));
-        let rows: [(Change, bool); 7] = [
-            (|it| it.id = Some(7), true),
-            (|it| it.id = Some(8), false),
-            (|it| it.section = Some("chat".to_owned()), true),
-            (|it| it.section = Some("Chat".to_owned()), false),
-            (|it| it.backend = Some("a:1".to_owned()), true),
-            (|it| it.client = Some(IpAddr::from([192, 0, 2, 1])), true),
-            (|it| (it.id, it.backend) = (Some(7), Some("b:1".to_owned())), false),
-        ];
-        for (change, expected) in rows {
-            let filter = filter(change);
-            assert!(!filter.is_empty());
-            assert_eq!(admits(&filter), expected, "{filter:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Wake, Waker};
 
 use smol::LocalExecutor;
 
-use super::queue::{Command, Queue, Task};
+use super::queue::{Command, Queue, Task, tell};
 use super::{Handle, Local};
 use crate::tunnel::{Group, Tunnels};
 
@@ -91,9 +91,11 @@ impl EventLoop {
                     Command::Answer(guard) => drop(guard),
                     #[cfg(feature = "admin")]
                     Command::List(filter, limit, answer) => {
-                        super::queue::tell(&answer, || self.tunnels.list(&filter, limit));
+                        tell(&answer, || self.tunnels.list(&filter, limit));
                     }
-                    #[cfg(feature = "admin")]
+                    Command::Oldest(filter, count, answer) => {
+                        tell(&answer, || self.tunnels.oldest(&filter, count));
+                    }
                     Command::Close(filter, order, answer) => {
                         // Whoever asked may have gone away, and means it all the same.
                         let _ = answer.try_send(self.tunnels.close(&filter, &order));

@@ -20,14 +20,16 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use futures_lite::StreamExt;
 use nix::sys::signal::{SigSet, Signal};
+use smol::channel::{self, Sender};
 
 use self::event_loop::EventLoop;
 pub(crate) use self::queue::Load;
 use self::queue::{Command, Queue, Start, Task};
 use crate::net::reactor::Reactor;
 use crate::stats::SectionStats;
-use crate::tunnel::{Account, Group, NewTunnel};
+use crate::tunnel::{Account, CloseOrder, Group, NewTunnel, Ordered, TunnelFilter};
 
 /// A tunnel that a task has opened.
 type Opened = (Group, NewTunnel, Box<dyn Account>);
@@ -233,6 +235,33 @@ impl Handle {
     pub(crate) fn open_tunnel(&self, tunnel: NewTunnel, account: Box<dyn Account>) {
         self.local.opened.borrow_mut().push((self.group.clone(), tunnel, account));
     }
+
+    /// Closes the tunnels of the group that are meant, on all workers; returns the number of those
+    /// whose end begins with that. It waits for every worker that has not ended, and closes also if
+    /// it is dropped meanwhile.
+    ///
+    /// A tunnel that is opened later is not met, as by a handshake that is under way.
+    pub(crate) async fn close(&self, filter: TunnelFilter, order: Arc<CloseOrder>) -> usize {
+        let Ordered { begun, .. } = self.local.shared.close(&self.own(filter), &order).await;
+        begun
+    }
+
+    /// Returns the numbers of the oldest tunnels of the group to the backend with this number, at
+    /// most `count`, ascending, from all workers. Those whose end has begun, or is ordered, are
+    /// left out. It waits likewise.
+    pub(crate) async fn oldest(&self, backend: usize, count: usize) -> Vec<u64> {
+        let filter = self.own(TunnelFilter::to_backend(backend));
+        let oldest = |answer| Command::Oldest(filter.clone(), count, answer);
+        let mut ids = self.local.shared.ask_all(oldest).await.concat();
+        ids.sort_unstable();
+        ids.truncate(count);
+        ids
+    }
+
+    /// Returns the filter for the tunnels of the group alone.
+    fn own(&self, filter: TunnelFilter) -> TunnelFilter {
+        TunnelFilter { group: Some(self.group.clone()), ..filter }
+    }
 }
 
 impl Shared {
@@ -251,6 +280,23 @@ impl Shared {
         // loaded worker is open.
         let least = order.clone().min_by_key(load).filter(is_open);
         least.or_else(|| order.filter(is_open).min_by_key(load)).unwrap_or(first)
+    }
+
+    /// Closes the tunnels that are meant.
+    async fn close(&self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> Ordered {
+        let close = |answer| Command::Close(filter.clone(), Arc::clone(order), answer);
+        self.ask_all(close).await.into_iter().sum()
+    }
+
+    /// Sends each worker a command, and returns their answers. One that has ended drops its command
+    /// and the sender in it, so that nobody waits for it.
+    async fn ask_all<T>(&self, command: impl Fn(Sender<T>) -> Command) -> Vec<T> {
+        let (sender, answers) = channel::unbounded();
+        for queue in &self.queues {
+            queue.send(command(sender.clone()));
+        }
+        drop(sender);
+        answers.collect().await
     }
 }
 
@@ -292,10 +338,13 @@ where
 #[cfg(test)]
 mod tests {
     use std::future;
+    use std::net::TcpStream;
 
     use smol::channel::Receiver;
 
     use super::*;
+    use crate::tunnel::policy::Policy;
+    use crate::tunnel::{Identity, OrderCause, PerSide, TunnelEnd};
 
     /// Starts a task that sends this number.
     fn send(group: &WorkGroup, number: usize, to: &smol::channel::Sender<usize>) {
@@ -426,6 +475,123 @@ mod tests {
         // Nothing remembers the group that is over: this clone is its only member.
         while counted.members() > 1 {
             thread::yield_now();
+        }
+    }
+
+    /// Account of a tunnel to the backend 7 or 8, by its number. It sends the number and the reason
+    /// for the end.
+    struct Noted(u64, smol::channel::Sender<(u64, &'static str)>);
+
+    impl Account for Noted {
+        fn identity(&self) -> Identity<'_> {
+            let backend_id = 7 + usize::from(self.0 > 100);
+            Identity { id: self.0, section: "", backend_id, backend: "", client: None }
+        }
+
+        #[cfg(feature = "admin")]
+        fn describe(&self) -> crate::tunnel::Description {
+            panic!("nobody lists these tunnels");
+        }
+
+        fn end(self: Box<Self>, end: TunnelEnd) {
+            self.1.try_send((self.0, end.reason.name())).unwrap();
+        }
+    }
+
+    /// Opens tunnels with these numbers on a worker, and returns their peers when it has them.
+    fn open(
+        group: &WorkGroup,
+        index: usize,
+        ids: &'static [u64],
+        ended: &smol::channel::Sender<(u64, &'static str)>,
+    ) -> Vec<PerSide<TcpStream>> {
+        let (sender, opened) = smol::channel::bounded(1);
+        let ended = ended.clone();
+        let open = move |handle: Handle| async move {
+            let peers = ids.iter().map(|&id| {
+                let policy = Policy { close_grace: Duration::ZERO, ..Policy::default() };
+                let (tunnel, peers) = NewTunnel::with_peers(handle.reactor(), policy);
+                handle.open_tunnel(tunnel, Box::new(Noted(id, ended.clone())));
+                peers
+            });
+            sender.send(peers.collect()).await.unwrap();
+        };
+        let command = Command::Start(group.group.clone(), boxed(open));
+        group.workers.0.shared.queues[index].send(command);
+        opened.recv_blocking().unwrap()
+    }
+
+    /// Runs this as a task of the group on the second worker, and returns what it returns.
+    fn ask<F, T>(group: &WorkGroup, ask: impl FnOnce(Handle) -> F + Send + 'static) -> T
+    where
+        F: Future<Output = T>,
+        T: Send + 'static,
+    {
+        let (sender, answer) = smol::channel::bounded(1);
+        let task = boxed(|handle| async move {
+            let answer = ask(handle).await;
+            assert!(sender.try_send(answer).is_ok());
+        });
+        group.workers.0.shared.queues[1].send(Command::Start(group.group.clone(), task));
+        answer.recv_blocking().unwrap()
+    }
+
+    fn oldest(group: &WorkGroup, backend: usize, count: usize) -> Vec<u64> {
+        ask(group, move |handle| async move { handle.oldest(backend, count).await })
+    }
+
+    fn close(group: &WorkGroup, filter: TunnelFilter, cause: OrderCause) -> usize {
+        let (code, reason, spread) = (1_012, String::new(), Duration::ZERO);
+        let order = Arc::new(CloseOrder { cause, code, reason, spread });
+        ask(group, move |handle| async move { handle.close(filter, order).await })
+    }
+
+    #[test]
+    fn a_task_finds_and_closes_the_tunnels_of_its_group_on_all_workers() {
+        let workers = Workers::start(2).unwrap();
+        let (group, other) = (workers.group(None), workers.group(None));
+        let (ended, ends) = smol::channel::unbounded();
+        let _peers = [
+            open(&group, 0, &[1, 4, 101], &ended),
+            open(&group, 1, &[6, 3, 2, 102], &ended),
+            open(&other, 0, &[5], &ended),
+        ];
+        let next = |count: usize| {
+            let mut next: Vec<_> = (0..count).map(|_| ends.recv_blocking().unwrap()).collect();
+            next.sort_unstable();
+            next
+        };
+        assert_eq!(oldest(&group, 7, 3), [1, 2, 3]);
+        assert_eq!(oldest(&group, 7, 99), [1, 2, 3, 4, 6]);
+        assert_eq!(oldest(&other, 7, 99), [5]);
+        assert_eq!(oldest(&group, 9, 99), [0; 0]);
+
+        // By their numbers; that of another group's tunnel and an unknown one mean nothing.
+        let some = TunnelFilter::with_ids(vec![5, 2, 9, 1]);
+        assert_eq!(close(&group, some.clone(), OrderCause::Rebalance), 2);
+        assert_eq!(next(2), [(1, "rebalance"), (2, "rebalance")]);
+        assert_eq!(close(&group, some, OrderCause::Rebalance), 0);
+
+        let all = || TunnelFilter::to_backend(7);
+        assert_eq!(close(&group, all(), OrderCause::BackendRemoved), 3);
+        assert_eq!(next(3), [3, 4, 6].map(|id| (id, "backend_removed")));
+        assert_eq!(oldest(&group, 7, 99), [0; 0]);
+        assert_eq!(oldest(&group, 8, 99), [101, 102]);
+        assert_eq!(oldest(&other, 7, 99), [5]);
+    }
+
+    #[test]
+    fn nobody_waits_for_the_answer_of_a_worker_that_has_ended() {
+        let workers = Workers::start(2).unwrap();
+        let group = workers.group(None);
+        let (ended, ends) = smol::channel::unbounded();
+        let _peers = open(&group, 1, &[1, 2], &ended);
+        workers.0.shared.queues[0].send(Command::Stop);
+        assert_eq!(oldest(&group, 7, 99), [1, 2]);
+        let all = TunnelFilter::to_backend(7);
+        assert_eq!(close(&group, all, OrderCause::BackendUnhealthy), 2);
+        for _ in 0..2 {
+            assert_eq!(ends.recv_blocking().unwrap().1, "backend_unhealthy");
         }
     }
 }

@@ -5,15 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-#[cfg(feature = "admin")]
 use smol::channel::Sender;
 
 use super::Handle;
 use crate::lock::lock;
 use crate::net::reactor::ReactorWaker;
-use crate::tunnel::Group;
 #[cfg(feature = "admin")]
-use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
+use crate::tunnel::TunnelView;
+use crate::tunnel::{CloseOrder, Group, Ordered, TunnelFilter};
 
 /// A command for one worker.
 pub(super) enum Command {
@@ -29,9 +28,10 @@ pub(super) enum Command {
     /// Return the newest tunnels of those that are meant, at most so many.
     #[cfg(feature = "admin")]
     List(TunnelFilter, usize, Sender<Vec<TunnelView>>),
-    /// Close those that are meant, and return their number.
-    #[cfg(feature = "admin")]
-    Close(TunnelFilter, Arc<CloseOrder>, Sender<usize>),
+    /// Return the numbers of the oldest tunnels of those that are meant, at most so many.
+    Oldest(TunnelFilter, usize, Sender<Vec<u64>>),
+    /// Close those that are meant, and return their numbers.
+    Close(TunnelFilter, Arc<CloseOrder>, Sender<Ordered>),
     /// End everything.
     Stop,
 }
@@ -89,7 +89,6 @@ impl Drop for Load {
 
 /// Answers a question, unless nobody waits for the answer any more: after a stall, a worker has
 /// other things to do than those that were given up.
-#[cfg(feature = "admin")]
 pub(super) fn tell<T>(asker: &Sender<T>, answer: impl FnOnce() -> T) {
     if !asker.is_closed() {
         // It may be closed by now.
@@ -208,7 +207,6 @@ mod tests {
         assert_eq!(taken, COMMANDS + 1);
     }
 
-    #[cfg(feature = "admin")]
     #[test]
     fn nothing_is_made_for_those_that_have_given_up() {
         let (asker, answers) = smol::channel::unbounded();

@@ -4,14 +4,11 @@ use std::cmp::Reverse;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use futures_lite::StreamExt;
-use smol::channel;
-
 use super::queue::Command;
 use super::{Shared, Workers};
 use crate::lock::lock;
 use crate::shutdown::{AllDropped, guard};
-use crate::tunnel::{CloseOrder, TunnelFilter, TunnelView};
+use crate::tunnel::{CloseOrder, Ordered, TunnelFilter, TunnelView};
 
 /// The workers of a set, each with at most one question that it has not answered yet.
 pub(crate) struct Watch {
@@ -68,25 +65,18 @@ impl Watch {
     /// Returns the newest tunnels of those that are meant, at most so many, the newest first. It
     /// waits for every worker that has not ended.
     pub(crate) async fn list(&self, filter: &TunnelFilter, limit: usize) -> Vec<TunnelView> {
-        let (sender, answers) = channel::unbounded();
-        for queue in &self.shared.queues {
-            queue.send(Command::List(filter.clone(), limit, sender.clone()));
-        }
-        drop(sender);
-        let mut views: Vec<_> = answers.collect::<Vec<_>>().await.into_iter().flatten().collect();
+        let list = |answer| Command::List(filter.clone(), limit, answer);
+        let mut views: Vec<_> = self.shared.ask_all(list).await.into_iter().flatten().collect();
         views.sort_unstable_by_key(|view| Reverse(view.description.id));
         views.truncate(limit);
         views
     }
 
-    /// Closes the tunnels that are meant; returns their number. It waits likewise.
+    /// Closes the tunnels that are meant; returns their number, with those that were ending anyway.
+    /// It waits likewise.
     pub(crate) async fn close(&self, filter: &TunnelFilter, order: &Arc<CloseOrder>) -> usize {
-        let (sender, answers) = channel::unbounded();
-        for queue in &self.shared.queues {
-            queue.send(Command::Close(filter.clone(), Arc::clone(order), sender.clone()));
-        }
-        drop(sender);
-        answers.collect::<Vec<_>>().await.into_iter().sum()
+        let Ordered { meant, .. } = self.shared.close(filter, order).await;
+        meant
     }
 }
 

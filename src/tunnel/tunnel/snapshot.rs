@@ -28,6 +28,13 @@ impl Tunnel {
         !self.from.all(Direction::is_flushed)
     }
 
+    /// Returns whether the tunnel's end has begun, or is to begin at some tick: nobody needs to
+    /// order it any more.
+    pub(in crate::tunnel) fn is_ending(&self) -> bool {
+        let is_end_wanted = self.keepalive.as_ref().is_some_and(|times| times.is_end_wanted());
+        is_end_wanted || !self.closing.is_open()
+    }
+
     /// Returns the tunnel's state.
     #[cfg(feature = "admin")]
     pub(in crate::tunnel) fn state(&self) -> TunnelState {
