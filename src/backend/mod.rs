@@ -7,7 +7,10 @@ mod answers;
 pub(crate) mod balance;
 pub(crate) mod dial;
 mod failures;
+pub(crate) mod health;
 pub(crate) mod pool;
+pub(crate) mod queue;
+pub(crate) mod rebalance;
 mod resolve;
 
 use std::io;
