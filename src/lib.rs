@@ -108,9 +108,9 @@ pub use metrics::MetricsFormat;
 pub use proxy::{BoundProxy, Error};
 #[cfg(feature = "admin")]
 pub use settings::AdminConfig;
-pub use settings::BackendConfig;
 #[cfg(feature = "config")]
-pub use settings::{LogFormat, OnRemoved};
+pub use settings::LogFormat;
+pub use settings::{BackendConfig, CheckKind, HealthCheck, OnRemoved, OnUnhealthy, Resolve};
 pub use shutdown::Shutdown;
 pub use tunnel::policy::RateAction;
 pub use worker::Workers;

@@ -1,12 +1,13 @@
-//! The builder: settings of one proxy, until it listens. [`tunnels`] has those of its tunnels.
+//! The builder: settings of one proxy, until it listens. [`backends`] has those of its backends,
+//! [`tunnels`] those of its tunnels.
 
+mod backends;
 mod tunnels;
 
 use std::net::TcpListener;
 
 use futures_lite::future;
 
-use crate::backend::balance::Balance;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::metrics::Metrics;
 use crate::net;
@@ -62,34 +63,10 @@ impl WsProxy {
         self
     }
 
-    /// Sets the rule by which a backend is chosen for a handshake. Default:
-    /// [`Balance::RoundRobin`].
-    pub fn balance(mut self, balance: Balance) -> Self {
-        self.raw.balance = Some(balance);
-        self
-    }
-
-    /// Sets what [`Balance::Hash`] chooses by: `client_ip` (the address of the connection), `path`
-    /// (without its query), `header:NAME`, `cookie:NAME` or `query:NAME`. Requests with the same
-    /// value come to the same backend while it is usable; one that is added or lost moves only its
-    /// own share. A request without the part goes round. Required with it, and an error without.
-    pub fn hash_on(mut self, part: impl Into<String>) -> Self {
-        self.raw.hash_on = Some(part.into());
-        self
-    }
-
     /// Sets the time for each attempt to connect to a backend, and for each look-up of its name, in
     /// milliseconds. Default: 5,000. Zero is an error.
     pub fn connect_timeout_ms(mut self, ms: u64) -> Self {
         self.raw.connect_timeout_ms = Some(number(ms));
-        self
-    }
-
-    /// Sets the time for which the addresses of a backend's name are used before it is looked up
-    /// again, in milliseconds. Default: 1,000. Zero uses an answer only for the handshakes that
-    /// waited for it. While look-ups fail or hang, the last addresses are used for 30 s longer.
-    pub fn resolve_interval_ms(mut self, ms: u64) -> Self {
-        self.raw.resolve_interval_ms = Some(number(ms));
         self
     }
 
@@ -140,19 +117,6 @@ impl WsProxy {
     /// (502). Default: false, they pass, and the log warns of a backend's choice once a minute.
     pub fn strict_handshake(mut self, strict: bool) -> Self {
         self.raw.strict_handshake = Some(strict);
-        self
-    }
-
-    /// Asks the next backend, once, after one that answers with one of these: a status from `500`
-    /// to `599`, or `bad_answer`, an answer that is invalid. The client then gets what the next one
-    /// answers, if there is one. Nobody is asked again after a 101. Default: none, the first answer
-    /// counts.
-    pub fn retry_on<I>(mut self, answers: I) -> Self
-    where
-        I: IntoIterator,
-        I::Item: Into<String>,
-    {
-        self.raw.retry_on = Some(answers.into_iter().map(Into::into).collect());
         self
     }
 
@@ -330,7 +294,8 @@ mod tests {
     fn every_key_has_its_method() {
         use crate::settings::{RawDrain, RawSection};
 
-        const SOURCES: [&str; 2] = [include_str!("mod.rs"), include_str!("tunnels.rs")];
+        const SOURCES: [&str; 3] =
+            [include_str!("mod.rs"), include_str!("backends.rs"), include_str!("tunnels.rs")];
         // `bind` ends the building, `backends` begins it.
         let of_section = RawSection::KEYS.iter().filter(|&&key| key != "backends");
         let of_drain = RawDrain::KEYS.iter().map(|&key| match key {

@@ -22,9 +22,14 @@ struct Document {
 impl Config {
     /// Returns the configuration in force as TOML that can be [parsed](Config::parse) again: each
     /// key with its value or its default. Without a default, and left out where they are not given,
-    /// are `name`, `hash_on`, `origins` and `socket_mode` of a section, and the tables and keys of
-    /// other programs. The token of `[admin]` is in a file of its own, of which the text has the
-    /// path.
+    /// are `name`, `hash_on`, `origins`, `socket_mode` and `health_check` of a section, `host` of a
+    /// health check and the keys that its kind does not take, and the tables and keys of other
+    /// programs.
+    ///
+    /// Secrets are not in it. The token of `[admin]` is in a file of its own, of which the text has
+    /// the path. In `headers` of a health check the value of a field is `***` if its name tells of
+    /// a secret: `Authorization`, `Cookie`, `X-Api-Key`, whatever has `auth`, `cookie`, `key`,
+    /// `token`, `secret`, `pass` or `session` in it.
     ///
     /// # Errors
     ///
@@ -62,6 +67,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::settings::RawHealthCheck;
 
     /// A section in which nothing has its default.
     const SECTION: &str = r#"
@@ -75,7 +81,19 @@ mod tests {
         balance = "hash"
         hash_on = "cookie:io"
         connect_timeout_ms = 1
+        resolve = "watch"
         resolve_interval_ms = 2
+        on_removed = "drain"
+        queue_timeout_ms = 21
+        queue_size = 22
+        max_failures = 23
+        eject_ms = 24
+        max_ejected_percent = 25
+        early_reset_ms = 26
+        slow_start_ms = 27
+        rebalance = true
+        rebalance_code = 4028
+        rebalance_per_second = 29
         read_timeout_ms = 3
         response_timeout_ms = 4
         host = "preserve"
@@ -102,6 +120,17 @@ mod tests {
         backend_lost_code = 1012
         client_lost_code = 1013
         tunnel_start = true
+        [ws_proxy.health_check]
+        kind = "http"
+        path = "/up?deep=1"
+        host = "app.test"
+        headers = ["X-Probe: 1", "X-Probe: 2"]
+        expect_status = "200-299,404"
+        interval_ms = 30
+        timeout_ms = 31
+        healthy_threshold = 32
+        unhealthy_threshold = 33
+        on_unhealthy = "drain"
     "#;
     /// The rest of such a text.
     const REST: &str = r#"
@@ -133,8 +162,10 @@ mod tests {
     #[test]
     fn what_is_given_comes_back() {
         let text = format!("{REST}{SECTION}");
-        let section = table(&text)["ws_proxy"][0].as_table().unwrap().len();
-        assert_eq!(section, RawSection::KEYS.len());
+        let section = &table(&text)["ws_proxy"][0];
+        assert_eq!(section.as_table().unwrap().len(), RawSection::KEYS.len());
+        let check = section["health_check"].as_table().unwrap();
+        assert_eq!(check.len(), RawHealthCheck::KEYS.len());
         assert_eq!(table(&effective(&text)), table(&text));
     }
 
@@ -147,7 +178,7 @@ mod tests {
         let keys = |table: &toml::Table| table.keys().cloned().collect::<BTreeSet<_>>();
         let mut expected: BTreeSet<_> = RawSection::KEYS.iter().map(|&key| key.into()).collect();
         expected.retain(|key: &String| {
-            !["name", "hash_on", "origins", "socket_mode"].contains(&key.as_str())
+            !["name", "hash_on", "origins", "socket_mode", "health_check"].contains(&key.as_str())
         });
         let sections = table["ws_proxy"].as_array().unwrap();
         assert_eq!(sections.len(), 2);
@@ -163,15 +194,67 @@ mod tests {
     }
 
     #[test]
+    fn a_health_check_has_the_keys_that_its_kind_takes() {
+        let of = |lines: &str| {
+            let text = format!(
+                "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"a:1\"]\n\
+                 [ws_proxy.health_check]\n{lines}"
+            );
+            let printed = effective(&text);
+            assert_eq!(effective(&printed), printed);
+            table(&printed)["ws_proxy"][0]["health_check"].as_table().unwrap().clone()
+        };
+        let common = "interval_ms = 5000\ntimeout_ms = 2000\nhealthy_threshold = 2\n\
+                      unhealthy_threshold = 3\non_unhealthy = \"keep\"\n";
+        let request = "path = \"/\"\nheaders = []\n";
+        let status = "expect_status = \"200-399\"\n";
+        for (kind, keys) in [
+            ("tcp", String::new()),
+            ("websocket", request.to_owned()),
+            ("http", format!("{request}{status}")),
+        ] {
+            let kind = format!("kind = \"{kind}\"\n");
+            assert_eq!(of(&kind), table(&format!("{kind}{common}{keys}")));
+        }
+        assert_eq!(of(""), of("kind = \"tcp\""));
+    }
+
+    #[test]
+    fn secrets_are_left_out() {
+        let printed = effective(
+            "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"a:1\"]\n\
+             [ws_proxy.health_check]\npath = \"/up\"\n\
+             headers = { authorization = \"Bearer s3cret\", X-Probe = \"1\" }",
+        );
+        assert!(printed.contains("[\"X-Probe: 1\", \"authorization: ***\"]"), "{printed}");
+        assert!(!printed.contains("s3cret"));
+        assert_eq!(effective(&printed), printed);
+    }
+
+    #[test]
+    fn the_values_of_a_rebalance_that_is_off_are_kept() {
+        let text = "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"a:1\"]\n";
+        let of_section = |lines: &str, key: &str| {
+            table(&effective(&format!("{text}{lines}")))["ws_proxy"][0][key].as_integer()
+        };
+        assert_eq!(of_section("", "rebalance_code"), Some(1012));
+        assert_eq!(of_section("", "rebalance_per_second"), Some(10));
+        assert_eq!(of_section("rebalance_code = 4000", "rebalance_code"), Some(4000));
+        assert_eq!(of_section("rebalance_per_second = 3", "rebalance_per_second"), Some(3));
+    }
+
+    #[test]
     fn a_default_that_follows_another_key_is_what_it_comes_to() {
         let text = "[[ws_proxy]]\nbind = \"127.0.0.1:0\"\nbackends = [\"a:1\"]\n\
                     read_timeout_ms = 7\nmax_messages_per_second = 5\nping_interval_ms = 9\n\
+                    resolve = \"watch\"\n\
                     [drain]\ntimeout_ms = 3000\n";
         let table = table(&effective(text));
         let of_section = |key: &str| table["ws_proxy"][0][key].as_integer();
         assert_eq!(of_section("response_timeout_ms"), Some(7));
         assert_eq!(of_section("max_frames_per_second"), Some(50));
         assert_eq!(of_section("pong_timeout_ms"), Some(9));
+        assert_eq!(of_section("resolve_interval_ms"), Some(5000));
         assert_eq!(table["drain"]["spread_ms"].as_integer(), Some(1_000));
     }
 }

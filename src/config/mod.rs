@@ -20,10 +20,14 @@ use crate::builder::WsProxy;
 use crate::net::address::Address;
 #[cfg(feature = "admin")]
 use crate::settings::{AdminConfig, RawAdmin};
-use crate::settings::{Drain, Invalid, LogFormat, OnRemoved, RawDrain, RawLog, RawSection};
+use crate::settings::{
+    Drain, Invalid, LogFormat, OnRemoved, RawDrain, RawHealthCheck, RawLog, RawSection,
+};
 
 /// Key of the sections.
 const SECTIONS: &str = "ws_proxy";
+/// Key of the table of a section's health checks.
+const HEALTH_CHECK: &str = "health_check";
 /// Key of the number of worker threads.
 const WORKERS: &str = "workers";
 /// Key of the time between two looks at the file.
@@ -211,6 +215,11 @@ fn read_section(
     source: SourceText<'_>,
 ) -> Result<CheckedSection, ConfigError> {
     let table = Table::new(table, SECTIONS, "[[ws_proxy]]", source)?;
+    // First, as its faults have lines and keys of their own.
+    if let Some(checks) = table.nested(HEALTH_CHECK, "[ws_proxy.health_check]")? {
+        let raw: RawHealthCheck = checks.read(RawHealthCheck::KEYS)?;
+        raw.check().map_err(|invalid| checks.invalid(invalid))?;
+    }
     let raw: RawSection = table.read(RawSection::KEYS)?;
     // The file's own [drain] is checked apart, since its errors belong to its lines.
     let settings = raw.check(&Drain::default()).map_err(|invalid| table.invalid(invalid))?;
@@ -490,7 +499,19 @@ backends = ["ws://a:1", { address = "[::1]", weight = 3, max_tunnels = 5, backup
 balance = "hash"
 hash_on = "query:sid"
 connect_timeout_ms = 1
+resolve = "watch"
 resolve_interval_ms = 12
+on_removed = "drain"
+queue_timeout_ms = 14
+queue_size = 15
+max_failures = 16
+eject_ms = 17
+max_ejected_percent = 18
+early_reset_ms = 19
+slow_start_ms = 20
+rebalance = true
+rebalance_code = 4021
+rebalance_per_second = 22
 read_timeout_ms = 2
 response_timeout_ms = 3
 host = "preserve"
@@ -517,8 +538,20 @@ max_head_bytes = 16384
 backend_lost_code = 1014
 client_lost_code = 1001
 tunnel_start = true
+[ws_proxy.health_check]
+kind = "http"
+path = "/up"
+interval_ms = 23
+timeout_ms = 24
+healthy_threshold = 25
+unhealthy_threshold = 26
+headers = { X-Probe = "1", Authorization = "Bearer x" }
+host = "app.test"
+expect_status = [204, "200-201"]
+on_unhealthy = "drain"
 "#;
-        for key in RawSection::KEYS.iter().chain(RawDrain::KEYS).chain(RawLog::KEYS) {
+        let keys = [RawSection::KEYS, RawDrain::KEYS, RawLog::KEYS, RawHealthCheck::KEYS].concat();
+        for key in keys.into_iter().filter(|&key| key != HEALTH_CHECK) {
             assert!(text.contains(&format!("\n{key} = ")), "{key} is not in this test");
         }
         #[cfg(feature = "admin")]
@@ -547,7 +580,29 @@ tunnel_start = true
         assert_eq!(settings.balance, crate::Balance::Hash);
         assert_eq!(settings.hash_on, Some(HashOn::Query("sid".to_owned())));
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));
+        assert_eq!(settings.resolve, crate::Resolve::Watch);
         assert_eq!(settings.resolve_interval, Duration::from_millis(12));
+        assert_eq!(settings.on_removed, OnRemoved::Drain);
+        assert_eq!((settings.queue_timeout.as_millis(), settings.queue_size), (14, 15));
+        let health = settings.health;
+        assert_eq!((health.max_failures, health.eject.as_millis()), (16, 17));
+        assert_eq!((settings.max_ejected_percent, health.slow_start.as_millis()), (18, 20));
+        assert_eq!(settings.early_reset, Some(Duration::from_millis(19)));
+        let rebalance = settings.rebalance.unwrap();
+        assert_eq!((rebalance.code, rebalance.per_second.get()), (4021, 22));
+        let checks = health.checks.unwrap();
+        assert_eq!((checks.healthy_threshold, checks.unhealthy_threshold), (25, 26));
+        let check = settings.health_check.unwrap();
+        assert_eq!((check.kind, &*check.path), (crate::CheckKind::Http, "/up"));
+        assert_eq!((check.interval.as_millis(), check.timeout.as_millis()), (23, 24));
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let headers = [header("Authorization", "Bearer x"), header("X-Probe", "1")];
+        assert_eq!(check.headers, headers);
+        assert_eq!(
+            (check.host.as_deref(), &*check.expected.to_string()),
+            (Some("app.test"), "200-201,204")
+        );
+        assert_eq!(check.on_unhealthy, crate::OnUnhealthy::Drain);
         assert_eq!(settings.read_timeout, Duration::from_millis(2));
         assert_eq!(settings.response_timeout, Duration::from_millis(3));
         assert_eq!(settings.host, crate::HostHeader::Preserve);
@@ -700,6 +755,19 @@ tunnel_start = true
                 with("retry_on = [\"503\",\n \"404\"]"),
                 "5: retry_on: \"404\" is no answer to retry on: write bad_answer, or a status from",
             ),
+            (
+                with("resolve = \"always\""),
+                "4: resolve: unknown value `always`, expected `connect` or `watch`",
+            ),
+            (
+                with("on_removed = \"cut\""),
+                "4: on_removed: unknown value `cut`, expected `keep` or `drain`",
+            ),
+            (
+                with("queue_size = 0"),
+                "4: queue_size: 0 is out of range (1 to 1000000): set queue_timeout_ms = 0 for no ",
+            ),
+            (with("rebalance = 1"), "4: rebalance: invalid type: integer `1`, expected a boolean"),
             (with("balance = \"hash\""), "1: hash_on: is missing: name what balance"),
             (with("hash_on = \"path\""), "4: hash_on: has no effect without balance"),
             (
@@ -773,11 +841,138 @@ tunnel_start = true
         }
     }
 
+    #[test]
+    fn faults_of_a_health_check_are_named_with_line_and_key() {
+        let with = |lines: &str| format!("{GOOD}[ws_proxy.health_check]\n{lines}\n");
+        let cases = [
+            (
+                format!("{GOOD}health_check = \"tcp\""),
+                "4: health_check: must be a table, but is of type string: write \
+                 [ws_proxy.health_check]",
+            ),
+            (
+                format!("{GOOD}[[ws_proxy.health_check]]\n"),
+                "4: health_check: must be a table, but is of type array: write",
+            ),
+            (format!("[ws_proxy.health_check]\n{GOOD}"), "2: "),
+            (
+                format!("{GOOD}[ws_proxy.healthcheck]\n"),
+                "4: healthcheck: unknown key; did you mean health_check?",
+            ),
+            (with("pth = \"/\""), "5: pth: unknown key; did you mean path?"),
+            (with("\ninterval = 1"), "6: interval: unknown key; did you mean interval_ms?"),
+            (
+                with("colour = 1"),
+                "5: colour: unknown key; the keys of [ws_proxy.health_check] are kind, path, ",
+            ),
+            (
+                with("interval_ms = 5\nkind = \"udp\""),
+                "6: kind: unknown value `udp`, expected one of `tcp`, `http`, `websocket`",
+            ),
+            (with("path = \"up\""), "5: path: \"up\" is not a path"),
+            (
+                with("path = \"/up\"\nhost = \"a b\""),
+                "6: host: \"a b\" is not a host: write a name",
+            ),
+            (
+                with("path = \"/\"\nkind = \"tcp\""),
+                "5: path: has no effect on kind = \"tcp\", which sends nothing: set kind",
+            ),
+            (with("\nhost = \"a\""), "6: host: has no effect on kind = \"tcp\""),
+            (
+                with("kind = \"websocket\"\nexpect_status = 200"),
+                "6: expect_status: has no effect without kind = \"http\"",
+            ),
+            (
+                with("timeout_ms = \"2s\""),
+                "5: timeout_ms: invalid type: string \"2s\", expected an integer",
+            ),
+            (with("timeout_ms = 0"), "5: timeout_ms: must be at least 1 (milliseconds), got 0"),
+            (
+                with("healthy_threshold = 0"),
+                "5: healthy_threshold: 0 is out of range (1 to 4294967295)",
+            ),
+            (
+                with("unhealthy_threshold = -1"),
+                "5: unhealthy_threshold: -1 is out of range (1 to 4294967295)",
+            ),
+            (
+                with("on_unhealthy = \"cut\""),
+                "5: on_unhealthy: unknown value `cut`, expected `keep` or `drain`",
+            ),
+            (with("expect_status = 99"), "5: expect_status: \"99\" is not a status or a range"),
+            (with("expect_status = []"), "5: expect_status: must name at least one status"),
+            (
+                with("expect_status = [\n200,\n\"2xx\"]"),
+                "7: expect_status: \"2xx\" is not a status or a range, such as 204 or 200-299",
+            ),
+            (
+                with("expect_status = [\n200,\n2.5]"),
+                "7: expect_status: invalid type: floating point `2.5`, expected a status, or a ",
+            ),
+            (
+                with("expect_status = true"),
+                "5: expect_status: invalid type: boolean `true`, expected a status, a text such ",
+            ),
+            (
+                with("path = \"/\"\nheaders = { A = \"b\", \"b c\" = \"d\" }"),
+                "6: headers: \"b c\" is not the name of a header field",
+            ),
+            (
+                with("path = \"/\"\n[ws_proxy.health_check.headers]\nA = \"b\"\nHost = \"d\""),
+                "8: headers: Host has a key of its own: set host",
+            ),
+            (
+                with("path = \"/\"\nheaders = [\n\"A: b\",\n\"Upgrade: c\"]"),
+                "8: headers: Upgrade is not for a check to change: leave it out",
+            ),
+            (
+                with("path = \"/\"\nheaders = [\n\"A: b\",\n\"Bearer c\"]"),
+                "8: headers: invalid value: a text without a colon, expected \"Name: value\"",
+            ),
+            (
+                with("path = \"/\"\nheaders = { A = 1 }"),
+                "6: headers: invalid type: integer `1`, expected a string",
+            ),
+            (
+                with("path = \"/\"\nheaders = \"A: b\""),
+                "6: headers: invalid type: a text, expected a table of texts, or an array ",
+            ),
+        ];
+        assert!(!cases.is_empty());
+        for (text, expected) in cases {
+            let message = error(&text);
+            assert!(message.starts_with(expected), "{message:?} for {text:?}");
+            assert!(!message.contains('\n'), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_health_check_belongs_to_the_section_before_it() {
+        // The keys as rust-web-server has them.
+        let check = "[ws_proxy.health_check]\npath = \"/health\"\ninterval_ms = 10000\n\
+                     timeout_ms = 3000\nhealthy_threshold = 1\nunhealthy_threshold = 5\n";
+        let text = format!("{GOOD}{check}{}", GOOD.replace("8080", "0"));
+        let config = Config::parse(&text).unwrap();
+        let settings =
+            |index: usize| config.sections[index].proxy.settings("127.0.0.1:0").unwrap().0;
+        let first = settings(0);
+        let check = first.health_check.unwrap();
+        assert_eq!((check.kind, &*check.path), (crate::CheckKind::Http, "/health"));
+        assert_eq!((check.interval.as_millis(), check.timeout.as_millis()), (10_000, 3_000));
+        assert_eq!(&*check.expected.to_string(), "200-399");
+        let rules = first.health.checks.unwrap();
+        assert_eq!((rules.healthy_threshold, rules.unhealthy_threshold), (1, 5));
+        let second = settings(1);
+        assert_eq!((second.health_check, second.health.checks), (None, None));
+    }
+
     proptest! {
         #[test]
         fn random_text_never_panics(text in "[a-z_=\\[\\]\"0-9. \n]{0,80}") {
             let _ = Config::parse(&text);
             let _ = Config::parse(&format!("{GOOD}{text}"));
+            let _ = Config::parse(&format!("{GOOD}[ws_proxy.health_check]\n{text}"));
         }
     }
 }

@@ -69,6 +69,20 @@ impl<'t, 'i> Table<'t, 'i> {
         }
     }
 
+    /// Takes the value of a key of this table as a table, if it is given.
+    ///
+    /// # Errors
+    ///
+    /// A value of another type.
+    pub(super) fn nested(
+        &self,
+        key: &str,
+        header: &'static str,
+    ) -> Result<Option<Self>, ConfigError> {
+        let value = entry(self.keys, key).map(|(_, value)| value);
+        value.map(|value| Table::new(value, key, header, self.source)).transpose()
+    }
+
     /// Reads the table into a type that has these keys.
     ///
     /// # Errors
@@ -100,14 +114,15 @@ impl<'t, 'i> Table<'t, 'i> {
         self.source.error(at, Some(key), problem)
     }
 
-    /// Returns the offset of an element of a key's list, that of the key where there is no such
-    /// element.
+    /// Returns the offset of an element of a key's list or table, that of the key where there is no
+    /// such element.
     pub(super) fn element_at(&self, key: &str, index: usize) -> usize {
         let element = self.keys.get(key).and_then(|value| match value.get_ref() {
-            DeValue::Array(elements) => elements.get(index),
+            DeValue::Array(elements) => elements.get(index).map(Spanned::span),
+            DeValue::Table(entries) => entries.keys().nth(index).map(Spanned::span),
             _ => None,
         });
-        element.map_or_else(|| self.at(key), |element| element.span().start)
+        element.map_or_else(|| self.at(key), |span| span.start)
     }
 
     /// Returns the offset of a key in the text, that of the table where the key is missing.

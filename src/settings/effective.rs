@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use super::{BackendConfig, Drain, RawDrain, RawSection, Settings};
+use super::lists::{HeaderList, StatusList};
+use super::{
+    BackendConfig, CheckKind, Drain, HealthCheckSettings, RawDrain, RawHealthCheck, RawSection,
+    Settings, rebalance,
+};
+use crate::backend::health::states::CheckRules;
 
 impl Settings {
     /// Returns the table that these settings come from, `given`, with the default of every key that
-    /// is not in it. `name`, `hash_on`, `origins` and `socket_mode` have none.
+    /// is not in it. `name`, `hash_on`, `origins`, `socket_mode` and `health_check` have none.
     pub(crate) fn to_raw(&self, given: &RawSection) -> RawSection {
         let policy = &self.policy;
+        let checks = self.health_check.as_deref().zip(self.health.checks);
         RawSection {
             name: given.name.clone(),
             bind: given.bind.clone(),
@@ -16,7 +22,20 @@ impl Settings {
             balance: Some(self.balance),
             hash_on: given.hash_on.clone(),
             connect_timeout_ms: ms(self.connect_timeout),
+            resolve: Some(self.resolve),
             resolve_interval_ms: ms(self.resolve_interval),
+            on_removed: Some(self.on_removed),
+            queue_timeout_ms: ms(self.queue_timeout),
+            queue_size: number(Some(self.queue_size)),
+            max_failures: number(Some(self.health.max_failures)),
+            eject_ms: ms(self.health.eject),
+            max_ejected_percent: number(Some(self.max_ejected_percent)),
+            early_reset_ms: ms_or_zero(self.early_reset),
+            slow_start_ms: ms(self.health.slow_start),
+            rebalance: Some(self.rebalance.is_some()),
+            // Not of the settings, which have none while it is off.
+            rebalance_code: given.rebalance_code.or(Some(rebalance::CODE)),
+            rebalance_per_second: given.rebalance_per_second.or(Some(rebalance::PER_SECOND.into())),
             read_timeout_ms: ms(self.read_timeout),
             response_timeout_ms: ms(self.response_timeout),
             host: Some(self.host),
@@ -43,6 +62,27 @@ impl Settings {
             backend_lost_code: number(policy.backend_lost_code),
             client_lost_code: number(policy.client_lost_code),
             tunnel_start: Some(self.tunnel_start),
+            health_check: checks.map(|(settings, rules)| settings.to_raw(rules)),
+        }
+    }
+}
+
+impl HealthCheckSettings {
+    /// Returns the table with these settings, without the keys that its kind does not take. `host`
+    /// has no default, and the values of headers are left out where they may be secrets.
+    fn to_raw(&self, rules: CheckRules) -> RawHealthCheck {
+        let (is_tcp, is_http) = (self.kind == CheckKind::Tcp, self.kind == CheckKind::Http);
+        RawHealthCheck {
+            kind: Some(self.kind),
+            path: (!is_tcp).then(|| self.path.clone()),
+            host: self.host.clone(),
+            headers: (!is_tcp).then(|| HeaderList::shown(&self.headers)),
+            expect_status: is_http.then(|| StatusList(vec![self.expected.to_string()])),
+            interval_ms: ms(self.interval),
+            timeout_ms: ms(self.timeout),
+            healthy_threshold: number(Some(rules.healthy_threshold)),
+            unhealthy_threshold: number(Some(rules.unhealthy_threshold)),
+            on_unhealthy: Some(self.on_unhealthy),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::backend::balance::Balance;
 use crate::backend::dial::DialSettings;
+use crate::backend::health::states::HealthRules;
 use crate::backend::pool::BackendSettings;
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::hash_on::HashOn;
@@ -17,8 +18,6 @@ use crate::tunnel::policy::{Policy, RateAction};
 
 /// Default time for a connection attempt, in milliseconds.
 const CONNECT_TIMEOUT_MS: i64 = 5_000;
-/// Default time for which the addresses of a name are used.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Default time for the client's whole head, in milliseconds.
 const READ_TIMEOUT_MS: i64 = 30_000;
 /// Default size of the largest request head, in bytes.
@@ -59,9 +58,15 @@ mod backend;
 mod drain;
 #[cfg(feature = "config")]
 mod effective;
+mod health;
+mod health_check;
+mod lists;
 #[cfg(feature = "config")]
 mod log;
-#[cfg(feature = "config")]
+mod names;
+mod policy;
+mod queue;
+mod rebalance;
 mod removal;
 mod values;
 
@@ -73,15 +78,18 @@ pub(crate) use self::admin::RawAdmin;
 pub(crate) use self::admin::{AdminSettings, Token};
 pub use self::backend::BackendConfig;
 pub(crate) use self::drain::{Drain, RawDrain};
+pub use self::health_check::{CheckKind, HealthCheck, OnUnhealthy};
+pub(crate) use self::health_check::{HealthCheckSettings, RawHealthCheck};
 #[cfg(feature = "config")]
 pub use self::log::LogFormat;
 #[cfg(feature = "config")]
 pub(crate) use self::log::RawLog;
-#[cfg(feature = "config")]
+pub use self::names::Resolve;
+pub(crate) use self::rebalance::RebalanceSettings;
 pub use self::removal::OnRemoved;
 #[cfg(feature = "admin")]
 pub(crate) use self::values::{SENDABLE, is_sendable};
-use self::values::{close_code, limit, lost_code, rate, refuse_itself, time, time_or, timeout};
+use self::values::{limit, refuse_itself, time, timeout};
 
 raw_table! {
     /// A section as given by TOML, the command line or the builder; nothing is checked yet.
@@ -92,7 +100,19 @@ raw_table! {
         balance: Balance,
         hash_on: String,
         connect_timeout_ms: i64,
+        resolve: Resolve,
         resolve_interval_ms: i64,
+        on_removed: OnRemoved,
+        queue_timeout_ms: i64,
+        queue_size: i64,
+        max_failures: i64,
+        eject_ms: i64,
+        max_ejected_percent: i64,
+        early_reset_ms: i64,
+        slow_start_ms: i64,
+        rebalance: bool,
+        rebalance_code: i64,
+        rebalance_per_second: i64,
         read_timeout_ms: i64,
         response_timeout_ms: i64,
         host: HostHeader,
@@ -119,6 +139,8 @@ raw_table! {
         backend_lost_code: i64,
         client_lost_code: i64,
         tunnel_start: bool,
+        // TOML has the tables after everything else.
+        health_check: RawHealthCheck,
     }
 }
 
@@ -136,8 +158,27 @@ pub(crate) struct Settings {
     pub(crate) hash_on: Option<HashOn>,
     /// Time for each connection attempt to a backend, and for each look-up of its name.
     pub(crate) connect_timeout: Duration,
-    /// Time for which the addresses of a name are used; zero shares only look-ups under way.
+    /// Whether names are looked up for each handshake, or watched.
+    pub(crate) resolve: Resolve,
+    /// Time for which the addresses of a name are used; zero shares only look-ups under way. Of a
+    /// name that is watched, time between two look-ups.
     pub(crate) resolve_interval: Duration,
+    /// Treatment of the tunnels of backends that are removed.
+    pub(crate) on_removed: OnRemoved,
+    /// Time for which a handshake waits while all backends are full; zero for no waiting.
+    pub(crate) queue_timeout: Duration,
+    /// Handshakes that wait at a time.
+    pub(crate) queue_size: usize,
+    /// Rules by which backends are ejected and come back, with those of the checks.
+    pub(crate) health: HealthRules,
+    /// Most backends that are ejected at a time, in percent of all.
+    pub(crate) max_ejected_percent: u32,
+    /// Time from the 101 within which a reset by the backend is a failure; `None` for none.
+    pub(crate) early_reset: Option<Duration>,
+    /// Active checks; `None` for none. [`HealthRules::checks`] is there if and only if this is.
+    pub(crate) health_check: Option<Arc<HealthCheckSettings>>,
+    /// How tunnels are moved to a backend that was added; `None` for not at all.
+    pub(crate) rebalance: Option<RebalanceSettings>,
     /// Time for the client's whole head.
     pub(crate) read_timeout: Duration,
     /// Time for the head of the backend's response, and for each read of a declined one's body.
@@ -195,12 +236,7 @@ impl RawSection {
         let connect_timeout =
             timeout("connect_timeout_ms", self.connect_timeout_ms, CONNECT_TIMEOUT_MS)?;
         let max_connections = limit("max_connections", self.max_connections)?;
-        let resolve_interval = time_or(
-            "resolve_interval_ms",
-            self.resolve_interval_ms,
-            RESOLVE_INTERVAL,
-            "no use beyond the look-up",
-        )?;
+        let (health_check, checks) = self.health_check()?.unzip();
         Ok(Settings {
             name: self.name.clone(),
             bind,
@@ -208,7 +244,16 @@ impl RawSection {
             balance: self.balance.unwrap_or_default(),
             hash_on: self.hash_on()?,
             connect_timeout,
-            resolve_interval,
+            resolve: self.resolve.unwrap_or_default(),
+            resolve_interval: self.resolve_interval()?,
+            on_removed: self.on_removed.unwrap_or_default(),
+            queue_timeout: self.queue_timeout()?,
+            queue_size: self.queue_size()?,
+            health: HealthRules { checks, ..self.health(connect_timeout, response_timeout)? },
+            max_ejected_percent: self.max_ejected_percent()?,
+            early_reset: time("early_reset_ms", self.early_reset_ms, "no such failure")?,
+            health_check: health_check.map(Arc::new),
+            rebalance: self.rebalance()?,
             read_timeout,
             response_timeout,
             host: self.host.unwrap_or_default(),
@@ -288,56 +333,6 @@ impl RawSection {
             return Err(Invalid::new(KEY, mend));
         }
         Ok(Some(mode))
-    }
-
-    fn policy(&self, drain: &Drain) -> Result<Policy, Invalid> {
-        let ping_interval = time("ping_interval_ms", self.ping_interval_ms, "no Pings")?;
-        let pong_timeout = time("pong_timeout_ms", self.pong_timeout_ms, "ping_interval_ms")?;
-        if pong_timeout.is_some() && ping_interval.is_none() {
-            let mend = "has no effect without ping_interval_ms: set that as well, or leave it out";
-            return Err(Invalid::new("pong_timeout_ms", mend));
-        }
-        Ok(Policy {
-            ping_interval,
-            pong_timeout: pong_timeout.or(ping_interval).unwrap_or_default(),
-            idle_timeout: time("idle_timeout_ms", self.idle_timeout_ms, "no limit")?,
-            blocked_timeout: time("blocked_timeout_ms", self.blocked_timeout_ms, "no limit")?,
-            max_lifetime: time("max_lifetime_ms", self.max_lifetime_ms, "no limit")?,
-            lifetime_close_code: close_code("lifetime_close_code", self.lifetime_close_code)?,
-            max_message: limit("max_message_bytes", self.max_message_bytes)?,
-            max_frame: limit("max_frame_bytes", self.max_frame_bytes)?,
-            max_messages_per_second: self.max_messages_per_second()?,
-            max_frames_per_second: self.max_frames_per_second()?,
-            rate_action: self.rate_action()?,
-            strict_frames: self.strict_frames.unwrap_or_default(),
-            backend_lost_code: lost_code("backend_lost_code", self.backend_lost_code)?,
-            client_lost_code: lost_code("client_lost_code", self.client_lost_code)?,
-            close_grace: drain.close_grace,
-            drain_close_code: drain.close_code,
-        })
-    }
-
-    fn rate_action(&self) -> Result<RateAction, Invalid> {
-        let action = self.rate_action.unwrap_or_default();
-        let has_rate = self.max_messages_per_second()?.or(self.max_frames_per_second()?).is_some();
-        if action != RateAction::default() && !has_rate {
-            let mend = "has no effect without a rate: set max_messages_per_second or \
-                        max_frames_per_second as well, or leave it out";
-            return Err(Invalid::new("rate_action", mend));
-        }
-        Ok(action)
-    }
-
-    fn max_messages_per_second(&self) -> Result<Option<u32>, Invalid> {
-        rate("max_messages_per_second", self.max_messages_per_second, "no limit")
-    }
-
-    /// Returns the rate of frames: where it is not given, ten times that of messages.
-    fn max_frames_per_second(&self) -> Result<Option<u32>, Invalid> {
-        let zero = "ten times max_messages_per_second";
-        let frames = rate("max_frames_per_second", self.max_frames_per_second, zero)?;
-        let messages = self.max_messages_per_second()?;
-        Ok(frames.or_else(|| messages.map(|messages| messages.saturating_mul(10))))
     }
 }
 
@@ -435,6 +430,50 @@ mod tests {
         assert!(settings.origins.is_none());
         assert_eq!(settings.max_connections, None);
         assert_eq!(settings.backends[1].address.port(), Some(80));
+        assert_eq!((settings.resolve, settings.on_removed), (Resolve::Connect, OnRemoved::Keep));
+        assert_eq!((settings.queue_timeout, settings.queue_size), (Duration::ZERO, 1_000));
+        let health = HealthRules {
+            max_failures: 3,
+            eject: Duration::from_secs(10),
+            trial_timeout: Duration::from_secs(3 * 5 + 30),
+            has_early_resets: false,
+            slow_start: Duration::ZERO,
+            checks: None,
+        };
+        assert_eq!(settings.health, health);
+        assert_eq!((settings.max_ejected_percent, settings.early_reset), (50, None));
+        assert_eq!((settings.health_check, settings.rebalance), (None, None));
+    }
+
+    #[test]
+    fn a_watched_name_has_another_interval() {
+        let watched = RawSection { resolve: Some(Resolve::Watch), ..raw() };
+        let settings = watched.check(&drain()).unwrap();
+        assert_eq!(settings.resolve_interval, Duration::from_secs(5));
+        let unshared = RawSection { resolve_interval_ms: Some(0), ..raw() };
+        assert_eq!(unshared.check(&drain()).unwrap().resolve_interval, Duration::ZERO);
+    }
+
+    #[test]
+    fn rebalancing_is_on_where_it_is_asked_for() {
+        let code = RawSection { rebalance_code: Some(4000), ..raw() };
+        assert_eq!(code.check(&drain()).unwrap().rebalance, None);
+        let asked = |raw| RawSection { rebalance: Some(true), ..raw };
+        let of = |raw: RawSection| {
+            let settings = raw.check(&drain()).unwrap().rebalance.unwrap();
+            (settings.code, settings.per_second.get())
+        };
+        assert_eq!(of(asked(raw())), (1012, 10));
+        assert_eq!(of(asked(code)), (4000, 10));
+        assert_eq!(of(RawSection { rebalance_per_second: Some(7), ..asked(raw()) }), (1012, 7));
+    }
+
+    #[test]
+    fn the_rules_on_checks_are_there_if_and_only_if_checks_are() {
+        let check = HealthCheck::new(CheckKind::Http).healthy_threshold(7).raw;
+        let settings = RawSection { health_check: Some(check), ..raw() }.check(&drain()).unwrap();
+        assert_eq!(settings.health.checks.map(|rules| rules.healthy_threshold), Some(7));
+        assert_eq!(settings.health_check.map(|check| check.kind), Some(CheckKind::Http));
     }
 
     #[test]
@@ -536,6 +575,75 @@ mod tests {
                 bad(|raw| raw.backend_lost_code = Some(1006)),
                 "backend_lost_code",
                 &format!("1006 is not a sendable close code ({codes}, or 0 for none)"),
+            ),
+            (
+                bad(|raw| {
+                    (raw.resolve, raw.resolve_interval_ms) = (Some(Resolve::Watch), Some(0));
+                }),
+                "resolve_interval_ms",
+                "must be at least 1 (milliseconds), got 0 with resolve = \"watch\"",
+            ),
+            (
+                bad(|raw| raw.queue_timeout_ms = Some(-1)),
+                "queue_timeout_ms",
+                "-1 is out of range (0 for no waiting, or a positive number of milliseconds)",
+            ),
+            (
+                bad(|raw| raw.queue_size = Some(0)),
+                "queue_size",
+                "0 is out of range (1 to 1000000): set queue_timeout_ms = 0 for no waiting",
+            ),
+            (
+                bad(|raw| raw.queue_size = Some(1_000_001)),
+                "queue_size",
+                "1000001 is out of range (1 to 1000000)",
+            ),
+            (
+                bad(|raw| raw.max_failures = Some(-1)),
+                "max_failures",
+                "-1 is out of range (0 for no ejection, or 1 to 4294967295)",
+            ),
+            (
+                bad(|raw| raw.eject_ms = Some(0)),
+                "eject_ms",
+                "must be at least 1 (milliseconds), got 0",
+            ),
+            (
+                bad(|raw| raw.max_ejected_percent = Some(101)),
+                "max_ejected_percent",
+                "101 is out of range (0 for no ejection, or 1 to 100)",
+            ),
+            (
+                bad(|raw| raw.max_ejected_percent = Some(-1)),
+                "max_ejected_percent",
+                "-1 is out of range (0 for no ejection, or 1 to 100)",
+            ),
+            (
+                bad(|raw| raw.early_reset_ms = Some(-1)),
+                "early_reset_ms",
+                "-1 is out of range (0 for no such failure, or a positive number of milliseconds)",
+            ),
+            (
+                bad(|raw| raw.slow_start_ms = Some(-1)),
+                "slow_start_ms",
+                "-1 is out of range (0 for the full share at once, or a positive number of ",
+            ),
+            (
+                bad(|raw| raw.rebalance_code = Some(1005)),
+                "rebalance_code",
+                &format!("1005 is not a sendable close code ({codes})"),
+            ),
+            (
+                bad(|raw| raw.rebalance_per_second = Some(0)),
+                "rebalance_per_second",
+                "0 is out of range (1 to 4294967295)",
+            ),
+            (
+                bad(|raw| {
+                    raw.health_check = Some(HealthCheck::new(CheckKind::Http).timeout_ms(0).raw);
+                }),
+                "health_check",
+                "timeout_ms: must be at least 1 (milliseconds), got 0",
             ),
             (
                 bad(|raw| raw.client_lost_code = Some(-1)),

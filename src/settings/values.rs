@@ -1,5 +1,6 @@
 //! Values of settings, each checked against its range.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::Invalid;
@@ -57,8 +58,8 @@ pub(super) fn time_or(
     }
 }
 
-/// Returns a number within a second, `None` for 0; `zero` is what an error says of the 0.
-pub(super) fn rate(
+/// Returns a number of 32 bits, `None` for 0; `zero` is what an error says of the 0.
+pub(super) fn count(
     key: &'static str,
     given: Option<i64>,
     zero: &str,
@@ -68,6 +69,20 @@ pub(super) fn rate(
         Invalid::out_of_range(key, given, &format!("0 for {zero}, or 1 to {}", u32::MAX))
     })?;
     Ok((number > 0).then_some(number))
+}
+
+/// Returns a number from 1 to `most`, or its default.
+pub(super) fn positive(
+    key: &'static str,
+    given: Option<i64>,
+    default: u32,
+    most: u32,
+) -> Result<NonZeroU32, Invalid> {
+    let given = given.unwrap_or(default.into());
+    let number = u32::try_from(given).ok().filter(|&number| number <= most);
+    number
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| Invalid::out_of_range(key, given, &format!("1 to {most}")))
 }
 
 /// Returns a number above zero, `None` for 0: no limit.
