@@ -1,6 +1,7 @@
 //! Steering a proxy while it serves.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use crate::builder::WsProxy;
 use crate::live::LiveSection;
@@ -54,6 +55,8 @@ pub struct BackendStats {
     pub address: String,
     /// Open tunnels to it.
     pub tunnels: usize,
+    /// Whether nothing is known against it: neither failures in a row nor a failed check.
+    pub is_up: bool,
 }
 
 impl BoundProxy {
@@ -131,10 +134,11 @@ impl ProxyHandle {
     #[must_use]
     pub fn stats(&self) -> ProxyStats {
         let Some(live) = self.0.upgrade() else { return ProxyStats::default() };
-        let section = live.current();
+        let (section, now) = (live.current(), Instant::now());
         let backends = section.pool.backends().map(|backend| BackendStats {
             address: backend.name().to_owned(),
             tunnels: backend.tunnels(),
+            is_up: backend.health(now).state.is_well(),
         });
         ProxyStats {
             is_accepting: live.is_accepting.is_set(),

@@ -3,10 +3,11 @@
 //! There is no promise about any of it: it comes with the feature `internals` only, and is not
 //! documented.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::balance::{Balance, key_of};
-use crate::backend::pool::{BackendSettings, Pool};
+use crate::backend::pool::{BackendSettings, Pool, PoolRules};
 use crate::handshake::body::{Body, BodyProgress, Framing};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, request_head};
@@ -22,18 +23,19 @@ use crate::tunnel::policy::Policy;
 use crate::tunnel::{Side, control};
 
 /// A pool of backends to choose from.
-pub struct Choosing(Pool);
+pub struct Choosing(Arc<Pool>);
 
 impl Choosing {
     /// Creates a pool of so many backends, with equal weights or with those from 1 to 5 in turn.
     pub fn new(backends: u32, balance: Balance, is_weighted: bool) -> Self {
         let backends = (0..backends).map(|number| BackendSettings {
             address: Address::backend(&format!("127.0.0.1:{}", number + 1)).unwrap(),
+            watched: None,
             weight: if is_weighted { 1 + number % 5 } else { 1 },
             max_tunnels: None,
             is_backup: false,
         });
-        Self(Pool::new(backends, balance))
+        Self(Pool::new(backends, PoolRules { balance, ..PoolRules::default() }))
     }
 
     /// Chooses a backend for a request with this part, and gives it back.

@@ -1,12 +1,19 @@
 //! A section that serves: its settings of the moment, and what is asked of its listener.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
+use crate::backend::Backend;
+use crate::backend::names::WatchedNames;
+use crate::backend::pool::Succession;
+use crate::events::BackendEvent;
 use crate::lock::lock;
 use crate::net::name::BoundAddress;
 use crate::section::Section;
-use crate::settings::{Drain, Settings};
+use crate::settings::{Drain, OnRemoved, Resolve, Settings};
 use crate::shutdown::Shutdown;
 
 /// A section from the opening of its port to the end of its last connection.
@@ -14,9 +21,9 @@ use crate::shutdown::Shutdown;
 pub(crate) struct LiveSection {
     /// Address to listen on as it was given, with which new settings are checked.
     pub(crate) bind: String,
-    /// Section of the settings in force, for connections that are still to come.
-    current: Mutex<Arc<Section>>,
-    /// Number of reloads, so that only after one the accept loop takes the lock.
+    current: Mutex<Current>,
+    /// Number of sections that have followed each other: only after one the accept loop takes the
+    /// lock.
     reloads: AtomicUsize,
     /// Begins when its accept loop has begun, or has failed to.
     pub(crate) start: Shutdown,
@@ -28,6 +35,25 @@ pub(crate) struct LiveSection {
     pub(crate) retirement: Shutdown,
     /// Begins when it is to drain, be it alone.
     pub(crate) shutdown: Shutdown,
+}
+
+/// The section of the moment.
+#[derive(Debug)]
+struct Current {
+    /// Section of the settings in force, for connections that are still to come.
+    section: Arc<Section>,
+    /// Names among its backends, where they are watched.
+    names: WatchedNames,
+    news: News,
+}
+
+/// What has happened to the backends of a section since somebody asked for it.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    /// Those that were added, and are to get their share of the tunnels.
+    pub(crate) added: Vec<Arc<Backend>>,
+    /// Those that were removed, and whose tunnels are to be closed.
+    pub(crate) drained: Vec<Arc<Backend>>,
 }
 
 /// A truth about a section that its threads tell each other.
@@ -46,7 +72,7 @@ impl LiveSection {
     pub(crate) fn new(bind: String, section: Section) -> Self {
         Self {
             bind,
-            current: Mutex::new(Arc::new(section)),
+            current: Mutex::new(Current::new(section)),
             reloads: AtomicUsize::new(0),
             start: Shutdown::new(),
             is_accepting: Flag::default(),
@@ -58,24 +84,89 @@ impl LiveSection {
 
     /// Returns the section with the settings in force.
     pub(crate) fn current(&self) -> Arc<Section> {
-        Arc::clone(&self.lock())
+        Arc::clone(&self.lock().section)
     }
 
     /// Returns the address that it listens on.
     pub(crate) fn local(&self) -> BoundAddress {
-        self.lock().local.clone()
+        self.lock().section.local.clone()
     }
 
     /// Replaces the settings for the connections that are accepted from now on, and for the drain.
     pub(crate) fn reload(&self, settings: (Settings, Drain)) {
         let mut current = self.lock();
-        *current = Arc::new(current.successor(settings));
+        current.watch(&settings.0);
+        self.follow(current, settings);
+    }
+
+    /// Takes the answer to a look-up of a backend's name over: each address is a backend for the
+    /// connections that are accepted from now on.
+    pub(crate) fn answer(&self, name: &str, answer: io::Result<Vec<SocketAddr>>) {
+        let mut current = self.lock();
+        if current.names.update(name, answer).is_empty() {
+            return;
+        }
+        let settings = (current.section.settings.clone(), current.section.drain);
+        let (section, Succession { added, resolved, removed, .. }) = self.follow(current, settings);
+        for backend in resolved.iter().chain(&added) {
+            BackendEvent::Added(backend).emit(&section);
+        }
+        for backend in &removed {
+            BackendEvent::Removed(backend).emit(&section);
+        }
+    }
+
+    /// Takes what has happened to the backends since the last call.
+    pub(crate) fn take_news(&self) -> News {
+        std::mem::take(&mut self.lock().news)
+    }
+
+    /// Has a section with these settings follow the current one.
+    fn follow(
+        &self,
+        mut current: MutexGuard<'_, Current>,
+        settings: (Settings, Drain),
+    ) -> (Arc<Section>, Succession) {
+        let backends = current.names.expand(&settings.0.backends);
+        let (section, succession) = current.section.successor(settings, backends, Instant::now());
+        let section = Arc::new(section);
+        let before = std::mem::replace(&mut current.section, Arc::clone(&section));
+        if section.settings.rebalance.is_some() {
+            current.news.added.extend(succession.added.iter().cloned());
+        }
+        if section.settings.on_removed == OnRemoved::Drain {
+            current.news.drained.extend(succession.removed.iter().cloned());
+        }
         self.reloads.fetch_add(1, Ordering::Release);
+        drop(current);
+        before.superseded.begin();
+        for (backend, change) in &succession.changes {
+            BackendEvent::Health { backend, change }.emit(&section);
+        }
+        (section, succession)
     }
 
     /// Locks; no code that can panic runs under the lock, and none that waits.
-    fn lock(&self) -> MutexGuard<'_, Arc<Section>> {
+    fn lock(&self) -> MutexGuard<'_, Current> {
         lock(&self.current)
+    }
+}
+
+impl Current {
+    fn new(section: Section) -> Self {
+        let (names, news) = (WatchedNames::default(), News::default());
+        let mut current = Self { section: Arc::new(section), names, news };
+        let section = Arc::clone(&current.section);
+        current.watch(&section.settings);
+        current
+    }
+
+    /// Watches the names of these settings, and no others.
+    fn watch(&mut self, settings: &Settings) {
+        match settings.resolve {
+            Resolve::Watch => self.names.watch(&settings.backends),
+            Resolve::Connect => self.names.clear(),
+        }
     }
 }
 
@@ -116,6 +207,54 @@ impl Flag {
 mod tests {
     use super::*;
     use crate::settings::{RawDrain, RawSection};
+
+    fn backends(live: &LiveSection) -> Vec<String> {
+        live.current().pool.backends().map(|one| one.name().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_addresses_of_a_watched_name_are_backends_across_reloads() {
+        let raw = || RawSection {
+            resolve: Some(Resolve::Watch),
+            on_removed: Some(OnRemoved::Drain),
+            rebalance: Some(true),
+            ..RawSection::default()
+        };
+        let local = BoundAddress::Ip("127.0.0.1:8080".parse().unwrap());
+        let section = Section::new(settings(raw()), local, None);
+        let live = LiveSection::new("127.0.0.1:0".to_owned(), section);
+        let answer = |last: &[u8]| {
+            let address = |last: &u8| SocketAddr::from(([192, 0, 2, *last], 1));
+            live.answer("a:1", Ok(last.iter().map(address).collect()));
+        };
+        assert_eq!(backends(&live), ["a:1"]);
+        let first = live.current();
+        answer(&[1, 2]);
+        assert_eq!(backends(&live), ["192.0.2.1:1", "192.0.2.2:1"]);
+        assert!(first.superseded.has_begun() && !live.current().superseded.has_begun());
+        // What the name has come to is neither new nor gone.
+        let News { added, drained } = live.take_news();
+        assert_eq!((added.len(), drained.len()), (0, 0));
+
+        let second = live.current();
+        live.answer("a:1", Err(io::ErrorKind::NotFound.into()));
+        answer(&[2, 1]);
+        assert!(Arc::ptr_eq(&second, &live.current()));
+        live.reload(settings(raw()));
+        assert_eq!(backends(&live), ["192.0.2.1:1", "192.0.2.2:1"]);
+        answer(&[2, 3]);
+        assert_eq!(backends(&live), ["192.0.2.2:1", "192.0.2.3:1"]);
+        let News { added, drained } = live.take_news();
+        let names = |of: &[Arc<Backend>]| -> Vec<_> {
+            of.iter().map(|one| one.name().to_owned()).collect()
+        };
+        assert_eq!(
+            (names(&added), names(&drained)),
+            (vec!["192.0.2.3:1".to_owned()], vec!["192.0.2.1:1".to_owned()],)
+        );
+        live.reload(settings(RawSection::default()));
+        assert_eq!(backends(&live), ["a:1"]);
+    }
 
     fn settings(raw: RawSection) -> (Settings, Drain) {
         let drain = RawDrain::default().check().unwrap();

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::backend::pool::Pool;
+use crate::backend::pool::{BackendSettings, Pool, Succession};
 use crate::net::name::{BoundAddress, Peer};
 use crate::settings::{Drain, Settings};
+use crate::shutdown::Shutdown;
 use crate::stats::SectionStats;
 
 /// Most clients over `max_connections` that are answered at the same time. Others are closed
@@ -23,12 +24,14 @@ pub(crate) struct Section {
     pub(crate) name: String,
     /// Address that it listens on.
     pub(crate) local: BoundAddress,
-    pub(crate) pool: Pool,
+    pub(crate) pool: Arc<Pool>,
     /// Connections that are served, from the handshake to the tunnel's end.
     pub(crate) connections: Permits,
     /// Connections over the limit that are told so.
     pub(crate) refusals: Permits,
     has_hinted_at_host: AtomicBool,
+    /// Begins when another section follows this one.
+    pub(crate) superseded: Shutdown,
     /// Counts for metrics; `None` where nobody asks for them.
     pub(crate) stats: Option<Arc<SectionStats>>,
 }
@@ -65,24 +68,40 @@ impl Section {
         Self {
             name: settings.name.clone().unwrap_or_else(|| local.to_string()),
             local,
-            pool: Pool::new(settings.backends.iter().cloned(), settings.balance),
+            pool: Pool::new(settings.backends.iter().cloned(), settings.pool_rules()),
             connections: Permits::new(settings.max_connections),
             refusals: Permits::new(Some(REFUSALS_MAX)),
             has_hinted_at_host: AtomicBool::new(false),
+            superseded: Shutdown::new(),
             stats,
             settings,
             drain,
         }
     }
 
-    /// Creates the section that follows this one with other settings. Counts go on.
-    pub(crate) fn successor(&self, (settings, drain): (Settings, Drain)) -> Self {
-        Self {
-            pool: self.pool.successor(settings.backends.iter().cloned(), settings.balance),
+    /// Creates the section that follows this one with other settings, of which `backends` are what
+    /// the names among them have come to; returns what is different in its pool as well. Counts go
+    /// on.
+    pub(crate) fn successor(
+        &self,
+        (settings, drain): (Settings, Drain),
+        backends: Vec<BackendSettings>,
+        now: Instant,
+    ) -> (Self, Succession) {
+        let succession = self.pool.successor(backends, settings.pool_rules(), now);
+        let section = Self {
+            name: settings.name.clone().unwrap_or_else(|| self.local.to_string()),
+            local: self.local.clone(),
+            pool: Arc::clone(&succession.pool),
             connections: self.connections.with_limit(settings.max_connections),
             refusals: self.refusals.with_limit(self.refusals.limit),
-            ..Self::new((settings, drain), self.local.clone(), self.stats.clone())
-        }
+            has_hinted_at_host: AtomicBool::new(self.has_hinted_at_host.load(Ordering::Relaxed)),
+            superseded: Shutdown::new(),
+            stats: self.stats.clone(),
+            settings,
+            drain,
+        };
+        (section, succession)
     }
 
     /// Returns true once, for the one hint at the `host` setting that a section gives.

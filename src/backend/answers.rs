@@ -12,7 +12,7 @@ const STALE: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Socket addresses of a name, sorted and each once; shared by all that use them.
-pub(super) type Addresses = Arc<[SocketAddr]>;
+pub(crate) type Addresses = Arc<[SocketAddr]>;
 
 /// Answers to the look-ups of one name.
 #[derive(Debug, Default)]
@@ -72,6 +72,26 @@ impl Answers {
                 self.pending = Some(now);
                 Advice::LookUp
             }
+        }
+    }
+
+    /// Begins a look-up, unless one is under way.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
+        let begins = self.pending.is_none();
+        self.pending.get_or_insert(now);
+        begins
+    }
+
+    /// Returns the outcome of the latest look-up that has ended.
+    ///
+    /// # Errors
+    ///
+    /// Its failure.
+    pub(super) fn latest(&self) -> io::Result<Addresses> {
+        match (&self.failure, &self.good) {
+            (None, Some((addresses, _))) => Ok(Arc::clone(addresses)),
+            (Some((failure, _)), _) => Err(failure.to_error()),
+            (None, None) => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 

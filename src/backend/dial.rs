@@ -23,7 +23,7 @@ use crate::net::timer::{Timer, io_within};
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Settings of a section for its connections to backends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DialSettings {
     /// Time for the look-up of a name, and for each attempt to connect: one timeout for all of them
     /// would let a dead first address use up the time of the others.

@@ -1,8 +1,8 @@
 //! Memory of failed dials of one backend. Pure: time is an argument.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::answers::in_turn;
@@ -17,28 +17,15 @@ const MEMORY: Duration = Duration::from_secs(10);
 pub(super) struct SharedFailures {
     are_any: AtomicBool,
     recent: Mutex<RecentFailures>,
-    /// Number of backends of the pool of which there are any.
-    failing: Arc<AtomicUsize>,
 }
 
 impl SharedFailures {
-    /// Creates failures that are counted with those of other backends.
-    pub(super) fn counted_in(failing: &Arc<AtomicUsize>) -> Self {
-        let (are_any, recent) = (AtomicBool::new(false), Mutex::default());
-        Self { are_any, recent, failing: Arc::clone(failing) }
-    }
-
     /// Reads or changes the failures.
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut RecentFailures) -> T) -> T {
         let mut recent = lock(&self.recent);
         let done = f(&mut recent);
         // Relaxed: what the flag tells of is read under the lock.
-        let are_any = !recent.is_empty();
-        match (self.are_any.swap(are_any, Ordering::Relaxed), are_any) {
-            (false, true) => drop(self.failing.fetch_add(1, Ordering::Relaxed)),
-            (true, false) => drop(self.failing.fetch_sub(1, Ordering::Relaxed)),
-            _ => {}
-        }
+        self.are_any.store(!recent.is_empty(), Ordering::Relaxed);
         done
     }
 
@@ -48,20 +35,12 @@ impl SharedFailures {
     }
 }
 
-impl Drop for SharedFailures {
-    fn drop(&mut self) {
-        if *self.are_any.get_mut() {
-            self.failing.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Recent failures of a backend, each with its time.
 #[derive(Debug, Default)]
 pub(super) struct RecentFailures {
     /// Addresses that failed, or were overtaken by the next one.
     addresses: Vec<(SocketAddr, Instant)>,
-    /// Latest dial that failed as a whole, or trial of a backend whose dials did.
+    /// Latest dial that failed as a whole.
     backend: Option<Instant>,
 }
 
@@ -106,19 +85,14 @@ impl RecentFailures {
         self.backend = None;
     }
 
-    /// Returns whether the backend is to be tried after the others.
+    /// Returns whether a dial has failed lately, and none has succeeded since.
+    #[cfg(any(test, feature = "admin"))]
     pub(super) fn is_down(&self, now: Instant) -> bool {
         self.backend.is_some_and(|at| is_recent(at, now))
     }
 
     fn is_empty(&self) -> bool {
         self.addresses.is_empty() && self.backend.is_none()
-    }
-
-    /// Notes that a handshake begins with this backend. If it was down, it stays down for the
-    /// others until that dial has succeeded, so that only one waits for it in vain.
-    pub(super) fn try_again(&mut self, now: Instant) {
-        self.backend = self.backend.map(|_| now);
     }
 }
 
@@ -173,18 +147,17 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_down_is_tried_by_one_handshake_at_a_time() {
+    fn a_backend_is_down_for_a_while_after_a_failed_dial_unless_one_succeeds() {
         let (start, mut failures) = (Instant::now(), RecentFailures::default());
-        failures.try_again(start);
         assert!(!failures.is_down(start));
         failures.record_dial(start);
-        assert!(failures.is_down(start + MEMORY - Duration::from_nanos(1)));
-        let again = start + MEMORY;
-        assert!(!failures.is_down(again));
-        failures.try_again(again);
-        assert!(failures.is_down(again));
+        let last = start + MEMORY - Duration::from_nanos(1);
+        assert!(failures.is_down(last) && !failures.is_down(start + MEMORY));
         failures.forget(address(1));
-        assert!(!failures.is_down(again));
+        assert!(!failures.is_down(start));
+        failures.record_dial(start);
+        failures.forget_dial();
+        assert!(!failures.is_down(start));
     }
 
     #[test]

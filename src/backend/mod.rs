@@ -1,17 +1,20 @@
 //! Backends, and the leases on them: every connection to a backend holds a [`Lease`] to its end.
 //!
-//! The [`pool`] chooses by the rules of [`balance`]; [`resolve`] looks a name up and keeps its
-//! [`answers`], [`dial`] connects and remembers [`failures`].
+//! The [`pool`] chooses by the rules of [`balance`] among those whose [`health`] allows it, or has
+//! a handshake wait in the [`queue`]; [`rebalance`] tells which tunnels are to be moved.
+//! [`resolve`] looks a name up and keeps its [`answers`], [`names`] makes backends of them,
+//! [`dial`] connects and remembers [`failures`].
 
 mod answers;
 pub(crate) mod balance;
 pub(crate) mod dial;
 mod failures;
 pub(crate) mod health;
+pub(crate) mod names;
 pub(crate) mod pool;
 pub(crate) mod queue;
 pub(crate) mod rebalance;
-mod resolve;
+pub(crate) mod resolve;
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,16 +23,24 @@ use std::time::{Duration, Instant};
 
 use self::balance::SharedCount;
 use self::failures::SharedFailures;
+use self::health::reasons::{CheckError, FailureKind};
+use self::health::shared::{HealthView, SharedHealth};
+use self::health::states::{HealthChange, Usage};
+use self::health::{BackendHealth, HealthRules};
+use self::pool::Lineage;
 use self::resolve::{Name, Resolver};
 use crate::lock::lock;
 use crate::net::address::Address;
-use crate::stats::NamedCounts;
+use crate::stats::{Count, NamedCounts};
 
 /// A server that handshakes are brought to.
 #[derive(Debug)]
 pub(crate) struct Backend {
     id: usize,
     address: Address,
+    /// The name as it is configured whose address this is; `None` for a backend that is configured
+    /// as it is.
+    watched: Option<Arc<str>>,
     /// Host to look up; `None` for an IP address, and for a path.
     name: Option<Arc<Name>>,
     /// Number of the next dial, for the turns of its addresses.
@@ -41,6 +52,11 @@ pub(crate) struct Backend {
     tunnels: AtomicUsize,
     /// Failures to connect, by their kind.
     connect_failures: NamedCounts,
+    health: SharedHealth,
+    ejections: Count,
+    /// Active checks, by their result.
+    checks: NamedCounts,
+    lineage: Arc<Lineage>,
     /// Time of the last warning that its answers deviate.
     warned: Mutex<Option<Instant>>,
 }
@@ -61,21 +77,43 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 pub(crate) struct TunnelLease(Lease);
 
+/// The trial connection of a backend that was ejected, given up if it is dropped before its outcome
+/// is known.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    backend: Arc<Backend>,
+    /// The change of state with which it has begun.
+    pub(crate) begun: HealthChange,
+}
+
+/// Labels of the results of checks.
+const CHECK_RESULTS: [&str; 2] = ["success", "failure"];
+
 impl Backend {
-    /// Creates a backend that nobody has a lease on. Its failures are counted in `failing`.
-    fn new(address: Address, leases: SharedCount, failing: &Arc<AtomicUsize>) -> Self {
+    /// Creates a backend that nobody has a lease on.
+    fn new(
+        address: Address,
+        watched: Option<Arc<str>>,
+        health: BackendHealth,
+        lineage: &Arc<Lineage>,
+    ) -> Self {
         static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
         let host = address.host().filter(|_| address.ip().is_none());
         let name = host.map(|host| Resolver::of_process().name(host));
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             address,
+            watched,
             name,
             next_dial: AtomicUsize::new(0),
-            failures: SharedFailures::counted_in(failing),
-            leases,
+            failures: SharedFailures::default(),
+            leases: lineage.counts.take(),
             tunnels: AtomicUsize::new(0),
             connect_failures: NamedCounts::new(&FAILURE_KINDS),
+            health: SharedHealth::new(health),
+            ejections: Count::default(),
+            checks: NamedCounts::new(&CHECK_RESULTS),
+            lineage: Arc::clone(lineage),
             warned: Mutex::default(),
         }
     }
@@ -83,8 +121,8 @@ impl Backend {
     /// Creates a backend of no pool.
     #[cfg(test)]
     pub(crate) fn at(address: &str) -> Self {
-        let address = Address::backend(address).unwrap();
-        Self::new(address, balance::CountSlab::default().take(), &Arc::default())
+        let (address, health) = (Address::backend(address).unwrap(), HealthRules::default());
+        Self::new(address, None, BackendHealth::new(health), &Arc::default())
     }
 
     /// Returns its number, unique in this process. Unlike its name, a backend of another section,
@@ -93,7 +131,7 @@ impl Backend {
         self.id
     }
 
-    /// Name in the log: the address as it is configured.
+    /// Name in the log: the address as it is configured, or as its name was looked up.
     pub(crate) fn name(&self) -> &str {
         &self.address.authority
     }
@@ -101,12 +139,117 @@ impl Backend {
     /// Value of the Host field where the section rewrites it.
     pub(crate) fn host(&self) -> &str {
         // A path is no host, and a server at one expects none of its own.
-        if self.address.path().is_some() { "localhost" } else { &self.address.authority }
+        match &self.watched {
+            Some(name) => name,
+            None if self.address.path().is_some() => "localhost",
+            None => &self.address.authority,
+        }
     }
 
-    /// Returns whether it is to be tried after the others: its dials have failed lately.
+    /// Returns whether a dial has failed in the last 10 s, and none has succeeded since.
+    #[cfg(any(test, feature = "admin"))]
     pub(crate) fn is_down(&self, now: Instant) -> bool {
         self.failures.with_any(|failures| failures.is_down(now)) == Some(true)
+    }
+
+    /// Returns whether this is the backend of a name as it is configured.
+    fn is_name(&self, name: Option<&str>) -> bool {
+        self.watched.is_none() && Some(&*self.address.authority) == name
+    }
+
+    /// Returns the name whose address this is, if that is watched.
+    #[cfg(feature = "admin")]
+    pub(crate) fn watched_name(&self) -> Option<&str> {
+        self.watched.as_deref()
+    }
+
+    /// Returns the health at `now`.
+    pub(crate) fn health(&self, now: Instant) -> HealthView {
+        self.health.view(now)
+    }
+
+    /// Records that it has answered a handshake by itself.
+    pub(crate) fn on_success(&self, now: Instant) -> Option<HealthChange> {
+        if self.health.is_steady() {
+            return None;
+        }
+        self.judged(self.health.change(now, |health| health.on_success(now)))
+    }
+
+    /// Records a failure of a handshake, or an early reset.
+    pub(crate) fn on_failure(&self, kind: FailureKind, now: Instant) -> Option<HealthChange> {
+        // What has been removed is judged no more.
+        let pool = self.lineage.current().filter(|pool| pool.has(self))?;
+        let judging = lock(&self.lineage.judging);
+        let change = self.health.change(now, |health| {
+            health.on_failure(kind, now, || pool.may_eject(self, now), fastrand::u64(..))
+        });
+        drop(judging);
+        self.judged(change)
+    }
+
+    /// Records that a tunnel is over that was not reset early.
+    pub(crate) fn on_lasting_tunnel(&self, now: Instant) -> Option<HealthChange> {
+        if self.health.is_steady() {
+            return None;
+        }
+        self.judged(self.health.change(now, |health| health.on_lasting_tunnel(now)))
+    }
+
+    /// Records the result of an active check.
+    pub(crate) fn on_check(
+        &self,
+        result: Result<(), CheckError>,
+        now: Instant,
+    ) -> Option<HealthChange> {
+        self.checks.inc(CHECK_RESULTS[usize::from(result.is_err())]);
+        self.judged(self.health.change(now, |health| health.on_check(result, now)))
+    }
+
+    /// Replaces the rules.
+    fn set_rules(&self, rules: HealthRules, now: Instant) -> Option<HealthChange> {
+        self.judged(self.health.change(now, |health| health.set_rules(rules, now)))
+    }
+
+    /// Has everybody know of a change of state.
+    fn judged(&self, change: Option<HealthChange>) -> Option<HealthChange> {
+        if let Some(change) = &change {
+            if change.is_ejection() {
+                self.ejections.inc();
+            }
+            self.lineage.note_change();
+            self.lineage.serve();
+        }
+        change
+    }
+
+    /// Takes what a handshake needs to be brought here, besides a place: nothing, or the trial of a
+    /// backend that was ejected. `None` if it is out of use.
+    fn admit(self: &Arc<Self>, now: Instant) -> Option<Option<Trial>> {
+        if self.health.is_steady() {
+            return Some(None);
+        }
+        match self.health.view(now).usage {
+            Usage::Share(_) => Some(None),
+            Usage::Trial => {
+                let begun = self.health.change(now, |health| health.begin_trial(now))?;
+                self.lineage.note_change();
+                Some(Some(Trial { backend: Arc::clone(self), begun }))
+            }
+            Usage::Out => None,
+        }
+    }
+
+    /// Returns the ejections until now.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn ejections(&self) -> u64 {
+        self.ejections.get()
+    }
+
+    /// Returns the active checks until now, by their result.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn checks(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.checks.iter()
     }
 
     /// Counts a failure to connect.
@@ -118,6 +261,11 @@ impl Backend {
     #[cfg(feature = "metrics")]
     pub(crate) fn connect_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.connect_failures.iter()
+    }
+
+    /// Returns the number of leases: tunnels and handshakes.
+    pub(crate) fn leases(&self) -> u32 {
+        self.leases.get()
     }
 
     /// Returns the number of tunnels that are open.
@@ -169,6 +317,15 @@ impl Drop for TunnelLease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.leases.decrement();
+        self.backend.lineage.serve();
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if self.backend.health.give_up_trial(Instant::now()) {
+            self.backend.lineage.note_change();
+        }
     }
 }
 

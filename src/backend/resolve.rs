@@ -37,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(10);
 type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 /// The look-ups of a process.
-pub(super) struct Resolver {
+pub(crate) struct Resolver {
     look_up: Box<LookUp>,
     /// Time after which an idle thread ends.
     idle: Duration,
@@ -59,7 +59,7 @@ struct Work {
 }
 
 /// A host's name, shared by all backends that have it, whatever their port or section.
-pub(super) struct Name {
+pub(crate) struct Name {
     resolver: Arc<Resolver>,
     host: String,
     state: Mutex<State>,
@@ -75,13 +75,13 @@ struct State {
 
 impl Resolver {
     /// Returns the one of this process, which asks the system.
-    pub(super) fn of_process() -> &'static Arc<Self> {
+    pub(crate) fn of_process() -> &'static Arc<Self> {
         static RESOLVER: LazyLock<Arc<Resolver>> =
             LazyLock::new(|| Resolver::new(|host| Ok((host, 0).to_socket_addrs()?.collect())));
         &RESOLVER
     }
 
-    fn new(
+    pub(crate) fn new(
         look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -94,7 +94,7 @@ impl Resolver {
     }
 
     /// Returns the name of this host, with the answers that are known of it.
-    pub(super) fn name(self: &Arc<Self>, host: &str) -> Arc<Name> {
+    pub(crate) fn name(self: &Arc<Self>, host: &str) -> Arc<Name> {
         let host = host.to_ascii_lowercase();
         let mut names = lock(&self.names);
         if let Some(name) = names.get(&host).and_then(Weak::upgrade) {
@@ -178,6 +178,14 @@ impl Resolver {
     }
 }
 
+impl State {
+    /// Returns what is closed at the end of the look-up under way.
+    fn end_of_look_up(&mut self) -> Receiver<Infallible> {
+        let (_, done) = self.done.get_or_insert_with(|| bounded(1));
+        done.clone()
+    }
+}
+
 impl Name {
     /// Returns the addresses of the host, at least one, without blocking the calling thread: those
     /// that were found less than `interval` ago, else those of a look-up, which `timeout` bounds.
@@ -213,6 +221,36 @@ impl Name {
         usable.ok_or_else(|| io::ErrorKind::TimedOut.into())
     }
 
+    /// Looks the host up, or joins the look-up under way; returns its answer, at least one address.
+    ///
+    /// # Errors
+    ///
+    /// Those of the resolver; `NotFound` for a name without addresses; `TimedOut` after `timeout`.
+    pub(crate) async fn look_up(
+        self: &Arc<Self>,
+        reactor: &Rc<Reactor>,
+        timeout: Duration,
+    ) -> io::Result<Addresses> {
+        let (begins, done) = self.begin(reactor.now());
+        if begins {
+            self.resolver.queue(Arc::clone(self));
+        }
+        if within(reactor, HURRY.min(timeout), done.recv()).await.is_none() {
+            self.resolver.hurry(self);
+            let left = timeout.saturating_sub(HURRY);
+            if within(reactor, left, done.recv()).await.is_none() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        self.lock().answers.latest()
+    }
+
+    /// Returns whether a look-up begins with this, and the end of the one under way.
+    fn begin(&self, now: Instant) -> (bool, Receiver<Infallible>) {
+        let mut state = self.lock();
+        (state.answers.begin(now), state.end_of_look_up())
+    }
+
     /// Returns the addresses, or else the end of the look-up to wait for.
     fn ask(
         self: &Arc<Self>,
@@ -226,8 +264,7 @@ impl Name {
             Advice::LookUp => (None, true),
             Advice::Wait => (None, false),
         };
-        let (_, done) = state.done.get_or_insert_with(|| bounded(1));
-        let done = done.clone();
+        let done = state.end_of_look_up();
         drop(state);
         if begins {
             self.resolver.queue(Arc::clone(self));
@@ -263,6 +300,7 @@ mod tests {
     use smol::LocalExecutor;
 
     use super::*;
+    use crate::net::timer::tests::run;
 
     /// More than any test takes.
     const LONG: Duration = Duration::from_secs(60);
@@ -355,6 +393,22 @@ mod tests {
         drop(name);
         resolver.name("other");
         assert_eq!(lock(&resolver.names).len(), 1);
+    }
+
+    #[test]
+    fn a_look_up_that_is_asked_for_is_made_and_tells_its_own_outcome() {
+        let answers = Mutex::new(vec![Ok(vec![address()]), Ok(vec![]), Err("down")]);
+        let resolver =
+            Resolver::new(move |_| lock(&answers).pop().unwrap().map_err(io::Error::other));
+        let name = resolver.name("name");
+        let outcomes = [(); 3].map(|()| {
+            let (reactor, name) = (Rc::new(Reactor::new().unwrap().0), Arc::clone(&name));
+            let asking = Rc::clone(&reactor);
+            let outcome = run(&reactor, async move { name.look_up(&asking, LONG).await });
+            outcome.map(|found| found.len()).map_err(|error| error.to_string())
+        });
+        let expected = [Err("down".to_owned()), Err("the name has no addresses".to_owned()), Ok(1)];
+        assert_eq!(outcomes, expected);
     }
 
     #[test]

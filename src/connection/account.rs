@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::report;
 use crate::backend::TunnelLease;
 use crate::events::Event;
 use crate::handshake::summary::Summary;
@@ -60,6 +61,8 @@ impl Account for TunnelAccount {
             let (end, lifetime) = (&end, client.accepted.elapsed());
             Event::TunnelEnded { client, lease, handshake, lifetime, end, summary }.emit();
             Event::TunnelFrames { client, end }.emit();
+            let age = lifetime.saturating_sub(handshake);
+            report::tunnel(&client.section, lease.backend(), end.reason, age);
         }
         drop((lease, guards));
     }

@@ -3,11 +3,15 @@
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::report;
+use super::turn::Turns;
 use crate::answer::{AnswerError, HUNG_UP, NOT_HTTP, converse};
 use crate::backend::balance::key_of;
-use crate::backend::dial::{dial, graver};
+use crate::backend::dial::{dial, graver, is_shortage};
+use crate::backend::health::reasons::FailureKind;
+use crate::backend::pool::Pick;
 use crate::backend::{Backend, Lease};
 use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
@@ -21,7 +25,7 @@ use crate::net;
 use crate::net::close::linger_now;
 use crate::net::reactor::Reactor;
 use crate::net::socket::Socket;
-use crate::section::Client;
+use crate::section::{Client, Section};
 
 /// A backend that has answered a handshake.
 pub(super) struct Exchanged {
@@ -54,29 +58,25 @@ pub(super) struct Failed {
 /// See [`Failed`]. 503 at once where this host has no descriptors or no memory left, and after all
 /// backends where there was no local port for one; the answer's fault at once, or after the next
 /// answer where that is retried on; otherwise 504 if every attempt to connect timed out, and 502.
+/// 503 as well where all backends are full, and no place has become free in time.
 pub(super) async fn exchange(
     reactor: &Rc<Reactor>,
     (request, request_id): (&UpgradeRequest<'_>, &str),
     client: &Client,
 ) -> Result<Exchanged, Failed> {
-    let settings = &client.section.settings;
+    let (section, settings) = (&client.section, &client.section.settings);
     let mut gravest: Option<io::Error> = None;
     let mut has_hung_up = false;
-    let mut has_asked = false;
     // The answer after which another backend is asked, if there is one. Boxed: few need the room.
     let mut first: Option<Box<Result<Exchanged, Failed>>> = None;
-    for lease in client.section.pool.pick(reactor.now(), hash_key(request, client)) {
-        has_asked = true;
+    let mut turns = Turns::new(reactor, section, hash_key(request, client));
+    // A trial that ends without a report, as its client has left, is given up by its drop.
+    while let Some(Pick { lease, trial }) = turns.next(first.is_none()).await {
+        report::trial(section, lease.backend(), trial.as_ref());
         let backend = match dial(reactor, lease.backend(), settings.dial()).await {
             Ok(backend) => backend,
             Err(error) => {
-                if let Some(response) = out_of_sockets(&error) {
-                    let (backend, error) = (lease.backend(), &error);
-                    Event::Shortage { backend, error, response: &response }.emit();
-                    return Err(Failed { response, backend: None });
-                }
-                lease.backend().count_failure(&error);
-                Event::BackendUnreachable { backend: lease.backend(), error: &error }.emit();
+                tell_unreachable(section, lease.backend(), &error, reactor.now())?;
                 gravest = Some(graver(gravest, error));
                 continue;
             }
@@ -85,12 +85,14 @@ pub(super) async fn exchange(
         let (rules, time) = (settings.handshake_rules(), settings.response_timeout);
         let answered = match ask(&backend, &head, (request, rules), time).await {
             Ok((answer, rest)) => {
+                report::handshake(section, lease.backend(), outcome(&answer), reactor.now());
                 tell_of_deviation(&answer, lease.backend(), reactor);
                 Ok(Exchanged { lease, backend, answer, rest })
             }
             Err(error) => {
                 let response = response_for(error);
                 Event::BackendFaulty { backend: lease.backend(), response: &response }.emit();
+                report::handshake(section, lease.backend(), Err(kind_of(error)), reactor.now());
                 if error == AnswerError::HungUp {
                     has_hung_up = true;
                     continue;
@@ -106,12 +108,53 @@ pub(super) async fn exchange(
             }
         }
     }
-    let response = match (first, has_asked) {
-        (Some(first), _) => return *first,
-        (None, true) => unanswered(gravest.as_ref(), has_hung_up),
-        (None, false) => ErrorResponse::backends_full(),
+    let response = match first {
+        Some(first) => return *first,
+        None if turns.ended_full() => ErrorResponse::backends_full(),
+        None => unanswered(gravest.as_ref(), has_hung_up),
     };
     Err(Failed { response, backend: None })
+}
+
+/// Tells that a backend could not be connected to.
+///
+/// # Errors
+///
+/// The response for the client, where no other backend could fare better.
+fn tell_unreachable(
+    section: &Section,
+    backend: &Backend,
+    error: &io::Error,
+    now: Instant,
+) -> Result<(), Failed> {
+    if let Some(response) = out_of_sockets(error) {
+        Event::Shortage { backend, error, response: &response }.emit();
+        return Err(Failed { response, backend: None });
+    }
+    backend.count_failure(error);
+    Event::BackendUnreachable { backend, error }.emit();
+    // A shortage of ports is this host's.
+    if !is_shortage(error) {
+        report::handshake(section, backend, Err(FailureKind::of_connect(error)), now);
+    }
+    Ok(())
+}
+
+/// Returns what an answer tells of the backend: 502, 503 and 504 that it cannot serve.
+fn outcome(answer: &Answer) -> Result<(), FailureKind> {
+    match answer {
+        Answer::Declined { status: status @ 502..=504, .. } => Err(FailureKind::Status(*status)),
+        _ => Ok(()),
+    }
+}
+
+/// Returns what a missing answer tells of the backend.
+fn kind_of(error: AnswerError) -> FailureKind {
+    match error {
+        AnswerError::HungUp => FailureKind::NoAnswer,
+        AnswerError::TimedOut => FailureKind::ResponseTimeout,
+        AnswerError::Cut(_) | AnswerError::Invalid(_) => FailureKind::InvalidResponse,
+    }
 }
 
 /// Returns whether the next backend is asked after this answer.

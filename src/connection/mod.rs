@@ -5,7 +5,9 @@
 
 mod account;
 mod exchange;
+mod report;
 mod response;
+mod turn;
 mod unanswered;
 
 use std::io;

@@ -3,6 +3,7 @@
 //! An event is made once, where it happens, and [emitted](Event::emit). It knows its name, its
 //! level and its [`fields`], and no format: a log record carries the fields as key-values.
 
+mod backends;
 mod counts;
 #[cfg(feature = "admin")]
 mod ending;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use log::kv::{self, Source, Value, VisitSource};
 use log::{Level, Record};
 
+pub(crate) use self::backends::BackendEvent;
 pub(crate) use self::counts::OUTCOMES;
 use self::fields::{
     asked_fields, declined_fields, frame_fields, milliseconds, put, refused_fields, request_fields,
@@ -49,6 +51,9 @@ pub(crate) enum Event<'a> {
     ListenFailed { section: &'a Section, error: &'a io::Error },
     /// Accepting failed, for the `failures`th time since the last such event.
     AcceptFailed { section: &'a Section, failures: u64, pause: Duration, error: &'a io::Error },
+
+    /// Something has become of the section's backends.
+    Backends { section: &'a Section, event: BackendEvent<'a> },
 
     /// A client's socket could not be registered with its event loop.
     RegisterFailed { client: &'a Client, error: &'a io::Error },
@@ -163,6 +168,7 @@ impl Event<'_> {
             Self::Stopped { .. } => "stopped",
             Self::ListenFailed { .. } => "listen_failed",
             Self::AcceptFailed { .. } => "accept_failed",
+            Self::Backends { event, .. } => event.name(),
             Self::RegisterFailed { .. } => "register_failed",
             Self::Dropped { .. } => "dropped",
             Self::Silent { .. } => "silent",
@@ -186,6 +192,7 @@ impl Event<'_> {
             | Self::AcceptFailed { .. }
             | Self::RegisterFailed { .. }
             | Self::Shortage { .. } => Level::Error,
+            Self::Backends { event, .. } => event.level(),
             Self::BackendUnreachable { .. }
             | Self::BackendFaulty { .. }
             | Self::HandshakeDeviation { .. }
@@ -217,6 +224,7 @@ impl Event<'_> {
             | Self::Stopped { section, .. }
             | Self::ListenFailed { section, .. }
             | Self::AcceptFailed { section, .. }
+            | Self::Backends { section, .. }
             | Self::Hint { section, .. } => Some(section),
             _ => self.client().map(|client| &*client.section),
         }
@@ -301,6 +309,7 @@ impl Source for Event<'_> {
             | Self::Stopped { .. }
             | Self::ListenFailed { .. }
             | Self::AcceptFailed { .. } => self.visit_life(visitor),
+            Self::Backends { event, .. } => event.visit(visitor),
             Self::BackendUnreachable { .. }
             | Self::Shortage { .. }
             | Self::BackendFaulty { .. }
@@ -395,7 +404,7 @@ mod tests {
         let client = client();
         let section = &*client.section;
         let error = &io::Error::other("no luck");
-        let lease = &section.pool.pick(Instant::now(), None).next().unwrap();
+        let lease = &section.pool.pick(Instant::now(), None).next().unwrap().lease;
         let head = crate::handshake::http::RequestHead::parse(b"GET /chat HTTP/1.1\r\n\r\n");
         let summary = &Summary::of(&head.unwrap(), Forwarded::Append, "0123456789abcdef");
         let summary = Some(summary);

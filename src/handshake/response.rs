@@ -48,7 +48,7 @@ impl Answer {
     ) -> Result<Option<Self>, &'static str> {
         match response.status {
             101 => {
-                verify_switch(response, request)?;
+                verify_switch(response, request.key)?;
                 let deviation = deviation(response, request);
                 if let Some(deviation) = deviation.filter(|_| rules.is_strict) {
                     return Err(deviation);
@@ -68,12 +68,13 @@ impl Answer {
     }
 }
 
-/// Verifies that a 101 belongs to this handshake; no byte may pass unseen before (RFC 6455, 4.1,
-/// items 2 to 4 of the checks of the server's response).
-fn verify_switch(
-    response: &ResponseHead<'_>,
-    request: &UpgradeRequest<'_>,
-) -> Result<(), &'static str> {
+/// Verifies that a 101 belongs to the handshake with this key; no byte may pass unseen before (RFC
+/// 6455, 4.1, items 2 to 4 of the checks of the server's response).
+///
+/// # Errors
+///
+/// The reason, in words for the client.
+pub(crate) fn verify_switch(response: &ResponseHead<'_>, key: &str) -> Result<(), &'static str> {
     // An HTTP/1.0 message must not carry Upgrade (RFC 9110, 7.8).
     if response.version != Version::Http11 {
         return Err("the backend switches protocols in HTTP/1.0");
@@ -85,7 +86,7 @@ fn verify_switch(
     if !fields.lists("Connection", "upgrade") {
         return Err("the backend's 101 has no Connection: Upgrade");
     }
-    if fields.single("Sec-WebSocket-Accept") != Ok(accept_value(request.key).as_bytes()) {
+    if fields.single("Sec-WebSocket-Accept") != Ok(accept_value(key).as_bytes()) {
         return Err("the backend's Sec-WebSocket-Accept does not belong to the client's key");
     }
     Ok(())

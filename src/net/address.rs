@@ -1,7 +1,7 @@
 //! Addresses: `host:port` and `unix:/path`, as people write them.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::digits;
@@ -36,6 +36,15 @@ enum Host {
     Any(Option<bool>),
     Localhost,
     Name(String),
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        // Without a zone, which no name server tells.
+        let address = SocketAddr::new(address.ip(), address.port());
+        let place = Endpoint::Tcp(address.ip().to_string(), address.port());
+        Self { place, authority: address.to_string() }
+    }
 }
 
 impl Address {
@@ -110,6 +119,11 @@ impl Address {
         }
         let place = Endpoint::Unix(path.into());
         Some(Ok(Self { place, authority: format!("{UNIX}{path}") }))
+    }
+
+    /// Returns whether it is a host's name, which is looked up.
+    pub(crate) fn is_name(&self) -> bool {
+        self.host().is_some() && self.ip().is_none()
     }
 
     /// Returns the host as an IP address, if it is one.

@@ -83,7 +83,7 @@ impl BackendConfig {
         // More than can be counted is as good as no limit.
         let max_tunnels = tunnels.and_then(|tunnels| u32::try_from(tunnels).ok());
         let is_backup = self.backup.unwrap_or_default();
-        Ok(BackendSettings { address, weight, max_tunnels, is_backup })
+        Ok(BackendSettings { address, watched: None, weight, max_tunnels, is_backup })
     }
 }
 
@@ -134,7 +134,7 @@ impl BackendConfig {
     /// Returns the element of the list with these settings: only the address where everything else
     /// has its default.
     pub(crate) fn of(settings: &BackendSettings) -> Self {
-        let BackendSettings { address, weight, max_tunnels, is_backup } = settings;
+        let BackendSettings { address, weight, max_tunnels, is_backup, .. } = settings;
         let config = Self::new(address.authority.clone());
         if (*weight, *max_tunnels, *is_backup) == (1, None, false) {
             return config;

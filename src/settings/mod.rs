@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::backend::balance::Balance;
 use crate::backend::dial::DialSettings;
 use crate::backend::health::states::HealthRules;
-use crate::backend::pool::BackendSettings;
+use crate::backend::pool::{BackendSettings, PoolRules};
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::hash_on::HashOn;
 use crate::handshake::origin::OriginList;
@@ -341,6 +341,15 @@ impl Settings {
     pub(crate) fn handshake_rules(&self) -> HandshakeRules {
         let preserves_host = self.host == HostHeader::Preserve;
         HandshakeRules { is_strict: self.strict_handshake, preserves_host }
+    }
+
+    /// Returns those for the backends among each other.
+    pub(crate) fn pool_rules(&self) -> PoolRules {
+        PoolRules {
+            balance: self.balance,
+            health: self.health,
+            max_ejected_percent: self.max_ejected_percent,
+        }
     }
 
     /// Returns those for connections to backends.

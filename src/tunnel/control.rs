@@ -2,6 +2,8 @@
 
 /// Close codes that the proxy sends by itself (RFC 6455, 7.4.1, and IANA's registry).
 pub(crate) mod code {
+    /// The connection has served its purpose.
+    pub(crate) const NORMAL: u16 = 1000;
     /// An endpoint, or the proxy, goes away.
     pub(crate) const GOING_AWAY: u16 = 1001;
     /// Frames violate RFC 6455.

@@ -46,13 +46,9 @@ mod view;
 pub(crate) use self::account::Account;
 pub(crate) use self::end::TunnelEnd;
 pub(crate) use self::group::Group;
-#[allow(unused_imports)] // WIP12: without `admin`, until the proxy itself gives orders
-pub(crate) use self::reason::OrderCause;
-pub(crate) use self::reason::{CloseOrder, Reason};
+pub(crate) use self::reason::{CloseOrder, OrderCause, Reason};
 pub(crate) use self::selection::{Identity, TunnelFilter};
-pub(crate) use self::side::PerSide;
-#[cfg(feature = "internals")]
-pub(crate) use self::side::Side;
+pub(crate) use self::side::{PerSide, Side};
 pub(crate) use self::tunnel::NewTunnel;
 pub(crate) use self::tunnels::{Ordered, Tunnels};
 #[cfg(feature = "admin")]

@@ -79,6 +79,7 @@ pub(crate) struct CloseOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OrderCause {
     /// The operator's will, by the admin listener.
+    #[cfg_attr(not(feature = "admin"), expect(dead_code, reason = "nobody gives such an order"))]
     Operator,
     BackendRemoved,
     BackendUnhealthy,
@@ -161,6 +162,16 @@ impl Cause {
 }
 
 impl OrderCause {
+    /// Returns the reason for the Close that the client gets.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Operator => BY_ORDER,
+            Self::BackendRemoved => "backend removed",
+            Self::BackendUnhealthy => "backend unhealthy",
+            Self::Rebalance => "rebalancing",
+        }
+    }
+
     fn reason(self) -> Reason {
         match self {
             Self::Operator => Reason::Admin,

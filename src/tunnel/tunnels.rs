@@ -226,6 +226,11 @@ impl Tunnels {
         oldest.into_sorted_vec()
     }
 
+    /// Returns the number of those that are meant, be they ending.
+    pub(crate) fn count_meant(&self, filter: &TunnelFilter) -> usize {
+        self.meant(filter).count()
+    }
+
     /// Returns those that are meant, each with its number and its key.
     fn meant(&self, filter: &TunnelFilter) -> impl Iterator<Item = (u64, usize, &Entry)> {
         let of_group = self.entries.iter().filter(|(_, entry)| filter.admits_group(&entry.group));
@@ -730,6 +735,7 @@ mod tests {
 
         let soon = order(OrderCause::BackendRemoved, "", Duration::ZERO);
         assert_eq!(bench.tunnels.close(&to(0), &soon), Ordered { meant: 5, begun: 3 });
+        assert_eq!((bench.tunnels.count_meant(&to(0)), bench.tunnels.count_meant(&two)), (5, 1));
         assert_eq!(oldest(&bench, 0, 99), [0; 0]);
         assert_eq!(oldest(&bench, 1, 99), [3, 5, 7, 11]);
         let others = TunnelFilter { group: Some(other), ..TunnelFilter::default() };

@@ -96,6 +96,9 @@ impl EventLoop {
                     Command::Oldest(filter, count, answer) => {
                         tell(&answer, || self.tunnels.oldest(&filter, count));
                     }
+                    Command::Count(filter, answer) => {
+                        tell(&answer, || self.tunnels.count_meant(&filter));
+                    }
                     Command::Close(filter, order, answer) => {
                         // Whoever asked may have gone away, and means it all the same.
                         let _ = answer.try_send(self.tunnels.close(&filter, &order));

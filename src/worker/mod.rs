@@ -258,6 +258,14 @@ impl Handle {
         ids
     }
 
+    /// Returns the number of tunnels of the group that are meant, be they ending. It waits
+    /// likewise.
+    pub(crate) async fn count(&self, filter: TunnelFilter) -> usize {
+        let filter = self.own(filter);
+        let count = |answer| Command::Count(filter.clone(), answer);
+        self.local.shared.ask_all(count).await.into_iter().sum()
+    }
+
     /// Returns the filter for the tunnels of the group alone.
     fn own(&self, filter: TunnelFilter) -> TunnelFilter {
         TunnelFilter { group: Some(self.group.clone()), ..filter }
@@ -540,6 +548,10 @@ mod tests {
         ask(group, move |handle| async move { handle.oldest(backend, count).await })
     }
 
+    fn count(group: &WorkGroup, filter: TunnelFilter) -> usize {
+        ask(group, move |handle| async move { handle.count(filter).await })
+    }
+
     fn close(group: &WorkGroup, filter: TunnelFilter, cause: OrderCause) -> usize {
         let (code, reason, spread) = (1_012, String::new(), Duration::ZERO);
         let order = Arc::new(CloseOrder { cause, code, reason, spread });
@@ -568,6 +580,7 @@ mod tests {
 
         // By their numbers; that of another group's tunnel and an unknown one mean nothing.
         let some = TunnelFilter::with_ids(vec![5, 2, 9, 1]);
+        assert_eq!((count(&group, some.clone()), count(&other, some.clone())), (2, 1));
         assert_eq!(close(&group, some.clone(), OrderCause::Rebalance), 2);
         assert_eq!(next(2), [(1, "rebalance"), (2, "rebalance")]);
         assert_eq!(close(&group, some, OrderCause::Rebalance), 0);

@@ -30,6 +30,8 @@ pub(super) enum Command {
     List(TunnelFilter, usize, Sender<Vec<TunnelView>>),
     /// Return the numbers of the oldest tunnels of those that are meant, at most so many.
     Oldest(TunnelFilter, usize, Sender<Vec<u64>>),
+    /// Return the number of those that are meant.
+    Count(TunnelFilter, Sender<usize>),
     /// Close those that are meant, and return their numbers.
     Close(TunnelFilter, Arc<CloseOrder>, Sender<Ordered>),
     /// End everything.

@@ -153,6 +153,11 @@ impl Board {
         self.weight(index) > 0 && !self.is_full(index)
     }
 
+    /// Returns whether a backend is chosen only while no primary is eligible.
+    pub(crate) fn is_backup(&self, index: usize) -> bool {
+        index >= self.primaries
+    }
+
     /// Returns whether a backend has reached its cap.
     #[inline]
     pub(crate) fn is_full(&self, index: usize) -> bool {

@@ -12,7 +12,7 @@ mod smooth;
 mod tests;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 pub(crate) use self::board::{Board, Candidate, NO_CAP, WEIGHT_ONE};
 pub(crate) use self::counts::{CountSlab, SharedCount};
@@ -45,9 +45,14 @@ pub enum Balance {
 #[derive(Debug, Default)]
 pub(crate) struct Chooser {
     rule: Balance,
+    /// Those with the fewest tunnels are chosen instead of the next in turn.
+    evens_out: AtomicBool,
     /// The index after the one chosen last, per tier. Counters of the choices would give the turns
     /// of a missing backend to the next one; thus all share them.
     turns: [AtomicUsize; 2],
+    /// Counts further tries of handshakes, per tier: those who have met a backend that is lost are
+    /// spread over all others, and not left to its neighbour.
+    further: [AtomicUsize; 2],
     /// The turns of unequal weights.
     smooth: Mutex<Smooth>,
 }
@@ -77,7 +82,15 @@ impl Chooser {
     pub(crate) fn successor(&self, rule: Balance, from: &Board, to: &Board) -> Self {
         let turn = |turn: &AtomicUsize| AtomicUsize::new(turn.load(Ordering::Relaxed));
         let smooth = lock(&self.smooth).successor(from, to);
-        Self { rule, turns: self.turns.each_ref().map(turn), smooth: Mutex::new(smooth) }
+        let evens_out = AtomicBool::new(self.evens_out.load(Ordering::Relaxed));
+        let [turns, further] = [&self.turns, &self.further].map(|all| all.each_ref().map(turn));
+        Self { rule, evens_out, turns, further, smooth: Mutex::new(smooth) }
+    }
+
+    /// Has [`Balance::RoundRobin`] choose as [`Balance::LeastTunnels`] does, or no longer. What has
+    /// a key in [`Balance::Hash`] stays where it belongs.
+    pub(crate) fn even_out(&self, is_on: bool) {
+        self.evens_out.store(is_on, Ordering::Relaxed);
     }
 
     /// Returns the best eligible backend.
@@ -105,14 +118,25 @@ impl Chooser {
     ) -> Option<usize> {
         match (self.rule, key, last) {
             (Balance::Hash, Some(key), _) => hash::choose(board, tier, key, tried),
-            (Balance::LeastTunnels, ..) => {
+            (rule, ..) if rule == Balance::LeastTunnels || self.evens_out() => {
                 self.in_turn(tier, |start| board.least(tier, start, tried))
             }
             _ if !board.is_uniform(tier) => lock(&self.smooth).choose(board, tier, tried),
-            // Further tries of a handshake take no turn.
-            (.., Some(last)) => board.next(tier, last + 1, tried),
+            // Further tries of a handshake take no turn of others.
+            (.., Some(last)) => {
+                let number = self.further[tier as usize].fetch_add(1, Ordering::Relaxed);
+                let range = board.range(tier);
+                // One of the others, each as often.
+                let ahead = 1 + number % range.len().saturating_sub(1).max(1);
+                let start = range.start + (last - range.start + ahead) % range.len();
+                board.next(tier, start, tried)
+            }
             (.., None) => self.in_turn(tier, |start| board.next(tier, start, tried)),
         }
+    }
+
+    fn evens_out(&self) -> bool {
+        self.evens_out.load(Ordering::Relaxed)
     }
 
     /// Takes a turn: `find` returns the first backend from an index that is good enough. Two

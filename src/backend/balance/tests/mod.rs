@@ -67,7 +67,8 @@ fn counts(board: &Board) -> Vec<u32> {
 fn equal_backends_take_turns_and_each_is_tried_once() {
     let (balance, three) = (Chooser::default(), board(&[256; 3]));
     let orders = [(); 4].map(|()| order(&balance, &three));
-    assert_eq!(orders, [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
+    // Those that a lost backend leaves to the others are spread over them.
+    assert_eq!(orders, [[0, 1, 2], [1, 0, 2], [2, 0, 1], [0, 2, 1]]);
     // The turns go on, as far as there are backends.
     let (two, four) = (board(&[256; 2]), board(&[256; 4]));
     let next = balance.successor(Balance::RoundRobin, &three, &four);
@@ -335,4 +336,16 @@ fn the_greatest_weights_and_pools_do_not_overflow() {
             assert_eq!(balance.first(&board, key), first);
         }
     }
+}
+
+#[test]
+fn the_handshakes_of_a_lost_backend_are_spread_over_all_others() {
+    let (balance, four) = (Chooser::default(), board(&[256; 4]));
+    let mut counts = [0; 4];
+    for _ in 0..120 {
+        // The first backend is lost, and is found so each time.
+        let second = balance.order(&four, None).find(|&index| index != 0);
+        counts[second.unwrap()] += 1;
+    }
+    assert_eq!(counts, [0, 40, 40, 40]);
 }
