@@ -92,6 +92,7 @@ mod settings;
 mod shutdown;
 mod stats;
 mod tunnel;
+mod upkeep;
 mod worker;
 
 #[cfg(feature = "admin")]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use smol::Timer;
 
+use crate::backend::resolve::Resolver;
 use crate::events::{Event, OUTCOMES};
 use crate::listener;
 use crate::live::LiveSection;
@@ -23,6 +24,7 @@ use crate::settings::{Drain, Invalid, Settings};
 use crate::shutdown::{AllDropped, Shutdown, guard};
 use crate::stats::SectionStats;
 use crate::tunnel::Reason;
+use crate::upkeep;
 use crate::worker::{WorkGroup, Workers};
 
 /// A proxy that has its port and does not serve yet.
@@ -193,7 +195,7 @@ impl BoundProxy {
         running.drain(spread, &deadline).await;
     }
 
-    /// Starts the accept loop on a worker.
+    /// Starts the accept loop and the upkeep, each on a worker.
     fn start(self) -> Running {
         let Self { listener, live, workers } = self;
         let section = live.current();
@@ -208,6 +210,9 @@ impl BoundProxy {
             listener::accept(handle, listener, accepting, alive, stopping).await;
             drop(listening);
         });
+        let kept_up = Arc::downgrade(&live);
+        let resolver = Arc::clone(Resolver::of_process());
+        group.start_task(move |handle| upkeep::run(handle, kept_up, resolver));
         Running { live, group, stop, port_closed, ended }
     }
 }

@@ -1,0 +1,109 @@
+//! What is done for a section while it serves, beside its clients: its backends' [`names`] are
+//! watched, their health is [checked](checks), and tunnels are [moved](rebalance) or closed.
+
+mod check;
+mod checks;
+mod leave;
+mod names;
+mod rebalance;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use smol::{LocalExecutor, Task};
+
+use self::checks::Checked;
+use self::names::WatchedName;
+use crate::backend::resolve::Resolver;
+use crate::live::{LiveSection, News};
+use crate::section::Section;
+use crate::settings::Resolve;
+use crate::worker::Handle;
+
+/// Access of a task to the section that it works for.
+struct SectionAccess {
+    handle: Handle,
+    /// Asked for the addresses of names.
+    resolver: Arc<Resolver>,
+    /// Not to keep it from ending.
+    live: Weak<LiveSection>,
+}
+
+/// The tasks of a section. One that is dropped ends.
+#[derive(Default)]
+struct Tasks {
+    names: HashMap<WatchedName, Task<()>>,
+    /// By the number of the backend.
+    checks: HashMap<usize, (Checked, Task<()>)>,
+    /// Those that close the tunnels of backends that were removed.
+    leaving: Vec<Task<()>>,
+    rebalance: Option<Task<()>>,
+}
+
+/// Does what the settings in force ask for, until it is dropped.
+pub(crate) async fn run(handle: Handle, live: Weak<LiveSection>, resolver: Arc<Resolver>) {
+    let access = SectionAccess { handle, resolver, live };
+    let executor = LocalExecutor::new();
+    let mut tasks = Tasks::default();
+    while let Some(live) = access.live.upgrade() {
+        let section = live.current();
+        tasks.follow(&access, &executor, &live, &section);
+        drop(live);
+        executor.run(section.superseded.begun()).await;
+    }
+}
+
+impl SectionAccess {
+    /// Returns the section of the moment.
+    fn section(&self) -> Option<Arc<Section>> {
+        self.live.upgrade().map(|live| live.current())
+    }
+}
+
+impl Tasks {
+    /// Starts what a section needs, and ends what it needs no more.
+    fn follow<'a>(
+        &mut self,
+        access: &'a SectionAccess,
+        executor: &LocalExecutor<'a>,
+        live: &LiveSection,
+        section: &Section,
+    ) {
+        let names = match section.settings.resolve {
+            Resolve::Watch => names::watched(&section.settings),
+            Resolve::Connect => Vec::new(),
+        };
+        self.names.retain(|name, _| names.contains(name));
+        for name in names {
+            let start = || executor.spawn(names::watch(access, name.clone()));
+            self.names.entry(name.clone()).or_insert_with(start);
+        }
+
+        let by = Checked::of(section);
+        self.checks.retain(|number, (known, _)| {
+            Some(&*known) == by.as_ref() && section.pool.backends().any(|one| one.id() == *number)
+        });
+        if let Some(by) = by {
+            for backend in section.pool.members() {
+                self.checks.entry(backend.id()).or_insert_with(|| {
+                    let check = checks::keep_checking(access, Arc::clone(backend), by.clone());
+                    (by.clone(), executor.spawn(check))
+                });
+            }
+        }
+
+        let News { added, drained } = live.take_news();
+        self.leaving.retain(|task| !task.is_finished());
+        let leave = |backend| executor.spawn(leave::drain_removed(access, backend));
+        self.leaving.extend(drained.into_iter().map(leave));
+        match section.settings.rebalance {
+            Some(by) if !added.is_empty() => {
+                // The one before ends first: at its end, handshakes go round again.
+                self.rebalance = None;
+                self.rebalance = Some(executor.spawn(rebalance::rebalance(access, added, by)));
+            }
+            Some(_) => {}
+            None => self.rebalance = None,
+        }
+    }
+}
