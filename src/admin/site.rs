@@ -149,7 +149,10 @@ impl Site {
             }
             let pool = &section.pool;
             (!pool.has_usable(now)).then(|| {
-                format!("section {name:?}: no backend could be connected to lately ({pool})")
+                format!(
+                    "section {name:?}: no backend is in use and could be connected to lately \
+                     ({pool})"
+                )
             })
         };
         sections.iter().filter_map(reason).collect()

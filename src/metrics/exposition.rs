@@ -1,7 +1,9 @@
 //! The metrics as text, through Prometheus' own library.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
@@ -120,18 +122,49 @@ impl Snapshot {
         let leaving: Vec<_> = { self.sections.iter() }
             .flat_map(|section| section.pool.leaving().map(|backend| (&*section.name, backend)))
             .collect();
-        let backends = || {
-            let configured = self.sections.iter().flat_map(|section| {
+        let configured = || {
+            self.sections.iter().flat_map(|section| {
                 section.pool.backends().map(move |backend| (&*section.name, backend))
-            });
-            configured.chain(leaving.iter().map(|(section, backend)| (*section, &**backend)))
+            })
         };
+        let backends =
+            || configured().chain(leaving.iter().map(|(section, backend)| (*section, &**backend)));
         let failures = backends().flat_map(|(section, backend)| {
             backend.connect_failures().map(move |(kind, count)| {
                 (labels(section, [("backend", backend.name()), ("kind", kind)]), count)
             })
         });
         out.counter("ws_proxy_connect_failures", "Failures to connect to a backend", failures)?;
+        let now = Instant::now();
+        // One that stands in a section twice is well if both are.
+        let mut up = BTreeMap::new();
+        for (section, backend) in configured() {
+            let is_well = u64::from(backend.health(now).state.is_well());
+            let labels = labels(section, [("backend", backend.name())]);
+            up.entry(labels).and_modify(|up: &mut u64| *up &= is_well).or_insert(is_well);
+        }
+        out.gauge("ws_proxy_backend_up", "Whether nothing is known against a backend", up)?;
+        let ejections = backends().map(|(section, backend)| {
+            (labels(section, [("backend", backend.name())]), backend.ejections())
+        });
+        out.counter(
+            "ws_proxy_backend_ejections",
+            "Times that a backend was taken out after failures in a row",
+            ejections,
+        )?;
+        let checks = backends().flat_map(|(section, backend)| {
+            backend.checks().map(move |(result, count)| {
+                (labels(section, [("backend", backend.name()), ("result", result)]), count)
+            })
+        });
+        out.counter(
+            "ws_proxy_backend_health_checks",
+            "Active checks of a backend by their result",
+            checks,
+        )?;
+        let waiting = { self.sections.iter() }
+            .map(|section| (section_label(&section.name), section.pool.queue_len() as u64));
+        out.gauge("ws_proxy_queue", "Handshakes that wait while all backends are full", waiting)?;
         out.gauge(
             "ws_proxy_tunnels",
             "Tunnels that are open",
