@@ -66,12 +66,18 @@ class Program:
 
 
 class Setting:
-    """Two echo backends, and the configuration of a proxy with two sections in front of them."""
+    """Two echo backends, and the configuration of a proxy with sections in front of them: two for
+    traffic, and two that have a backend each on which nobody listens.
+    """
 
     def __init__(self, binary, folder):
         self.binary, self.folder = binary, Path(folder)
-        self.chat, self.feed, self.admin, *self.backends = free_ports(5)
+        self.chat, self.feed, self.named, self.checked, self.admin, *ports = free_ports(8)
+        self.dead, *self.backends = ports
         self.origin = f"http://127.0.0.1:{self.admin}"
+        # Each is a backend of its own.
+        found = socket.getaddrinfo("localhost", self.backends[0], type=socket.SOCK_STREAM)
+        self.addresses = len({address for *_, address in found})
 
     def proxy(self, admin="", backends=()):
         one, other = (f"127.0.0.1:{port}" for port in self.backends)
@@ -95,6 +101,19 @@ class Setting:
             bind = "127.0.0.1:{self.feed}"
             backends = [{many}]
             max_connections = 1000
+            [[ws_proxy]]
+            name = "named"
+            bind = "127.0.0.1:{self.named}"
+            backends = ["127.0.0.1:{self.dead}", "localhost:{self.backends[0]}"]
+            resolve = "watch"
+            max_failures = 1
+            eject_ms = 600000
+            [[ws_proxy]]
+            name = "checked"
+            bind = "127.0.0.1:{self.checked}"
+            backends = ["127.0.0.1:{self.dead}", {{ address = "{one}", weight = 3 }}]
+            [ws_proxy.health_check]
+            interval_ms = 200
             """
         )
         return Program(self.binary, "--config", file)
@@ -233,6 +252,25 @@ async def close_by_keyboard(page, client):
     assert await page.text("#why") == "admin1"
 
 
+async def backends_show_their_health(page):
+    """A backend that was ejected, one that fails its checks, and the addresses of a name."""
+    for section, state, reason in [
+        ("named", "ejected", "connect failure"),
+        ("checked", "unhealthy", "check failed: connect failure"),
+        ("checked", "healthy", "check passed"),
+    ]:
+        await page.when(
+            f"""[...document.querySelectorAll("#backends-table tbody tr")].some((row) => {{
+              const text = (at) => row.children[at].textContent;
+              return text(1) === "{section}" && text(2).startsWith("{state}{reason}, for ");
+            }})"""
+        )
+    await page.when(
+        """[...document.querySelectorAll("#backends-table tbody tr")]
+        .filter((row) => row.children[0].textContent.includes("localhost")).length"""
+    )
+
+
 async def it_suits_everybody(page, pictures):
     """Sizes, colours and names; the pictures."""
     for view in ["overview", "tunnels", "endings"]:
@@ -245,6 +283,12 @@ async def it_suits_everybody(page, pictures):
                     "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
                 )
                 assert wide <= inner == width, f"{view} is {wide} wide on {width}"
+                if width < 500:
+                    cut = await page.js(
+                        """[...document.querySelectorAll(".scroll")]
+                        .filter((one) => one.scrollWidth > one.clientWidth).length"""
+                    )
+                    assert not cut, f"{view}: {cut} tables have to be scrolled on {width}"
                 faint = await page.faint()
                 assert not faint, f"{view}, {scheme}: {faint}"
                 if name != "tiny":
@@ -310,6 +354,11 @@ async def without_a_token(browser, setting, pictures):
         print("ok    tunnels are sorted and filtered by keyboard")
         await close_by_keyboard(page, clients[5])
         print("ok    a tunnel is closed from the page, and its ending is told")
+        await show(page, "overview")
+        # In turn, so that one of them comes to the backend on which nobody listens.
+        clients += [await setting.tunnel(setting.named, "/") for _ in range(2)]
+        await backends_show_their_health(page)
+        print("ok    backends show their health, with its reason")
         await it_suits_everybody(page, pictures)
         print("ok    sizes from 320 px, contrast in both colour schemes, names for screen readers")
         await hidden_pages_are_quiet(page)
@@ -352,9 +401,11 @@ async def with_a_token(browser, setting, pictures):
         await page.when(text_is("#state", "Ready"))
         [challenge] = page.challenges
         assert (challenge["scheme"], challenge["realm"]) == ("basic", "ws-proxy"), challenge
+        # Those of `chat`, `feed`, `named` and `checked`.
+        count = 2 + 1001 + 1 + setting.addresses + 2
         await page.when(
             'document.querySelector("#backends-table .note").textContent'
-            ' === "200 of 1,003 are shown"'
+            f' === "200 of {count:,} are shown"'
         )
         assert len(await rows(page, "backends", 0)) == 200
         await page.tab_to("#backends-filter")

@@ -204,7 +204,7 @@ def faults(documents, first, version, ws_proxy):
                 yield from reload_faults(pod, config)
                 yield from port_faults(pod, config)
                 yield from admin_faults(pod, config, services)
-                yield from backend_faults(pod, config, services)
+                yield from backend_faults(pod, pods, config, services)
                 yield from setting_faults(pod, config, drain)
                 yield from time_faults(pod, drain)
 
@@ -424,8 +424,13 @@ def port_faults(pod, config):
         yield from probe_faults(pod, app, {split(app.bind)[1]} if app.bind else set())
 
 
-def backend_faults(pod, config, services):
-    for address in (address for section in config["ws_proxy"] for address in section["backends"]):
+def backend_faults(pod, pods, config, services):
+    backends = [
+        (address, section.get("resolve") == "watch")
+        for section in config["ws_proxy"]
+        for address in section["backends"]
+    ]
+    for address, is_watched in backends:
         host, port = split(address.removeprefix("ws://"))
         if pod.apps:
             if host not in LOCALHOST:
@@ -435,14 +440,19 @@ def backend_faults(pod, config, services):
                     pod.proxy.path, f"no app of the pod listens on the backend {address}"
                 )
         else:
-            ports = [
-                entry["port"]
-                for service in services
-                if service["metadata"]["name"] == host
-                for entry in service["spec"]["ports"]
-            ]
-            if port not in ports:
+            named = [service for service in services if service["metadata"]["name"] == host]
+            if port not in [entry["port"] for one in named for entry in one["spec"]["ports"]]:
                 yield pod.fault(pod.proxy.path, f"the backend {address} is no Service's port")
+            for service in named:
+                is_headless = service["spec"].get("clusterIP") == "None"
+                if is_headless != is_watched:
+                    problem = "is watched, but not headless" if is_watched else "is not watched"
+                    yield pod.fault(pod.proxy.path, f"the backend {address} {problem}")
+                # No Service translates the ports of addresses that its name leads to.
+                chosen = [one for one in pods if one.has(service["spec"]["selector"])]
+                apps = [app for one in chosen for app in one.apps]
+                if is_headless and not all(port in app.ports.values() for app in apps):
+                    yield pod.fault(pod.proxy.path, f"no pod has the port of {address}")
 
 
 def setting_faults(pod, config, drain):
@@ -867,6 +877,27 @@ def broken_variants(form):
             ),
             "a stop takes 40 s",
         )
+
+        def of_app(**fields):
+            def change(documents):
+                specs = [service["spec"] for service in of_kind(documents, "Service")]
+                next(spec for spec in specs if spec["ports"][0]["port"] != 80).update(fields)
+
+            return change
+
+        yield (
+            "a watched name of one address",
+            of_app(clusterIP="10.0.0.9"),
+            "is watched, but not headless",
+        )
+        yield "a headless Service", of_config('resolve = "watch"', ""), "is not watched"
+
+        def translate(documents):
+            entry = {"name": "ws", "port": 9001, "targetPort": "ws"}
+            of_app(ports=[entry])(documents)
+            of_config("chat-backend:9000", "chat-backend:9001")(documents)
+
+        yield "a port that nobody translates", translate, "no pod has the port"
         yield (
             "an app on localhost",
             lambda d: app(d)["args"].__setitem__(2, "127.0.0.1:9000"),

@@ -11,7 +11,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::{
-    Backend, Directory, Peer, Program, expect_refused, section, table, taken_port, value,
+    Backend, Directory, Peer, Program, expect_refused, quiet_port, section, table, taken_port,
+    value,
 };
 
 /// A program with an admin listener, and its backend.
@@ -406,15 +407,11 @@ mod commands {
 
     /// A free port, and the configuration of a program that has it for its admin listener.
     fn configuration(directory: &Directory, lines: &str, backend: &Backend) -> SocketAddr {
-        let (listener, address) = taken_port();
-        drop(listener);
-        let text = format!(
-            "[admin]\nbind = \"0.0.0.0:{}\"\n{lines}{}",
-            address.port(),
-            section(backend.address)
-        );
+        let port = quiet_port();
+        let text =
+            format!("[admin]\nbind = \"0.0.0.0:{port}\"\n{lines}{}", section(backend.address));
         directory.write("ws-proxy.toml", &text);
-        address
+        SocketAddr::from(([127, 0, 0, 1], port))
     }
 
     #[test]

@@ -26,7 +26,11 @@ fn with(backend: &Backend, settings: &str) -> String {
 }
 
 /// Opens a tunnel with this handshake; returns the index of its backend, and both ends.
-fn open(proxy: SocketAddr, backends: &[Backend], handshake: &str) -> (usize, Peer, Peer) {
+pub(crate) fn open(
+    proxy: SocketAddr,
+    backends: &[Backend],
+    handshake: &str,
+) -> (usize, Peer, Peer) {
     let mut client = Peer::sending(proxy, handshake);
     let all: Vec<_> = backends.iter().collect();
     let index = Backend::wait_for_any(&all);

@@ -15,8 +15,8 @@ use crate::support::{
 };
 
 /// A program with a configuration file that can be changed.
-struct Reloadable {
-    program: Program,
+pub(crate) struct Reloadable {
+    pub(crate) program: Program,
     admin: SocketAddr,
     file: PathBuf,
     /// Where the file is, until the test is over.
@@ -25,7 +25,7 @@ struct Reloadable {
 
 impl Reloadable {
     /// Starts it with this configuration, and an admin listener on any port.
-    fn start(text: &str) -> Self {
+    pub(crate) fn start(text: &str) -> Self {
         let directory = Directory::new();
         let file = directory.write("ws-proxy.toml", &with_admin(text));
         Self::start_at(directory, file)
@@ -39,24 +39,24 @@ impl Reloadable {
     }
 
     /// Replaces the file.
-    fn write(&self, text: &str) {
+    pub(crate) fn write(&self, text: &str) {
         fs::write(&self.file, with_admin(text)).unwrap();
     }
 
     /// Sends a request to the admin listener; returns status and body of its answer.
-    fn ask(&self, start: &str) -> (u16, String) {
+    pub(crate) fn ask(&self, start: &str) -> (u16, String) {
         ask(self.admin, start)
     }
 
     /// Reloads; returns the lines after the first one.
-    fn reload(&self) -> String {
+    pub(crate) fn reload(&self) -> String {
         let (status, body) = self.ask("POST /reload");
         assert_eq!(status, 200, "{body}");
         body.strip_prefix("reloaded\n").unwrap().to_owned()
     }
 
     /// Returns the value of a sample of the metrics.
-    fn sample(&self, name: &str) -> f64 {
+    pub(crate) fn sample(&self, name: &str) -> f64 {
         let (_, text) = self.ask("GET /metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
@@ -69,7 +69,7 @@ fn with_admin(text: &str) -> String {
 }
 
 /// Carries a message each way.
-fn talk(client: &mut Peer, server: &mut Peer) {
+pub(crate) fn talk(client: &mut Peer, server: &mut Peer) {
     let (question, answer) = (From::Client.text("are you there?"), From::Backend.text("yes"));
     client.send(&question);
     server.expect(&question);

@@ -167,12 +167,14 @@ fn the_status_tells_of_a_drain_and_of_what_is_wrong() {
         section(backend.address)
     );
     let admin = Admin::start_with(backend, &text);
-    Peer::sending(admin.proxy, upgrade("")).read_refusal();
+    for _ in 0..3 {
+        Peer::sending(admin.proxy, upgrade("")).read_refusal();
+    }
     admin.wait_for("GET /readyz", 503);
     let status = admin.json("GET /status");
     assert_eq!((&status["ready"], &status["draining"]), (&false.into(), &false.into()));
     assert!(status["reasons"][0].as_str().unwrap().contains("no backend"), "{status}");
-    assert_eq!(status["backends"][0]["state"], "failing");
+    assert_eq!(status["backends"][0]["state"], "unhealthy");
     assert_eq!(admin.ask("POST /drain", "").0, 200);
     let status = admin.json("GET /status");
     assert_eq!((&status["ready"], &status["draining"]), (&false.into(), &true.into()));

@@ -32,11 +32,17 @@ fn a_backend_tells_its_state_and_its_failures() {
     let fresh = admin.json("GET /backends")[0].clone();
     assert_eq!(fresh["backend"], admin.backend.address.to_string());
     assert_eq!(fresh["section"], admin.proxy.to_string());
-    assert_eq!(fresh["state"], "usable");
+    assert_eq!(fresh["state"], "unknown");
     assert_eq!(fresh["connect_failures"]["refused"], 0);
     Peer::sending(admin.proxy, upgrade("")).read_refusal();
     while admin.json("GET /backends")[0]["connect_failures"]["refused"] != 1 {
         std::thread::yield_now();
     }
-    assert_eq!(admin.json("GET /backends")[0]["state"], "failing");
+    // The only backend is never ejected, but nobody takes it for well after three failures.
+    for _ in 1..3 {
+        Peer::sending(admin.proxy, upgrade("")).read_refusal();
+    }
+    let failing = admin.json("GET /backends")[0].clone();
+    assert_eq!((&failing["state"], &failing["ejections"]), (&"unhealthy".into(), &0.into()));
+    assert_eq!(failing["reason"], "3 connect failures in a row");
 }

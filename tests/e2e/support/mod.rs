@@ -1,17 +1,21 @@
 //! Support for the tests: peers that speak literal bytes, proxies, and the kernel's view.
 
+mod names;
 mod peer;
 mod program;
 mod proxy;
+mod site;
 mod sockets;
 mod wire;
 
-pub use self::peer::{Backend, Peer};
+pub use self::names::{NameServer, Reply, is_in_own_network};
+pub use self::peer::{Backend, HeldPort, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
+pub use self::site::{Change, Site, element};
 pub use self::sockets::{
-    expect_refused, has_been_acknowledged, has_been_read, in_kernel, is_dialled, socket_of_peer,
-    taken_port, wait_until,
+    expect_refused, has_been_acknowledged, has_been_read, in_kernel, is_dialled, quiet_port,
+    socket_of_peer, taken_port, wait_until,
 };
 pub use self::wire::{CLOSE, Frame, From, PING, PONG, ProxyProgram, TEXT};
 

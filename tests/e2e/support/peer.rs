@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -19,7 +19,12 @@ pub struct Backend {
 
 impl Backend {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1:0")
+    }
+
+    /// A backend at this address.
+    pub fn at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         Self { listener, address }
     }
@@ -53,6 +58,11 @@ impl Backend {
         tighten(&backend.listener);
         rustix::net::listen(&backend.listener, 128).unwrap();
         backend
+    }
+
+    /// Sets the number of connections that may wait to be accepted.
+    pub fn set_backlog(&self, count: i32) {
+        rustix::net::listen(&self.listener, count).unwrap();
     }
 
     /// The next connection of the proxy.
@@ -92,6 +102,31 @@ impl Backend {
         let head = peer.read_head();
         peer.send(switching(""));
         (peer, head)
+    }
+}
+
+/// A port at which a backend comes and goes. Nobody else gets it meanwhile.
+pub struct HeldPort {
+    pub address: SocketAddr,
+    /// Bound, but not listening.
+    _holder: OwnedFd,
+}
+
+impl HeldPort {
+    pub fn new() -> Self {
+        let (ip, flags) = (AddressFamily::INET, SocketFlags::CLOEXEC);
+        let socket = socket_with(ip, SocketType::STREAM, flags, None).unwrap();
+        // A listener that has it as well may have the same port.
+        sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        Self { address, _holder: socket }
+    }
+
+    /// A backend that listens at the port until it is dropped; then connections are refused.
+    pub fn listen(&self) -> Backend {
+        let listener = TcpListener::bind(self.address).unwrap();
+        Backend { listener, address: self.address }
     }
 }
 
@@ -159,6 +194,14 @@ impl Peer {
         handshake: impl AsRef<[u8]>,
     ) -> (Self, Self, String) {
         Self::sending(proxy, handshake).switch(backend)
+    }
+
+    /// A new tunnel to one of these backends: its index, the client and the backend's server.
+    pub fn tunnel_to_any(proxy: SocketAddr, backends: &[&Backend]) -> (usize, Self, Self) {
+        let client = Self::sending(proxy, upgrade(""));
+        let index = Backend::wait_for_any(backends);
+        let (client, server, _) = client.switch(backends[index]);
+        (index, client, server)
     }
 
     /// Has the backend answer this client's handshake with a 101.

@@ -55,6 +55,15 @@ pub fn taken_port() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A free port that the system gives nobody who dials, as the tests beside this one do: it is below
+/// those of `ip_local_port_range`.
+pub fn quiet_port() -> u16 {
+    let from = 10_000 + std::process::id() % 10_000;
+    let ports = (from..32_000).filter_map(|port| u16::try_from(port).ok());
+    let is_free = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    ports.into_iter().find(is_free).expect("there is a free port")
+}
+
 /// A copy of the socket at the other end of this connection, which is in this process too.
 pub fn socket_of_peer(stream: &TcpStream) -> OwnedFd {
     let (local, remote) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
