@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -14,16 +14,22 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::system::Poll;
-use crate::wire::{ACCEPT, ANSWER, Frames, request};
+use crate::wire::{ACCEPT, ANSWER, Batch, CLOSE_OF_BACKEND, CLOSE_OF_CLIENT, Frames, request};
 use crate::{Failure, while_doing};
 
 /// Handshakes at once while tunnels are opened: fewer than the shortest accept queue here (128).
 pub const OPENING: usize = 32;
 
-/// The token of the listener; sockets have their place in the list.
-const LISTENER: u64 = u64::MAX;
+/// The token of the first listener; sockets have their place in the list.
+const LISTENER: u64 = u64::MAX / 2;
+/// Connections that may wait to be accepted, as far as the kernel allows it.
+const BACKLOG: i32 = 65535;
+/// Connects of a storm between two looks at what has happened: its backend is in this thread too.
+const STORM_AT_ONCE: usize = 64;
 /// A head that is longer than this is no answer to what was sent.
 const LONGEST_HEAD: usize = 16 * 1024;
 /// For a connect to the proxy, whose listener is on this machine, and for the end of all tunnels.
@@ -74,8 +80,12 @@ pub struct Rules {
     pub echo: bool,
     /// A client that got an answer sends its next message.
     pub again: bool,
+    /// The next message is sent on another tunnel, chosen at random.
+    pub wander: bool,
     /// A client that got its 101 closes.
     pub hang_up: bool,
+    /// The proxy may close: a Close is answered, and the end of a connection is no error.
+    pub drain: bool,
 }
 
 /// Counts since [`Engine::restart_counts`].
@@ -85,7 +95,7 @@ pub struct Counts {
     pub established: usize,
     /// Messages that came out of the proxy, on either side.
     pub messages: u64,
-    /// Bytes of frames that came out of the proxy, on either side.
+    /// Bytes of frames that came out of the proxy, headers included, on either side.
     pub bytes: u64,
     /// Nanoseconds from each client's message to its answer.
     pub round_trips: Vec<u64>,
@@ -97,14 +107,18 @@ struct Socket {
     role: Role,
     /// The part of the other side's head that has come; `None` once it was complete.
     head: Option<Vec<u8>>,
-    /// Messages still to send, the current one included.
+    /// True until a connect that does not wait has completed.
+    connecting: bool,
+    /// Batches still to send, the current one included.
     to_send: u64,
     /// Bytes of the current one that are sent.
     sent: usize,
-    /// Bytes of the other side's current message that have come.
+    /// Bytes of the other side's current batch that have come.
     got: usize,
     /// True while epoll tells when it can be written to.
     wants_write: bool,
+    /// True from a client's message to its answer.
+    waits: bool,
     /// Time of sending the last message.
     asked: Instant,
 }
@@ -113,8 +127,12 @@ struct Socket {
 pub struct Engine {
     poll: Poll,
     /// Of either kind: accept(2) is the same for both.
-    listener: OwnedFd,
+    listeners: Vec<OwnedFd>,
     proxy: SocketAddr,
+    /// Addresses that clients connect from, in turn; empty for any.
+    sources: Vec<IpAddr>,
+    /// Clients so far, which choose their source by it.
+    connects: usize,
     request: Vec<u8>,
     frames: Frames,
     /// Reads of all sockets go through here.
@@ -126,6 +144,9 @@ pub struct Engine {
     freed: Vec<usize>,
     clients: usize,
     backends: usize,
+    /// Clients in a random order, for [`Engine::wander`], and the next place in it.
+    order: Vec<usize>,
+    cursor: usize,
     /// Round trips that have begun and not ended.
     on_the_way: usize,
     /// The end of a tunnel is no error any more.
@@ -139,42 +160,43 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Listens as the backend; connects to nothing yet.
+    /// Listens as the backends; connects to nothing yet.
     ///
     /// # Errors
     ///
-    /// If the port is taken.
+    /// If a port is taken.
     pub fn new(
         proxy: SocketAddr,
-        backend: &Place,
-        size: usize,
+        sources: &[IpAddr],
+        backends: &[Place],
+        frames: Frames,
         deadline: Instant,
         rules: Rules,
     ) -> Result<Self, Failure> {
-        let listening = match backend {
-            Place::Tcp(address) => TcpListener::bind(address).map(OwnedFd::from),
-            Place::Unix(path) => {
-                // Left by the run before.
-                let _ = std::fs::remove_file(path);
-                UnixListener::bind(path).map(OwnedFd::from)
-            }
-        };
-        let listener = listening.map_err(while_doing(&format!("listening on {backend}")))?;
-        rustix::io::ioctl_fionbio(&listener, true)?;
         let poll = Poll::new()?;
-        poll.add(&listener, LISTENER, EventFlags::IN)?;
+        let mut listeners = Vec::new();
+        for (backend, token) in backends.iter().zip(LISTENER..) {
+            let listener =
+                listen(backend).map_err(while_doing(&format!("listening on {backend}")))?;
+            poll.add(&listener, token, EventFlags::IN)?;
+            listeners.push(listener);
+        }
         Ok(Self {
             poll,
-            listener,
+            listeners,
             proxy,
+            sources: sources.to_vec(),
+            connects: 0,
             request: request(proxy),
-            frames: Frames::new(size),
+            frames,
             scratch: vec![0; 256 * 1024],
             sockets: Vec::new(),
             free: Vec::new(),
             freed: Vec::new(),
             clients: 0,
             backends: 0,
+            order: Vec::new(),
+            cursor: 0,
             on_the_way: 0,
             closing: false,
             deadline,
@@ -201,7 +223,26 @@ impl Engine {
         Ok(())
     }
 
-    /// Begins to send `count` messages on each socket of `role`.
+    /// Begins `count` handshakes as fast as it can and waits for the last 101.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Engine::open`].
+    pub fn storm(&mut self, count: usize) -> Result<(), Failure> {
+        let before = self.counts.established;
+        for begun in 1..=count {
+            self.connect_at_once()?;
+            if begun % STORM_AT_ONCE == 0 {
+                self.turn(Instant::now())?;
+            }
+        }
+        while self.counts.established - before < count {
+            self.turn(self.deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to send `count` batches on each socket of `role`.
     ///
     /// # Errors
     ///
@@ -238,6 +279,55 @@ impl Engine {
         let until = Instant::now() + time;
         while Instant::now() < until {
             self.turn(until)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps `active` messages on their way for some time, each on a tunnel chosen at random.
+    ///
+    /// # Errors
+    ///
+    /// If a tunnel breaks.
+    pub fn wander(&mut self, active: usize, time: Duration) -> Result<(), Failure> {
+        self.order = self.places(Role::Client);
+        // Fisher and Yates, with the generator of Knuth's MMIX: the same order for each proxy.
+        let mut state = 1_u64;
+        for last in (1..self.order.len()).rev() {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            self.order.swap(last, (state >> 33) as usize % (last + 1));
+        }
+        (self.cursor, self.rules.again, self.rules.wander) = (0, true, true);
+        for _ in 0..active {
+            self.ask_elsewhere()?;
+        }
+        self.run_for(time)?;
+        (self.rules.again, self.rules.wander) = (false, false);
+        self.settle()
+    }
+
+    /// Sends a message on the next tunnel that has none on its way.
+    fn ask_elsewhere(&mut self) -> Result<(), Failure> {
+        for _ in 0..self.order.len() {
+            let place = self.order[self.cursor];
+            self.cursor = (self.cursor + 1) % self.order.len();
+            if self.sockets[place].as_ref().is_some_and(|socket| !socket.waits) {
+                return self.begin_message(place, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the proxy end all tunnels.
+    ///
+    /// # Errors
+    ///
+    /// If it leaves one open.
+    pub fn drain(&mut self) -> Result<(), Failure> {
+        self.rules.drain = true;
+        while self.clients + self.backends > 0 {
+            self.turn(self.deadline)?;
         }
         Ok(())
     }
@@ -297,17 +387,10 @@ impl Engine {
         std::mem::take(&mut self.counts)
     }
 
-    /// Length of the frame that sockets of this role send, in bytes.
+    /// Length of the batch that sockets of this role send, in bytes.
     #[must_use]
-    pub fn frame_length(&self, role: Role) -> usize {
-        self.frame(role).len()
-    }
-
-    fn frame(&self, role: Role) -> &[u8] {
-        match role {
-            Role::Client => &self.frames.from_client,
-            Role::Backend => &self.frames.from_backend,
-        }
+    pub fn batch_length(&self, role: Role) -> usize {
+        self.frames.from(role).bytes.len()
     }
 
     fn places(&self, role: Role) -> Vec<usize> {
@@ -332,11 +415,15 @@ impl Engine {
         let mut next = 0;
         while let Some((token, flags)) = self.poll.event(next) {
             next += 1;
-            if token == LISTENER {
-                self.accept()?;
+            if token >= LISTENER {
+                self.accept((token - LISTENER) as usize)?;
                 continue;
             }
             let place = token as usize;
+            if self.sockets[place].as_ref().is_some_and(|socket| socket.connecting) {
+                self.connected(place)?;
+                continue;
+            }
             if flags.contains(EventFlags::OUT) {
                 self.write(place)?;
             }
@@ -358,25 +445,76 @@ impl Engine {
         let failed = format!("connecting to {}", self.proxy);
         let stream =
             TcpStream::connect_timeout(&self.proxy, PATIENCE).map_err(while_doing(&failed))?;
+        self.ask_upgrade(&stream)?;
+        self.insert(stream, Role::Client)?;
+        Ok(())
+    }
+
+    /// Begins a connect and does not wait for it, even if the proxy's backlog is full.
+    fn connect_at_once(&mut self) -> Result<(), Failure> {
+        let failed = format!("connecting to {}", self.proxy);
+        let family = if self.proxy.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        if !self.sources.is_empty() {
+            let source = self.sources[self.connects % self.sources.len()];
+            rustix::net::bind(&socket, &SocketAddr::new(source, 0))
+                .map_err(while_doing(&format!("connecting from {source}")))?;
+        }
+        self.connects += 1;
+        let is_connected = match rustix::net::connect(&socket, &self.proxy) {
+            Ok(()) => true,
+            Err(Errno::INPROGRESS) => false,
+            Err(error) => return Err(while_doing(&failed)(error)),
+        };
+        let stream = TcpStream::from(socket);
+        if is_connected {
+            self.ask_upgrade(&stream)?;
+            self.insert(stream, Role::Client)?;
+            return Ok(());
+        }
+        let place = self.insert(stream, Role::Client)?;
+        if let Some(socket) = &mut self.sockets[place] {
+            socket.connecting = true;
+            self.poll.modify(&socket.stream, place as u64, EventFlags::OUT)?;
+        }
+        Ok(())
+    }
+
+    /// A connect that did not wait has completed, or failed.
+    fn connected(&mut self, place: usize) -> Result<(), Failure> {
+        let Some(socket) = &mut self.sockets[place] else { return Ok(()) };
+        socket.connecting = false;
+        rustix::net::sockopt::socket_error(&socket.stream)?
+            .map_err(while_doing(&format!("connecting to {}", self.proxy)))?;
+        self.poll.modify(&socket.stream, place as u64, EventFlags::IN)?;
+        let Some(socket) = &self.sockets[place] else { return Ok(()) };
+        self.ask_upgrade(&socket.stream)
+    }
+
+    fn ask_upgrade(&self, mut stream: &TcpStream) -> Result<(), Failure> {
         let sent =
-            (&stream).write(&self.request).map_err(while_doing("sending the upgrade request"))?;
+            stream.write(&self.request).map_err(while_doing("sending the upgrade request"))?;
         if sent < self.request.len() {
             return Err("the upgrade request does not fit into an empty socket".into());
         }
-        self.insert(stream, Role::Client)
+        Ok(())
     }
 
-    fn accept(&mut self) -> Result<(), Failure> {
+    fn accept(&mut self, listener: usize) -> Result<(), Failure> {
         loop {
-            match rustix::net::accept(&self.listener) {
-                Ok(stream) => self.insert(stream.into(), Role::Backend)?,
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+            match rustix::net::accept(&self.listeners[listener]) {
+                Ok(stream) => {
+                    self.insert(stream.into(), Role::Backend)?;
+                }
+                Err(Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(while_doing("accepting from the proxy")(error)),
             }
         }
     }
 
-    fn insert(&mut self, stream: TcpStream, role: Role) -> Result<(), Failure> {
+    /// Watches a socket and gives it a place.
+    fn insert(&mut self, stream: TcpStream, role: Role) -> Result<usize, Failure> {
         stream.set_nonblocking(true)?;
         // A Unix socket has no such delay, and no such option.
         let _ = stream.set_nodelay(true);
@@ -390,14 +528,16 @@ impl Engine {
             stream,
             role,
             head,
+            connecting: false,
             to_send: 0,
             sent: 0,
             got: 0,
             wants_write: false,
+            waits: false,
             asked,
         });
         *self.number_of(role) += 1;
-        Ok(())
+        Ok(place)
     }
 
     fn remove(&mut self, place: usize) {
@@ -435,7 +575,8 @@ impl Engine {
     /// The proxy has ended a connection, which is good only if its client has.
     fn ended(&mut self, place: usize, how: &str) -> Result<(), Failure> {
         let Some(socket) = &self.sockets[place] else { return Ok(()) };
-        if self.closing || (self.rules.hang_up && socket.role == Role::Backend) {
+        let hang_up = self.rules.hang_up && socket.role == Role::Backend;
+        if self.closing || self.rules.drain || hang_up {
             self.remove(place);
             return Ok(());
         }
@@ -488,39 +629,61 @@ impl Engine {
     }
 
     fn frame_bytes(&mut self, place: usize, mut bytes: &[u8]) -> Result<(), Failure> {
+        if self.rules.drain {
+            return self.answer_close(place, bytes);
+        }
         self.counts.bytes += bytes.len() as u64;
         while !bytes.is_empty() {
             let Some(socket) = &mut self.sockets[place] else { return Ok(()) };
-            let frame = match socket.role {
-                Role::Client => &self.frames.from_backend,
-                Role::Backend => &self.frames.from_client,
-            };
-            let rest = &frame[socket.got..];
+            let batch = self.frames.to(socket.role);
+            let rest = &batch.bytes[socket.got..];
             let (now, later) = bytes.split_at(rest.len().min(bytes.len()));
             if now != &rest[..now.len()] {
                 return Err("the proxy changed, lost or doubled a byte".into());
             }
             socket.got += now.len();
             bytes = later;
-            if socket.got == frame.len() {
+            if socket.got == batch.bytes.len() {
                 socket.got = 0;
-                self.message(place)?;
+                self.counts.messages += batch.frames;
+                self.batch(place)?;
             }
         }
         Ok(())
     }
 
-    /// A message has come.
-    fn message(&mut self, place: usize) -> Result<(), Failure> {
-        self.counts.messages += 1;
-        let Some(socket) = &self.sockets[place] else { return Ok(()) };
+    /// Answers the proxy's Close.
+    fn answer_close(&mut self, place: usize, bytes: &[u8]) -> Result<(), Failure> {
+        let Some(socket) = &mut self.sockets[place] else { return Ok(()) };
+        if bytes.first() != Some(&0x88) {
+            return Err(format!("the proxy sent something else than a Close: {bytes:?}").into());
+        }
+        let answer = match socket.role {
+            Role::Client => CLOSE_OF_CLIENT,
+            Role::Backend => CLOSE_OF_BACKEND,
+        };
+        match socket.stream.write(answer) {
+            Ok(sent) if sent == answer.len() => Ok(()),
+            Ok(_) => Err("a Close does not fit into an empty socket".into()),
+            Err(error) => self.ended(place, &error.to_string()),
+        }
+    }
+
+    /// A batch has come.
+    fn batch(&mut self, place: usize) -> Result<(), Failure> {
+        let Some(socket) = &mut self.sockets[place] else { return Ok(()) };
         match socket.role {
             Role::Backend if self.rules.echo => self.begin_message(place, 1),
             Role::Client if self.rules.echo => {
                 let took = socket.asked.elapsed().as_nanos();
                 self.counts.round_trips.push(u64::try_from(took).unwrap_or(u64::MAX));
+                socket.waits = false;
                 self.on_the_way -= 1;
-                if self.rules.again { self.begin_message(place, 1) } else { Ok(()) }
+                match self.rules {
+                    Rules { again: false, .. } => Ok(()),
+                    Rules { wander: true, .. } => self.ask_elsewhere(),
+                    _ => self.begin_message(place, 1),
+                }
             }
             _ => Ok(()),
         }
@@ -531,20 +694,18 @@ impl Engine {
         socket.to_send += count;
         if self.rules.echo && socket.role == Role::Client {
             socket.asked = Instant::now();
+            socket.waits = true;
             self.on_the_way += 1;
         }
         self.write(place)
     }
 
-    /// One write, of what is left of the current message.
+    /// One write, of what is left of the current batch.
     fn write(&mut self, place: usize) -> Result<(), Failure> {
         let Some(socket) = &mut self.sockets[place] else { return Ok(()) };
         if socket.to_send > 0 {
-            let frame = match socket.role {
-                Role::Client => &self.frames.from_client,
-                Role::Backend => &self.frames.from_backend,
-            };
-            socket.sent += match socket.stream.write(&frame[socket.sent..]) {
+            let batch = &self.frames.from(socket.role).bytes;
+            socket.sent += match socket.stream.write(&batch[socket.sent..]) {
                 Ok(sent) => sent,
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
@@ -553,7 +714,7 @@ impl Engine {
                 }
                 Err(error) => return self.ended(place, &error.to_string()),
             };
-            if socket.sent == frame.len() {
+            if socket.sent == batch.len() {
                 socket.sent = 0;
                 socket.to_send -= 1;
             }
@@ -566,4 +727,38 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+impl Frames {
+    /// The batch that sockets of this role send.
+    fn from(&self, role: Role) -> &Batch {
+        match role {
+            Role::Client => &self.from_client,
+            Role::Backend => &self.from_backend,
+        }
+    }
+
+    /// The batch that comes to sockets of this role.
+    fn to(&self, role: Role) -> &Batch {
+        match role {
+            Role::Client => &self.from_backend,
+            Role::Backend => &self.from_client,
+        }
+    }
+}
+
+/// Listens without blocking.
+fn listen(place: &Place) -> std::io::Result<OwnedFd> {
+    let listener = match place {
+        Place::Tcp(address) => OwnedFd::from(TcpListener::bind(address)?),
+        Place::Unix(path) => {
+            // Left by the run before.
+            let _ = std::fs::remove_file(path);
+            OwnedFd::from(UnixListener::bind(path)?)
+        }
+    };
+    // Again, for the backlog.
+    rustix::net::listen(&listener, BACKLOG)?;
+    rustix::io::ioctl_fionbio(&listener, true)?;
+    Ok(listener)
 }

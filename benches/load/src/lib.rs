@@ -9,7 +9,7 @@
 //!
 //! - [`wire`]    the heads and frames that are sent, made once
 //! - [`engine`]  the sockets of both sides on one epoll
-//! - [`modes`]   what is done with them: busy, idle, bulk, handshakes
+//! - [`modes`]   what is done with them: busy, idle, bulk, handshakes, many
 //! - [`gate`]    how the harness learns when the measured stretch begins and ends
 //! - [`system`]  limits and epoll, shared with `bare`
 

@@ -23,33 +23,65 @@ pub fn request(host: std::net::SocketAddr) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The one binary message of a run, as each side sends it.
+/// A Close with code 1000 of a client, masked with zeros.
+pub const CLOSE_OF_CLIENT: &[u8] = &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
+
+/// A Close with code 1000 of a backend.
+pub const CLOSE_OF_BACKEND: &[u8] = &[0x88, 0x02, 0x03, 0xe8];
+
+/// The binary messages of a run, as each side sends them.
 #[derive(Debug)]
 pub struct Frames {
     /// Masked, as RFC 6455 section 5.3 wants it of clients.
-    pub from_client: Vec<u8>,
+    pub from_client: Batch,
     /// Not masked.
-    pub from_backend: Vec<u8>,
+    pub from_backend: Batch,
+}
+
+/// Frames back to back, made once and sent again and again.
+///
+/// That costs the load generator as little for tiny frames as for large ones.
+#[derive(Debug)]
+pub struct Batch {
+    /// All of them.
+    pub bytes: Vec<u8>,
+    /// Number of frames.
+    pub frames: u64,
 }
 
 impl Frames {
-    /// A message of `size` bytes.
-    ///
-    /// The mask is the same for every frame: no proxy here looks into frames, and making the bytes
-    /// anew would only cost the load generator time.
+    /// Messages of `size` bytes, one in each frame; as many as fit into `batch` bytes, one at least.
     #[must_use]
-    pub fn new(size: usize) -> Self {
-        const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-        // Every byte tells a little of where it belongs, so that a lost or doubled one shows.
-        let payload = (0..size)
-            .map(|at| at.to_le_bytes().iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+    pub fn new(size: usize, batch: usize) -> Self {
+        Self {
+            from_client: Batch::new(size, batch, true),
+            from_backend: Batch::new(size, batch, false),
+        }
+    }
+}
 
-        let mut from_backend = header(size, false);
-        from_backend.extend(payload.clone());
-        let mut from_client = header(size, true);
-        from_client.extend(MASK);
-        from_client.extend(payload.zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-        Self { from_client, from_backend }
+impl Batch {
+    fn new(size: usize, batch: usize, masked: bool) -> Self {
+        const MASK: u32 = 0x3d21_fa37;
+        let header = header(size, masked);
+        let mask_length = if masked { 4 } else { 0 };
+        let frames = (batch / (header.len() + mask_length + size)).max(1);
+        let mut bytes = Vec::new();
+        for frame in 0..frames {
+            // Every byte tells a little of where it belongs, so that a lost or doubled one shows.
+            let payload = (frame * size..(frame + 1) * size)
+                .map(|at| at.to_le_bytes().iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+            bytes.extend(&header);
+            if masked {
+                // Another mask for each frame.
+                let mask = (MASK ^ (frame as u32).wrapping_mul(0x9e37_79b1)).to_le_bytes();
+                bytes.extend(mask);
+                bytes.extend(payload.zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+            } else {
+                bytes.extend(payload);
+            }
+        }
+        Self { bytes, frames: frames as u64 }
     }
 }
 
@@ -85,20 +117,36 @@ mod tests {
             (65536, &[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
         ];
         for (size, expected) in cases {
-            let frames = Frames::new(size);
-            assert_eq!(&frames.from_backend[..expected.len()], expected, "{size}");
-            assert_eq!(frames.from_backend.len(), expected.len() + size);
-            assert_eq!(frames.from_client.len(), expected.len() + 4 + size);
-            assert_eq!(frames.from_client[1], expected[1] | 0x80);
+            let frames = Frames::new(size, 0);
+            let (client, backend) = (&frames.from_client.bytes, &frames.from_backend.bytes);
+            assert_eq!(&backend[..expected.len()], expected, "{size}");
+            assert_eq!(backend.len(), expected.len() + size);
+            assert_eq!(client.len(), expected.len() + 4 + size);
+            assert_eq!(client[1], expected[1] | 0x80);
         }
     }
 
     #[test]
-    fn unmasking_gives_the_payload() {
-        let frames = Frames::new(300);
-        let mask = &frames.from_client[4..8];
-        let unmasked =
-            frames.from_client[8..].iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        assert!(unmasked.eq(frames.from_backend[4..].iter().copied()));
+    fn unmasking_gives_the_payload_of_each_frame() {
+        let frames = Frames::new(300, 1000);
+        assert_eq!((frames.from_client.frames, frames.from_backend.frames), (3, 3));
+        let masked = frames.from_client.bytes.chunks_exact(308);
+        let plain = frames.from_backend.bytes.chunks_exact(304);
+        assert_eq!((masked.len(), masked.remainder().len()), (3, 0));
+        for (masked, plain) in masked.zip(plain) {
+            let mask = &masked[4..8];
+            let unmasked =
+                masked[8..].iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+            assert!(unmasked.eq(plain[4..].iter().copied()));
+        }
+    }
+
+    #[test]
+    fn a_batch_holds_what_fits_and_one_at_least() {
+        let frames = Frames::new(0, 600);
+        assert_eq!((frames.from_client.frames, frames.from_client.bytes.len()), (100, 600));
+        assert_eq!((frames.from_backend.frames, frames.from_backend.bytes.len()), (300, 600));
+        let frames = Frames::new(700, 600);
+        assert_eq!((frames.from_client.frames, frames.from_backend.frames), (1, 1));
     }
 }

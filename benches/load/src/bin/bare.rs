@@ -32,9 +32,9 @@ struct Arguments {
     /// where to listen
     #[argh(option, arg_name = "ip:port")]
     listen: SocketAddr,
-    /// where to connect
+    /// where to connect; several take turns
     #[argh(option, arg_name = "ip:port")]
-    backend: SocketAddr,
+    backend: Vec<SocketAddr>,
     /// pass bytes on through a pipe within the kernel
     #[argh(switch)]
     splice: bool,
@@ -70,7 +70,9 @@ struct Side {
 struct Relay {
     poll: Poll,
     listener: TcpListener,
-    backend: SocketAddr,
+    backends: Vec<SocketAddr>,
+    /// Connections so far, which choose their backend by it.
+    connects: usize,
     tunnels: Vec<Option<Box<[Side; 2]>>>,
     free: Vec<usize>,
     freed: Vec<usize>,
@@ -92,6 +94,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     raise_open_files(0)?;
+    if arguments.backend.is_empty() {
+        return Err("--backend is missing".into());
+    }
     let listener = TcpListener::bind(arguments.listen)
         .map_err(|error| format!("listening on {}: {error}", arguments.listen))?;
     listener.set_nonblocking(true)?;
@@ -100,7 +105,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut relay = Relay {
         poll,
         listener,
-        backend: arguments.backend,
+        backends: arguments.backend.clone(),
+        connects: 0,
         tunnels: Vec::new(),
         free: Vec::new(),
         freed: Vec::new(),
@@ -156,9 +162,11 @@ impl Relay {
                 Err(error) => return Err(format!("accepting: {error}").into()),
             };
             // The backend is on this machine, where the kernel answers for it without a wait.
-            match TcpStream::connect_timeout(&self.backend, Duration::from_secs(5)) {
+            let backend = self.backends[self.connects % self.backends.len()];
+            self.connects += 1;
+            match TcpStream::connect_timeout(&backend, Duration::from_secs(5)) {
                 Ok(backend) => self.insert([client, backend])?,
-                Err(error) => eprintln!("bare: connecting to {}: {error}", self.backend),
+                Err(error) => eprintln!("bare: connecting to {backend}: {error}"),
             }
         }
     }

@@ -1,12 +1,12 @@
 //! The clients and the backend of a measurement, in one thread of one process.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use argh::FromArgs;
 use ws_proxy_load::engine::{Place, Role};
-use ws_proxy_load::modes::{Setting, bulk, busy, handshakes, idle};
+use ws_proxy_load::modes::{Setting, bulk, busy, handshakes, idle, many};
 use ws_proxy_load::{Failure, engine};
 
 /// Drives WebSocket tunnels through a proxy, as its clients and as its backend, and prints what was
@@ -16,9 +16,12 @@ struct Arguments {
     /// where the proxy listens
     #[argh(option, arg_name = "ip:port")]
     proxy: SocketAddr,
-    /// where the proxy finds its backend: this program
+    /// where the proxy finds its backend: this program; may be given several times
     #[argh(option, arg_name = "ip:port|unix:/path")]
-    backend_listen: Place,
+    backend_listen: Vec<Place>,
+    /// address that clients of `many` connect from; several take turns (any)
+    #[argh(option, arg_name = "ip")]
+    from: Vec<IpAddr>,
     /// wait for a line on stdin at "begin" and at "end"
     #[argh(switch)]
     gate: bool,
@@ -36,6 +39,7 @@ enum Mode {
     Idle(Idle),
     Bulk(Bulk),
     Handshakes(Handshakes),
+    Many(Many),
 }
 
 /// Each tunnel has one message on its way, there or back.
@@ -75,13 +79,13 @@ struct Bulk {
     /// number of tunnels (4)
     #[argh(option, default = "4")]
     tunnels: usize,
-    /// payload of each message, which is written at once as far as the socket takes it (262144)
+    /// payload of each frame; they are written 256 KiB at a time, as the socket takes it (262144)
     #[argh(option, arg_name = "bytes", default = "262144")]
-    write: usize,
+    size: usize,
     /// up (from the clients to the backend) or down
     #[argh(option, from_str_fn(sender))]
     direction: Role,
-    /// how much in all, in 10^6 bytes, after a tenth of it for warming up (2000)
+    /// how much in all, headers included, in 10^6 bytes, after a tenth of it for warming up (2000)
     #[argh(option, default = "2000")]
     megabytes: u64,
 }
@@ -96,6 +100,24 @@ struct Handshakes {
     /// how many in all, after a tenth of it for warming up (5000)
     #[argh(option, default = "5000")]
     count: usize,
+}
+
+/// All tunnels at once, silence, messages, and the end of the proxy.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "many")]
+struct Many {
+    /// number of tunnels (10000)
+    #[argh(option, default = "10000")]
+    tunnels: usize,
+    /// payload of each message (64)
+    #[argh(option, arg_name = "bytes", default = "64")]
+    size: usize,
+    /// messages on their way at a time, before all tunnels have one (64)
+    #[argh(option, default = "64")]
+    active: usize,
+    /// measured time of either kind of load (2)
+    #[argh(option, default = "2.0")]
+    seconds: f64,
 }
 
 fn sender(direction: &str) -> Result<Role, String> {
@@ -122,7 +144,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let setting = Setting {
         proxy: arguments.proxy,
-        backend: arguments.backend_listen.clone(),
+        sources: arguments.from.clone(),
+        backends: arguments.backend_listen.clone(),
         gate: arguments.gate,
         limit: seconds(arguments.limit)?,
     };
@@ -130,6 +153,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         0 => Err(format!("--{name} is at least 1")),
         given => Ok(given),
     };
+    at_least_one(setting.backends.len(), "backend-listen")?;
     match &arguments.mode {
         Mode::Busy(mode) => busy(
             &setting,
@@ -146,12 +170,19 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Mode::Bulk(mode) => bulk(
             &setting,
             at_least_one(mode.tunnels, "tunnels")?,
-            mode.write,
+            mode.size,
             mode.direction,
             mode.megabytes,
         ),
         Mode::Handshakes(mode) => {
             handshakes(&setting, at_least_one(mode.parallel, "parallel")?, mode.count)
         }
+        Mode::Many(mode) => many(
+            &setting,
+            at_least_one(mode.tunnels, "tunnels")?,
+            mode.size,
+            at_least_one(mode.active, "active")?,
+            seconds(mode.seconds)?,
+        ),
     }
 }
