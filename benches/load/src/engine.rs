@@ -17,7 +17,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::system::Poll;
+use crate::system::{BACKLOG, Poll};
 use crate::wire::{ACCEPT, ANSWER, Batch, CLOSE_OF_BACKEND, CLOSE_OF_CLIENT, Frames, request};
 use crate::{Failure, while_doing};
 
@@ -26,8 +26,6 @@ pub const OPENING: usize = 32;
 
 /// The token of the first listener; sockets have their place in the list.
 const LISTENER: u64 = u64::MAX / 2;
-/// Connections that may wait to be accepted, as far as the kernel allows it.
-const BACKLOG: i32 = 65535;
 /// Connects of a storm between two looks at what has happened: its backend is in this thread too.
 const STORM_AT_ONCE: usize = 64;
 /// A head that is longer than this is no answer to what was sent.

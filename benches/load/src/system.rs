@@ -11,6 +11,9 @@ use rustix::time::Timespec;
 
 use crate::Failure;
 
+/// Connections that may wait to be accepted, as far as the kernel allows it.
+pub const BACKLOG: i32 = 65535;
+
 /// Events taken from the kernel at once. With more tunnels ready than this, it takes another wait.
 const EVENTS: usize = 1024;
 

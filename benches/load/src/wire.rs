@@ -50,7 +50,7 @@ pub struct Batch {
 }
 
 impl Frames {
-    /// Messages of `size` bytes, one in each frame; as many as fit into `batch` bytes, one at least.
+    /// Messages of `size` bytes, a frame each: as many as fit into `batch` bytes, one at least.
     #[must_use]
     pub fn new(size: usize, batch: usize) -> Self {
         Self {

@@ -17,7 +17,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use ws_proxy_load::Failure;
-use ws_proxy_load::system::{Poll, raise_open_files};
+use ws_proxy_load::system::{BACKLOG, Poll, raise_open_files};
 
 /// Token of the listener. A client's is twice its tunnel's place, a backend's that plus one.
 const LISTENER: u64 = u64::MAX;
@@ -99,6 +99,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let listener = TcpListener::bind(arguments.listen)
         .map_err(|error| format!("listening on {}: {error}", arguments.listen))?;
+    // Again, for the backlog.
+    rustix::net::listen(&listener, BACKLOG)?;
     listener.set_nonblocking(true)?;
     let poll = Poll::new()?;
     poll.add(&listener, LISTENER, EventFlags::IN)?;
