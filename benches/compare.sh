@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compares ws-proxy with a bare relay, HAProxy, nginx and Envoy. All arguments go to compare.py: see
-# README.md.
+# Compares ws-proxy with a bare relay, HAProxy, nginx, Envoy, Traefik and Caddy. All arguments go to
+# compare.py: see README.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
