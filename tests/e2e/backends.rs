@@ -814,9 +814,9 @@ mod retries {
             assert!(client.read_head().starts_with("HTTP/1.1 101 "));
             first.expect_eof();
             assert_alive(&mut client, &mut second);
-            // A second such answer counts.
+            // A second such answer counts. Further tries go to all others in turn.
             let mut client = Peer::sending(proxy.address, upgrade(""));
-            for backend in [&backends[1], &backends[2]] {
+            for backend in [&backends[1], &backends[0]] {
                 let mut peer = backend.accept();
                 peer.read_head();
                 peer.send(answer);
@@ -824,7 +824,7 @@ mod retries {
             }
             let expected = if retry_on == "503" { 503 } else { 502 };
             assert_eq!(read_answer(&mut client).0, expected);
-            assert!(!backends[0].has_waiting());
+            assert!(!backends[2].has_waiting());
         }
     }
 
