@@ -1,8 +1,11 @@
 //! Errors of connecting that the system calls something else, and resets.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -23,6 +26,22 @@ pub(super) fn not_available(address: SocketAddr) -> io::Error {
         }
         _ => Errno::ADDRNOTAVAIL.into(),
     }
+}
+
+/// Returns whether the system may dial from this port, so that a dial to it may meet itself
+/// (ip(7), `ip_local_port_range`).
+pub(super) fn may_be_dialled_from(port: u16) -> bool {
+    static RANGE: LazyLock<RangeInclusive<u16>> = LazyLock::new(|| {
+        let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+        // Where it is not told, it may be any.
+        text.ok().and_then(|text| port_range(&text)).unwrap_or(0..=u16::MAX)
+    });
+    RANGE.contains(&port)
+}
+
+fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let mut ports = text.split_ascii_whitespace().map(str::parse);
+    Some(ports.next()?.ok()?..=ports.next()?.ok()?)
 }
 
 /// Refuses a connection to `port` whose two ends have the same address.
@@ -51,4 +70,17 @@ pub(super) fn refuse_itself(socket: impl AsFd, port: u16) -> io::Result<()> {
 /// Those of setsockopt(2).
 pub(super) fn set_reset_on_close(socket: impl AsFd, resets: bool) -> io::Result<()> {
     Ok(sockopt::set_socket_linger(socket, resets.then_some(Duration::ZERO))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_of_ports_is_read_as_the_kernel_writes_it() {
+        assert_eq!(port_range("32768\t60999\n"), Some(32_768..=60_999));
+        for text in ["", "32768", "32768 x", "1 65536"] {
+            assert_eq!(port_range(text), None, "{text:?}");
+        }
+    }
 }

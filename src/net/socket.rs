@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketAddrUnix, acceptfrom_wit
 use rustix::pipe::{SpliceFlags, splice};
 
 use super::canonical;
-use super::connect::{not_available, refuse_itself, set_reset_on_close};
+use super::connect::{may_be_dialled_from, not_available, refuse_itself, set_reset_on_close};
 use super::listen::{BoundListener, FLAGS, SocketFile, limit_buffers, open, open_unix};
 use super::name::Peer;
 use super::reactor::{Key, Reactor, Waiters};
@@ -91,8 +91,12 @@ impl Socket {
             registered.poll(context, |known| known.writable, |tasks| &mut tasks.writable, connected)
         })
         .await?;
-        sockopt::socket_error(&socket)??;
-        refuse_itself(&socket, address.port())?;
+        if registered.with(|known| known.failed) {
+            sockopt::socket_error(&socket)??;
+        }
+        if may_be_dialled_from(address.port()) {
+            refuse_itself(&socket, address.port())?;
+        }
         Ok(Self { registered, fd: socket })
     }
 

@@ -71,10 +71,12 @@ impl EventLoop {
             let has_more = reactor.dispatch(|token| self.tunnels.on_event(token));
             // Tasks before tunnels: a handshake that completes hands its tunnel over in time for
             // its first turn, in which the client gets the 101.
-            for tasks in &mut self.tasks {
-                tasks.run();
+            self.run_tasks();
+            if self.take_over() {
+                // A new client's head is mostly there: it gets its first turn without another wait.
+                self.run_tasks();
+                self.take_over();
             }
-            self.take_over();
             self.tunnels.advance(has_more);
 
             // Commands last: what they start gets its turn in the next round, which does not wait.
@@ -117,14 +119,23 @@ impl EventLoop {
             || self.tasks.iter().any(|tasks| tasks.signal.is_set.load(Ordering::SeqCst))
     }
 
-    /// Takes over the tasks and tunnels that tasks have started.
-    fn take_over(&mut self) {
-        for (group, task) in self.local.started.take() {
+    fn run_tasks(&mut self) {
+        for tasks in &mut self.tasks {
+            tasks.run();
+        }
+    }
+
+    /// Takes over the tasks and tunnels that tasks have started; returns whether there were tasks.
+    fn take_over(&mut self) -> bool {
+        let started = self.local.started.take();
+        let have_started = !started.is_empty();
+        for (group, task) in started {
             self.spawn(&group, task);
         }
         for (group, tunnel, account) in self.local.opened.take() {
             self.tunnels.insert(tunnel, group, account);
         }
+        have_started
     }
 
     /// Starts a task, unless its group is cut: another worker may still send one.
