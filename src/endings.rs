@@ -87,7 +87,7 @@ mod tests {
             lifetime: Duration::ZERO,
             section: "chat".to_owned(),
             id,
-            client: Peer::Ip(([192, 0, 2, 1], 1).into()),
+            client: Peer::Ip([192, 0, 2, 1].into(), 1),
             backend: "a:1".to_owned(),
             path: None,
             ended_by: "client",

@@ -159,7 +159,7 @@ mod tests {
     /// The status of a request, 200 if it may pass.
     fn status(access: &Access, peer: &str, head: &str) -> u16 {
         let request = Announced::parse(head.as_bytes()).unwrap().request;
-        let peer = Peer::Ip(SocketAddr::new(peer.parse().unwrap(), 1));
+        let peer = Peer::Ip(peer.parse().unwrap(), 1);
         access.judge(&request, peer).map_or_else(|reply| reply.status, |()| 200)
     }
 
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn a_browser_is_asked_for_the_token_at_the_page_alone() {
         let access = access("127.0.0.1", Some("0123456789abcdef"));
-        let peer = Peer::Ip(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 1));
+        let peer = Peer::Ip([127, 0, 0, 1].into(), 1);
         for (start, expected) in table([
             ("GET /", &["Bearer", "Basic realm=\"ws-proxy\""][..]),
             ("HEAD /?x", &["Bearer", "Basic realm=\"ws-proxy\""]),

@@ -220,7 +220,7 @@ mod tests {
         let list = |limit: u64| {
             let head = format!("GET /tunnels?limit={limit} HTTP/1.1\r\nHost: a\r\n\r\n");
             let request = Announced::parse(head.as_bytes()).unwrap().request;
-            let peer = Peer::Ip(([127, 0, 0, 1], 1).into());
+            let peer = Peer::Ip([127, 0, 0, 1].into(), 1);
             let call = Call { site: &site, long_lists: &long_lists, request: &request, peer };
             future::block_on(super::list(call))
         };

@@ -1,12 +1,14 @@
 //! What a tunnel is for, and what is held to its end.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::report;
 use crate::backend::TunnelLease;
 use crate::events::Event;
 use crate::handshake::summary::Summary;
-use crate::section::{Client, Permit};
+use crate::net::name::Peer;
+use crate::section::{Client, Permit, Section};
 use crate::shutdown::Guard;
 #[cfg(feature = "admin")]
 use crate::tunnel::Description;
@@ -16,19 +18,37 @@ use crate::worker::Load;
 /// What is counted until a tunnel is over.
 pub(super) type Guards = ((Permit, Load), Guard);
 
-/// Account of a tunnel. Every idle tunnel has one.
+/// Account of a tunnel. Every idle tunnel has one, so that the fields of its [`Client`] stand beside
+/// the others, with no room between them.
 pub(super) struct TunnelAccount {
-    pub(super) client: Client,
-    pub(super) lease: TunnelLease,
-    pub(super) summary: Option<Summary>,
-    /// Time from the accept to the verified 101, in microseconds.
-    pub(super) handshake_us: u32,
-    pub(super) guards: Guards,
+    id: u64,
+    peer: Peer,
+    /// Time from the accept to the verified 101, in microseconds: less than an hour.
+    handshake_us: u32,
+    accepted: Instant,
+    section: Arc<Section>,
+    lease: TunnelLease,
+    summary: Option<Summary>,
+    guards: Guards,
+}
+
+impl TunnelAccount {
+    pub(super) fn new(
+        client: Client,
+        lease: TunnelLease,
+        summary: Option<Summary>,
+        handshake: Duration,
+        guards: Guards,
+    ) -> Self {
+        let Client { id, peer, accepted, section } = client;
+        let handshake_us = u32::try_from(handshake.as_micros()).unwrap_or(u32::MAX);
+        Self { id, peer, handshake_us, accepted, section, lease, summary, guards }
+    }
 }
 
 impl Account for TunnelAccount {
     fn identity(&self) -> Identity<'_> {
-        let Client { id, peer, section, .. } = &self.client;
+        let Self { id, peer, section, .. } = self;
         let backend = self.lease.lease().backend();
         Identity {
             id: *id,
@@ -41,7 +61,7 @@ impl Account for TunnelAccount {
 
     #[cfg(feature = "admin")]
     fn describe(&self) -> Description {
-        let Client { id, peer, accepted, section } = &self.client;
+        let Self { id, peer, accepted, section, .. } = self;
         let values = self.summary.as_ref().map(Summary::values).unwrap_or_default();
         Description {
             id: *id,
@@ -54,7 +74,8 @@ impl Account for TunnelAccount {
     }
 
     fn end(self: Box<Self>, end: TunnelEnd) {
-        let Self { client, lease, summary, handshake_us, guards } = *self;
+        let Self { id, peer, handshake_us, accepted, section, lease, summary, guards } = *self;
+        let client = Client { id, peer, accepted, section };
         let handshake = Duration::from_micros(handshake_us.into());
         {
             let (client, lease, summary) = (&client, lease.lease(), summary.as_ref());

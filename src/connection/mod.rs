@@ -202,9 +202,7 @@ fn open_tunnel(
         let (client, lease, summary) = (&client, lease.lease(), summary.as_ref());
         Event::TunnelStarted { client, lease, handshake, summary }.emit();
     }
-    // Less than an hour, and every idle tunnel holds it.
-    let handshake_us = u32::try_from(handshake.as_micros()).unwrap_or(u32::MAX);
-    let account = TunnelAccount { client, lease, summary, handshake_us, guards };
+    let account = TunnelAccount::new(client, lease, summary, handshake, guards);
     handle.open_tunnel(tunnel, Box::new(account));
 }
 

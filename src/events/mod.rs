@@ -395,7 +395,7 @@ mod tests {
         let settings = (raw.check(&drain).unwrap(), drain);
         let local = BoundAddress::Ip("127.0.0.1:8080".parse().unwrap());
         let section = Arc::new(Section::new(settings, local, None));
-        let peer = Peer::Ip("192.0.2.1:9".parse().unwrap());
+        let peer = Peer::Ip([192, 0, 2, 1].into(), 9);
         Client { id: 7, ..Client::new(peer, Instant::now(), &section) }
     }
 

@@ -15,7 +15,6 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketAddrUnix, acceptfrom_with, sockopt};
 use rustix::pipe::{SpliceFlags, splice};
 
-use super::canonical;
 use super::connect::{may_be_dialled_from, not_available, refuse_itself, set_reset_on_close};
 use super::listen::{BoundListener, FLAGS, SocketFile, limit_buffers, open, open_unix};
 use super::name::Peer;
@@ -344,7 +343,7 @@ impl Listener {
         })
         .await?;
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        Ok((socket, peer.map_or(Peer::Unix, |peer| Peer::Ip(canonical(peer)))))
+        Ok((socket, peer.map_or(Peer::Unix, Peer::from)))
     }
 }
 

@@ -37,6 +37,9 @@ pub(super) struct Direction {
     is_paused: bool,
     /// What is pending is to be dropped, and nothing more passes.
     is_given_up: bool,
+    /// Length of the head, which comes before what is relayed: at most 64 KiB, in 24 bits that find
+    /// room beside the flags.
+    head: [u8; 3],
     /// Bytes that the sink has taken.
     written: u64,
     filter: FrameFilter,
@@ -64,7 +67,9 @@ impl Direction {
         filter: FrameFilter,
         policy: &Policy,
     ) -> (Self, Option<Violation>) {
+        let [h0, h1, h2, _] = u32::try_from(head.len()).unwrap_or(u32::MAX).to_le_bytes();
         let mut direction = Self {
+            head: [h0, h1, h2],
             pending: (!head.is_empty()).then(|| Box::new(Pending::Bytes(head, 0))),
             phase: Phase::Open,
             is_bulk: false,
@@ -90,6 +95,12 @@ impl Direction {
     /// Returns the bytes that the sink has taken, the head included.
     pub(super) fn written(&self) -> u64 {
         self.written
+    }
+
+    /// Returns the bytes that the sink has taken, without the head.
+    pub(super) fn relayed(&self) -> u64 {
+        let [h0, h1, h2] = self.head;
+        self.written.saturating_sub(u32::from_le_bytes([h0, h1, h2, 0]).into())
     }
 
     pub(super) fn filter(&self) -> &FrameFilter {

@@ -68,8 +68,6 @@ pub(super) struct Tunnel {
     /// Directions by the side whose bytes they relay.
     from: PerSide<Direction>,
     policy: Arc<Policy>,
-    /// Bytes for the client that are the 101.
-    head_len: u32,
     closing: Closing,
     /// `None` while time plays no part.
     keepalive: Option<Box<KeepAlive>>,
@@ -83,8 +81,6 @@ impl Tunnel {
         for side in Side::BOTH {
             sockets[side].set_token(token);
         }
-        // At most 64 KiB, the bound of a response head.
-        let head_len = head.len() as u32;
         let mut violations = PerSide::default();
         let from = PerSide::from_fn(|side| {
             let filter = FrameFilter::new(&policy, side == Side::Client, is_extended);
@@ -98,7 +94,6 @@ impl Tunnel {
             sockets,
             from,
             policy,
-            head_len,
             closing: Closing::default(),
             keepalive: keepalive.map(Box::new),
         };
@@ -233,8 +228,8 @@ impl Tunnel {
     pub(super) fn close(&mut self, reason: Reason, buffers: &mut Buffers) -> TunnelEnd {
         let end = TunnelEnd {
             written_to: PerSide {
-                client: self.from.backend.written().saturating_sub(u64::from(self.head_len)),
-                backend: self.from.client.written(),
+                client: self.from.backend.relayed(),
+                backend: self.from.client.relayed(),
             },
             reason,
             sent_by: PerSide::from_fn(|side| *self.from[side].filter().counters()),

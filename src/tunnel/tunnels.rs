@@ -422,7 +422,7 @@ mod tests {
             Description {
                 id: self.id,
                 section: String::new(),
-                client: Peer::Ip(([127, 0, 0, 1], 1).into()),
+                client: Peer::Ip([127, 0, 0, 1].into(), 1),
                 backend: String::new(),
                 accepted: Instant::now(),
                 request: Default::default(),

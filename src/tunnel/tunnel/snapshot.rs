@@ -14,10 +14,9 @@ impl Tunnel {
     pub(in crate::tunnel) fn totals(&self) -> Totals {
         PerSide::from_fn(|side| {
             let from = &self.from[side];
-            let head = if side == Side::Backend { self.head_len } else { 0 };
             SideTotals {
                 counters: *from.filter().counters(),
-                relayed: from.written().saturating_sub(head.into()),
+                relayed: from.relayed(),
                 pinged: self.keepalive.as_ref().map_or(0, |times| times.pings_sent(side)),
             }
         })
