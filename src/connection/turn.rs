@@ -37,8 +37,9 @@ impl<'a> Turns<'a> {
     /// Returns the next pick: at once, or when it is its turn; `None` where no backend is left, or
     /// where it takes longer than the section has it wait, or too many wait already.
     ///
-    /// With `may_wait`, a new round begins where all that are left are full: until a backend that
-    /// has died is ejected, it has free places, and whoever met it would be refused in vain.
+    /// With `may_wait`, a new round begins where all that are left are full, if there is time left
+    /// to wait: until a backend that has died is ejected, it has free places, and whoever met it
+    /// would be refused in vain.
     ///
     /// Dropped before its end, it leaves the queue.
     pub(super) async fn next(&mut self, may_wait: bool) -> Option<Pick> {
@@ -50,11 +51,18 @@ impl<'a> Turns<'a> {
             if !waits || self.rounds == MAX_ROUNDS || !self.picks.leave_one_in_use() {
                 return None;
             }
-            self.picks = self.section.pool.pick(self.reactor.now(), self.key);
+        }
+        let now = self.reactor.now();
+        let passed = now.saturating_duration_since(self.began);
+        let timeout = self.section.settings.queue_timeout.saturating_sub(passed);
+        if self.rounds > 0 {
+            if timeout.is_zero() {
+                self.is_full = true;
+                return None;
+            }
+            self.picks = self.section.pool.pick(now, self.key);
         }
         self.rounds += 1;
-        let passed = self.reactor.now().saturating_duration_since(self.began);
-        let timeout = self.section.settings.queue_timeout.saturating_sub(passed);
         let pick = first_pick(self.reactor, &mut self.picks, self.section, timeout).await;
         self.is_full = pick.is_none();
         pick

@@ -238,6 +238,17 @@ fn whoever_waits_again_does_not_do_so_for_ever() {
 }
 
 #[test]
+fn whoever_has_no_time_left_to_wait_tries_no_backend_again() {
+    let (full, silent) = (Backend::start(), Backend::full());
+    let list = [element(full.address, "max_tunnels = 1"), element(silent.address, "")];
+    let site = Site::start(&list, "connect_timeout_ms = 300\nqueue_timeout_ms = 100");
+    let (_client, _server) = Peer::tunnel(site.proxy, &full);
+    let (status, answer) = Peer::sending(site.proxy, upgrade("")).read_refusal();
+    assert!(status == 503 && answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+    assert_eq!(site.backend(silent.address)["connect_failures"]["timeout"], 1);
+}
+
+#[test]
 fn at_the_end_of_a_drain_whoever_waits_may_come_again() {
     let drain = "[drain]\nspread_ms = 0\ntimeout_ms = 500\nclose_grace_ms = 60000";
     let (mut site, _backend, _first, _server) = full(&format!("{LONG}\n{drain}"));
