@@ -211,6 +211,14 @@ impl Backend {
         self.judged(self.health.change(now, |health| health.set_rules(rules, now)))
     }
 
+    /// Starts slowly, as one that joins others.
+    fn start_slowly(&self, now: Instant) {
+        self.health.change(now, |health| {
+            health.start_slowly(now);
+            None
+        });
+    }
+
     /// Has everybody know of a change of state.
     fn judged(&self, change: Option<HealthChange>) -> Option<HealthChange> {
         if let Some(change) = &change {

@@ -13,6 +13,7 @@ use std::time::Instant;
 pub(super) use self::lineage::Lineage;
 pub(crate) use self::picks::{Pick, Picks};
 use super::balance::{Balance, Board, Candidate, Chooser, NO_CAP, WEIGHT_ONE, key_of};
+use super::health::shared::HealthView;
 use super::health::states::{HealthChange, Usage};
 use super::health::{BackendHealth, HealthRules, may_eject};
 use super::queue::Entered;
@@ -131,8 +132,8 @@ impl Pool {
 
     /// Creates the pool that follows this one, with these backends, for the handshakes to come and
     /// for those that wait. A backend that stays, or comes back while a connection holds it, keeps
-    /// its counts and its health; the turns go on. One that is new starts slowly, unless it takes
-    /// the place of the name whose address it is.
+    /// its counts and its health; the turns go on. One that is new, or comes back, starts slowly,
+    /// unless it takes the place of the name whose address it is.
     pub(crate) fn successor(
         &self,
         settings: impl IntoIterator<Item = BackendSettings>,
@@ -159,17 +160,14 @@ impl Pool {
                     backend
                 }
                 None => {
-                    let health = if is_first {
-                        BackendHealth::new(rules.health)
-                    } else {
-                        BackendHealth::added(rules.health, now)
-                    };
+                    let health = BackendHealth::new(rules.health);
                     Arc::new(Backend::new(address, watched, health, &self.lineage))
                 }
             };
             if is_first {
                 resolved.push(Arc::clone(&backend));
             } else if !self.has(&backend) {
+                backend.start_slowly(now);
                 added.push(Arc::clone(&backend));
             }
             backend
@@ -274,10 +272,16 @@ impl Pool {
     /// Returns whether one more may be ejected: this one.
     pub(super) fn may_eject(&self, backend: &Backend, now: Instant) -> bool {
         let (mut ejected, mut unhealthy) = (0, 0);
-        for other in self.backends().filter(|other| !std::ptr::eq(*other, backend)) {
-            let state = other.health.view(now).state;
-            ejected += usize::from(state.is_ejected());
-            unhealthy += usize::from(state.fails_checks());
+        for (index, other) in self.backends().enumerate() {
+            if std::ptr::eq(other, backend) {
+                continue;
+            }
+            let HealthView { state, usage, .. } = other.health.view(now);
+            // Nobody may need a backup for long: it keeps none from being ejected while it waits
+            // for its trial.
+            let is_idle = usage == Usage::Trial && self.board.is_backup(index);
+            ejected += usize::from(state.is_ejected() && !is_idle);
+            unhealthy += usize::from(state.fails_checks() || is_idle);
         }
         may_eject(ejected, unhealthy, self.members.len(), self.max_ejected_percent)
     }

@@ -115,24 +115,29 @@ impl BackendHealth {
         }
     }
 
-    /// Creates the health of a backend that joins others at `now`, with a slow start.
-    pub(crate) fn added(rules: HealthRules, now: Instant) -> Self {
-        Self { ramp: Some(now), ..Self::new(rules) }
+    /// Has a backend that joins others at `now` start slowly.
+    pub(crate) fn start_slowly(&mut self, now: Instant) {
+        self.ramp = Some(now);
     }
 
-    /// Replaces the rules. A backend that is out of use by one that is no longer there is unknown
-    /// again.
+    /// Replaces the rules. A backend that is out of use, or spared, by one that is no longer there
+    /// is unknown again.
     pub(crate) fn set_rules(&mut self, rules: HealthRules, now: Instant) -> Option<HealthChange> {
         self.rules = rules;
         if rules.checks.is_none() {
             (self.passed, self.failed) = (0, 0);
         }
+        if !rules.has_early_resets {
+            // Nobody would tell of the tunnel that ends the row.
+            self.resets = FailureRow::default();
+            self.is_on_probation = false;
+        }
+        let most = self.failures.count.max(self.resets.count);
         let is_void = match self.condition {
             Condition::Unknown | Condition::Healthy => false,
             Condition::FailsChecks => rules.checks.is_none(),
-            Condition::Spared | Condition::Ejected { .. } | Condition::OnTrial { .. } => {
-                rules.max_failures == 0
-            }
+            Condition::Spared => rules.max_failures == 0 || most < rules.max_failures,
+            Condition::Ejected { .. } | Condition::OnTrial { .. } => rules.max_failures == 0,
         };
         is_void.then(|| self.put_in_use(Condition::Unknown, HealthReason::SettingsChanged, now))
     }
@@ -248,6 +253,8 @@ impl BackendHealth {
         let max = self.rules.max_failures;
         match self.condition(now) {
             _ if max == 0 => return None,
+            // Of a tunnel that began by other rules.
+            _ if kind == FailureKind::EarlyReset && !self.rules.has_early_resets => return None,
             Condition::FailsChecks | Condition::Ejected { .. } => return None,
             Condition::OnTrial { .. } => {
                 self.is_out_by_connect = kind.is_of_connect();
@@ -674,7 +681,8 @@ mod tests {
             slow_start: Duration::MAX,
             checks: None,
         };
-        let mut health = BackendHealth::added(rules, now);
+        let mut health = BackendHealth::new(rules);
+        health.start_slowly(now);
         assert_eq!(health.usage(now), Usage::Share(26));
         assert!(health.next_change_at(now).is_none_or(|at| at > now));
         _ = health.on_failure(FailureKind::Connect, now, || true, u64::MAX);
@@ -836,7 +844,8 @@ mod tests {
         let start = Instant::now();
         let rules = HealthRules { slow_start: 16 * SECOND, ..RULES };
         assert_eq!(BackendHealth::new(rules).usage(start), FULL);
-        let mut added = BackendHealth::added(rules, start);
+        let mut added = BackendHealth::new(rules);
+        added.start_slowly(start);
         assert_eq!(added.usage(start), Usage::Share(26));
         assert_eq!(added.next_change_at(start), Some(start + SECOND));
         // That it is known now to be well does not change its ramp.
@@ -877,6 +886,31 @@ mod tests {
         assert!(!health.is_steady(until));
         assert_eq!(health.on_lasting_tunnel(until), None);
         assert!(health.is_steady(until));
+    }
+
+    #[test]
+    fn resets_that_nobody_tells_of_any_more_are_forgotten() {
+        let now = Instant::now();
+        let without = HealthRules { has_early_resets: false, ..RULES };
+        let mut spared = BackendHealth::new(RULES);
+        for _ in 0..3 {
+            _ = spared.on_failure(FailureKind::EarlyReset, now, || false, 0);
+        }
+        assert_eq!((spared.set_rules(RULES, now), spared.state(now)), (None, SPARED));
+        let freed = spared.set_rules(without, now).map(|change| change.to);
+        assert_eq!(freed, Some(HealthState::Unknown));
+        // A tunnel of the settings before may still be reset.
+        for _ in 0..3 {
+            assert_eq!(fail(&mut spared, FailureKind::EarlyReset, now), None);
+        }
+        assert!(spared.on_success(now).is_some() && spared.is_steady(now));
+
+        let mut on_probation = BackendHealth::new(RULES);
+        let until = eject(&mut on_probation, FailureKind::Connect, now);
+        assert!(on_probation.begin_trial(until).is_some());
+        assert!(on_probation.on_success(until).is_some());
+        assert_eq!(on_probation.set_rules(without, until), None);
+        assert!(on_probation.is_steady(until));
     }
 
     #[test]

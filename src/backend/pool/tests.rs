@@ -329,6 +329,48 @@ fn a_backend_that_was_added_starts_slowly_unless_it_is_what_a_name_has_come_to()
 }
 
 #[test]
+fn a_backend_that_is_added_again_starts_slowly_again() {
+    let now = Instant::now();
+    let mut rules = rules(Balance::RoundRobin);
+    rules.health.slow_start = Duration::from_secs(60);
+    let all = settings(&["a:1", "b:2"]);
+    let first = Pool::new(all.clone(), rules);
+    let held = first_of(&first, "b:2", now);
+    assert!(held.lease.backend().on_success(now).is_some());
+    let without = first.successor(settings(&["a:1"]), rules, now).pool;
+    let Succession { pool: again, added, .. } = without.successor(all.clone(), rules, now);
+    assert!(Arc::ptr_eq(&added[0], &held.lease.backend));
+    again.update_weights(now);
+    assert_eq!([0, 1].map(|index| again.board.weight(index)), [WEIGHT_ONE, 26]);
+    // One that stays is not ramped anew.
+    let later = now + Duration::from_secs(60);
+    let stays = again.successor(all, rules, later).pool;
+    stays.update_weights(later);
+    assert_eq!([0, 1].map(|index| stays.board.weight(index)), [WEIGHT_ONE; 2]);
+}
+
+/// Returns the first pick that is this backend.
+fn first_of(pool: &Pool, wanted: &str, now: Instant) -> Pick {
+    let picks = (0..pool.members.len()).filter_map(|_| first(pool, now));
+    picks.into_iter().find(|pick| name(pick) == wanted).unwrap()
+}
+
+#[test]
+fn a_backup_that_nobody_needs_does_not_keep_others_from_being_ejected() {
+    let (start, mut settings) = (Instant::now(), settings(&["a:1", "b:2", "s:3"]));
+    settings[2].is_backup = true;
+    let pool = create(settings, Balance::RoundRobin);
+    assert!(eject(&pool, 2, start));
+    assert!(!eject(&pool, 0, start));
+    // Its trial comes when the others are full, or out of use: perhaps never.
+    let later = start + Duration::from_secs(13);
+    assert!(backend(&pool, 0).on_failure(FailureKind::Connect, later).is_some());
+    assert_eq!(order(&pool, later, None), "bsa");
+    // It has yet to show that it is one that others can do with.
+    assert!(!eject(&pool, 1, later));
+}
+
+#[test]
 fn rules_that_are_gone_free_those_that_they_had_taken_out() {
     let (pool, now) = (pool(&["a:1", "b:2"]), Instant::now());
     assert!(eject(&pool, 0, now));
