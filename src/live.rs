@@ -116,9 +116,11 @@ impl LiveSection {
         }
     }
 
-    /// Takes what has happened to the backends since the last call.
-    pub(crate) fn take_news(&self) -> News {
-        std::mem::take(&mut self.lock().news)
+    /// Returns the section with the settings in force, and takes what has happened to its backends
+    /// since the last call.
+    pub(crate) fn take_news(&self) -> (Arc<Section>, News) {
+        let mut current = self.lock();
+        (Arc::clone(&current.section), std::mem::take(&mut current.news))
     }
 
     /// Has a section with these settings follow the current one.
@@ -233,7 +235,7 @@ mod tests {
         assert_eq!(backends(&live), ["192.0.2.1:1", "192.0.2.2:1"]);
         assert!(first.superseded.has_begun() && !live.current().superseded.has_begun());
         // What the name has come to is neither new nor gone.
-        let News { added, drained } = live.take_news();
+        let (_, News { added, drained }) = live.take_news();
         assert_eq!((added.len(), drained.len()), (0, 0));
 
         let second = live.current();
@@ -244,7 +246,7 @@ mod tests {
         assert_eq!(backends(&live), ["192.0.2.1:1", "192.0.2.2:1"]);
         answer(&[2, 3]);
         assert_eq!(backends(&live), ["192.0.2.2:1", "192.0.2.3:1"]);
-        let News { added, drained } = live.take_news();
+        let (_, News { added, drained }) = live.take_news();
         let names = |of: &[Arc<Backend>]| -> Vec<_> {
             of.iter().map(|one| one.name().to_owned()).collect()
         };

@@ -14,6 +14,7 @@ use smol::{LocalExecutor, Task};
 
 use self::checks::Checked;
 use self::names::WatchedName;
+use crate::backend::Backend;
 use crate::backend::resolve::Resolver;
 use crate::live::{LiveSection, News};
 use crate::section::Section;
@@ -37,7 +38,8 @@ struct Tasks {
     checks: HashMap<usize, (Checked, Task<()>)>,
     /// Those that close the tunnels of backends that were removed.
     leaving: Vec<Task<()>>,
-    rebalance: Option<Task<()>>,
+    /// With the backends that it is for.
+    rebalance: Option<(Vec<Arc<Backend>>, Task<()>)>,
 }
 
 /// Does what the settings in force ask for, until it is dropped.
@@ -46,9 +48,9 @@ pub(crate) async fn run(handle: Handle, live: Weak<LiveSection>, resolver: Arc<R
     let executor = LocalExecutor::new();
     let mut tasks = Tasks::default();
     while let Some(live) = access.live.upgrade() {
-        let section = live.current();
-        tasks.follow(&access, &executor, &live, &section);
+        let (section, news) = live.take_news();
         drop(live);
+        tasks.follow(&access, &executor, &section, news);
         executor.run(section.superseded.begun()).await;
     }
 }
@@ -66,8 +68,8 @@ impl Tasks {
         &mut self,
         access: &'a SectionAccess,
         executor: &LocalExecutor<'a>,
-        live: &LiveSection,
         section: &Section,
+        News { mut added, drained }: News,
     ) {
         let names = match section.settings.resolve {
             Resolve::Watch => names::watched(&section.settings),
@@ -92,15 +94,20 @@ impl Tasks {
             }
         }
 
-        let News { added, drained } = live.take_news();
         self.leaving.retain(|task| !task.is_finished());
         let leave = |backend| executor.spawn(leave::drain_removed(access, backend));
         self.leaving.extend(drained.into_iter().map(leave));
         match section.settings.rebalance {
             Some(by) if !added.is_empty() => {
-                // The one before ends first: at its end, handshakes go round again.
-                self.rebalance = None;
-                self.rebalance = Some(executor.spawn(rebalance::rebalance(access, added, by)));
+                // The one before ends first: at its end, handshakes go round again. What it was
+                // for has perhaps not got its share.
+                let before = self.rebalance.take().filter(|(_, task)| !task.is_finished());
+                let before = before.into_iter().flat_map(|(added, _)| added);
+                added.extend(before.filter(|one| section.pool.has(one)));
+                added.sort_unstable_by_key(|one| one.id());
+                added.dedup_by_key(|one| one.id());
+                let task = executor.spawn(rebalance::rebalance(access, added.clone(), by));
+                self.rebalance = Some((added, task));
             }
             Some(_) => {}
             None => self.rebalance = None,

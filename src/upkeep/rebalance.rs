@@ -67,7 +67,8 @@ impl Drop for EveningOut<'_> {
     }
 }
 
-/// Waits until the slow start of these backends is over, and their checks have passed.
+/// Waits until the slow start of these backends is over, and their checks have passed. Those that
+/// are removed meanwhile are not waited for.
 async fn wait_until_ready(access: &SectionAccess, added: &[Arc<Backend>]) {
     let Some(section) = access.section() else { return };
     let reactor = access.handle.reactor();
@@ -76,10 +77,13 @@ async fn wait_until_ready(access: &SectionAccess, added: &[Arc<Backend>]) {
     drop(section);
     if is_checked {
         let begin = reactor.now();
-        let is_ready =
-            |backend: &Arc<Backend>, now| backend.health(now).state == HealthState::Healthy;
-        wait_for(access, begin, READY_TIME, |_, now| added.iter().all(|one| is_ready(one, now)))
-            .await;
+        let is_ready = |section: &Section, backend: &Backend, now| {
+            backend.health(now).state == HealthState::Healthy || !section.pool.has(backend)
+        };
+        wait_for(access, begin, READY_TIME, |section, now| {
+            added.iter().all(|one| is_ready(section, one, now))
+        })
+        .await;
     }
 }
 

@@ -246,11 +246,20 @@ impl Bench {
         assert_eq!(value(&line, "to"), state, "{line}");
     }
 
+    fn backends(&self) -> Vec<serde_json::Value> {
+        serde_json::from_str(&self.proxy.ask("GET /backends").1).unwrap()
+    }
+
     /// Returns the number of tunnels to each backend.
     fn tunnels(&self) -> Vec<usize> {
-        let told = self.proxy.ask("GET /backends").1;
-        let told: Vec<serde_json::Value> = serde_json::from_str(&told).unwrap();
-        told.iter().map(|one| one["tunnels"].as_u64().unwrap() as usize).collect()
+        self.backends().iter().map(|one| one["tunnels"].as_u64().unwrap() as usize).collect()
+    }
+
+    /// Returns the number of checks that this backend has passed.
+    fn passed_checks(&self, backend: SocketAddr) -> u64 {
+        let backends = self.backends();
+        let one = backends.iter().find(|one| one["backend"] == *backend.to_string());
+        one.unwrap()["health_checks"]["success"].as_u64().unwrap()
     }
 
     /// Asserts that the shares are these, in percent of each with 5 % of tolerance, and that all
@@ -341,12 +350,14 @@ fn a_backend_gets_its_share_after_its_slow_start() {
     assert_eq!(bench.clients.moved(1012).len(), 100);
 }
 
+/// Rebalancing, with checks that each judge a backend.
+const CHECKED: &str = "rebalance = true\nrebalance_per_second = 1000\n[ws_proxy.health_check]\n\
+                       kind = \"http\"\npath = \"/health\"\ninterval_ms = 50\n\
+                       healthy_threshold = 1\nunhealthy_threshold = 1\n";
+
 #[test]
 fn a_backend_gets_its_share_once_it_is_healthy() {
-    let more = "rebalance = true\nrebalance_per_second = 1000\n[ws_proxy.health_check]\n\
-                kind = \"http\"\npath = \"/health\"\ninterval_ms = 50\nhealthy_threshold = 1\n\
-                unhealthy_threshold = 1\n";
-    let mut bench = Bench::start(3, more);
+    let mut bench = Bench::start(3, CHECKED);
     bench.servers.state.is_ill[2].store(true, Ordering::Relaxed);
     bench.reload_with(3);
     let third = bench.servers.addresses[2];
@@ -358,6 +369,35 @@ fn a_backend_gets_its_share_once_it_is_healthy() {
     bench.expect_rebalancing(100);
     bench.assert_shares(&[1, 1, 1]);
     assert_eq!(bench.clients.moved(1012), Vec::from_iter(0..100));
+}
+
+#[test]
+fn a_backend_that_is_not_healthy_yet_is_waited_for_when_another_one_is_added() {
+    let mut bench = Bench::start(4, CHECKED);
+    let (third, fourth) = (bench.servers.addresses[2], bench.servers.addresses[3]);
+    bench.servers.state.is_ill[2].store(true, Ordering::Relaxed);
+    bench.reload_with(3);
+    bench.expect_health(third, "unhealthy");
+    bench.reload_with(4);
+    bench.expect_health(fourth, "healthy");
+    // Time in which a rebalancing for the fourth alone would begin.
+    wait_until("ten checks have passed", || bench.passed_checks(fourth) >= 10);
+    bench.servers.state.is_ill[2].store(false, Ordering::Relaxed);
+    bench.expect_health(third, "healthy");
+    bench.expect_rebalancing(150);
+    bench.assert_shares(&[1, 1, 1, 1]);
+}
+
+#[test]
+fn a_backend_that_is_removed_again_is_not_waited_for() {
+    let mut bench = Bench::start(4, CHECKED);
+    let fourth = bench.servers.addresses[3];
+    bench.servers.state.is_ill[3].store(true, Ordering::Relaxed);
+    bench.reload_with(4);
+    bench.expect_health(fourth, "unhealthy");
+    bench.reload_with(3);
+    bench.expect_rebalancing(100);
+    bench.assert_shares(&[1, 1, 1]);
 }
 
 #[test]
