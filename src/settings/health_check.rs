@@ -19,6 +19,7 @@ const TIMEOUT_MS: i64 = 2_000;
 const HEALTHY_THRESHOLD: u32 = 2;
 /// Default number of failed checks in a row that take a backend out.
 const UNHEALTHY_THRESHOLD: u32 = 3;
+
 raw_table! {
     /// The table `[ws_proxy.health_check]` as given; nothing is checked yet.
     RawHealthCheck {

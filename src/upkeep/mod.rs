@@ -69,7 +69,7 @@ impl Tasks {
         access: &'a SectionAccess,
         executor: &LocalExecutor<'a>,
         section: &Section,
-        News { mut added, drained }: News,
+        News { added, drained }: News,
     ) {
         let names = match section.settings.resolve {
             Resolve::Watch => names::watched(&section.settings),
@@ -97,6 +97,17 @@ impl Tasks {
         self.leaving.retain(|task| !task.is_finished());
         let leave = |backend| executor.spawn(leave::drain_removed(access, backend));
         self.leaving.extend(drained.into_iter().map(leave));
+        self.rebalance(access, executor, section, added);
+    }
+
+    /// Moves tunnels to backends that were added, if the section has it so.
+    fn rebalance<'a>(
+        &mut self,
+        access: &'a SectionAccess,
+        executor: &LocalExecutor<'a>,
+        section: &Section,
+        mut added: Vec<Arc<Backend>>,
+    ) {
         match section.settings.rebalance {
             Some(by) if !added.is_empty() => {
                 // The one before ends first: at its end, handshakes go round again. What it was

@@ -35,6 +35,7 @@ impl<'a> Picks<'a> {
         let (rest, tried) = (Vec::new().into_iter(), Vec::new());
         Self { pool, order: Some(order), rest, first: None, tried, now }
     }
+
     /// Goes on after a pick that was not taken here: it is not to be tried again.
     pub(crate) fn go_on_after(&mut self, pick: &Pick) {
         let is_same = |member: &Member| Arc::ptr_eq(&member.backend, &pick.lease.backend);
