@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use divan::counter::BytesCount;
+use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use ws_proxy::{Balance, internals};
 
@@ -63,6 +63,55 @@ fn frames(bencher: Bencher) {
     bencher.counter(BytesCount::of_slice(&messages)).bench(|| {
         black_box(internals::frames(black_box(&messages), usize::MAX));
     });
+}
+
+/// A full read of frames of this size, followed; of 2 bytes by a backend, larger ones by a client.
+#[divan::bench(args = [2, 6, 100, 1_024])]
+fn follow(bencher: Bencher, size: usize) {
+    follow_chunk(bencher, frame(size).repeat(CHUNK / size));
+}
+
+/// A full read of a client's messages of all lengths up to 120 bytes, in no order.
+#[divan::bench]
+fn follow_mixed(bencher: Bencher) {
+    let mut chunk = Vec::new();
+    let mut number = 1_usize;
+    while chunk.len() < CHUNK - 200 {
+        number = number * 75 % 65_537;
+        chunk.extend(frame(6 + number % 121));
+    }
+    follow_chunk(bencher, chunk);
+}
+
+/// A read of one message, followed: what comes most often.
+#[divan::bench(args = [6, 100, 1_024])]
+fn follow_one(bencher: Bencher, size: usize) {
+    follow_chunk(bencher, frame(size));
+}
+
+/// Bytes of a full read.
+const CHUNK: usize = 64 * 1024;
+
+/// Returns a binary frame of this size, header included: masked, if there is room for the key.
+fn frame(size: usize) -> Vec<u8> {
+    let mut frame = match size {
+        0..6 => vec![0x82, size as u8 - 2],
+        6..132 => vec![0x82, 0x80 | (size as u8 - 6)],
+        _ => [&[0x82, 0xfe][..], &(size as u16 - 8).to_be_bytes()].concat(),
+    };
+    frame.resize(size, 7);
+    frame
+}
+
+fn follow_chunk(bencher: Bencher, chunk: Vec<u8>) {
+    let mut once = internals::Following::default();
+    once.follow(&chunk);
+    let (frames, ..) = once.counts();
+    bencher.counter(ItemsCount::new(frames)).with_inputs(internals::Following::default).bench_refs(
+        |direction| {
+            direction.follow(black_box(&chunk));
+        },
+    );
 }
 
 /// The choice of a backend, with its lease.

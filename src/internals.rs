@@ -44,6 +44,28 @@ impl Choosing {
     }
 }
 
+/// A direction of which nothing is asked: its frames are followed and counted.
+#[derive(Default)]
+pub struct Following {
+    filter: FrameFilter,
+    policy: Policy,
+    out: Vec<u8>,
+}
+
+impl Following {
+    /// Follows a chunk.
+    pub fn follow(&mut self, chunk: &[u8]) {
+        self.filter.filter(chunk, &self.policy, &mut self.out);
+    }
+
+    /// Returns the number of frames that have come, of messages that have begun, and the payload
+    /// bytes of them all.
+    pub fn counts(&self) -> (u32, u32, u64) {
+        let counters = self.filter.counters();
+        (counters.frames, counters.messages(), counters.payload)
+    }
+}
+
 /// Returns the offset of the head's end, if it has one.
 pub fn scan(bytes: &[u8]) -> Option<usize> {
     match HeadScan::default().advance(bytes) {
