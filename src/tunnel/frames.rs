@@ -3,27 +3,26 @@
 /// Longest payload: the top bit of a 64-bit length must be 0 (RFC 6455, 5.2).
 const MAX_LENGTH: u64 = i64::MAX as u64;
 
+/// Longest header: two bytes, a 64-bit length, and a masking key.
+const MAX_HEADER: usize = 14;
+
 /// Parser of one direction's frames: 16 bytes of state, whatever passes.
 ///
 /// It reads headers only, steps over payload, and never fails: a header that it cannot follow makes
 /// it opaque.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Frames {
-    /// Within a header: the extended length so far. Within a payload: its bytes still to come.
-    left: u64,
-    /// Masking key, as far as it has come.
-    mask: [u8; 4],
-    /// First two bytes of the header.
-    start: [u8; 2],
-    /// Bytes of the header that have come.
-    have: u8,
-    position: Position,
-}
+pub(crate) struct Frames(Position);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Position {
-    Header,
-    Payload,
+    /// Before a header, or within it: its bytes, and the number of those that have come.
+    Header([u8; MAX_HEADER], u8),
+    /// After a header, up to the end of its frame. An unmasked frame has a key of zero.
+    Payload {
+        first: u8,
+        mask: [u8; 4],
+        left: u64,
+    },
     Opaque,
 }
 
@@ -63,6 +62,30 @@ pub(crate) enum Opcode {
 }
 
 impl Header {
+    /// Reads the header that these bytes begin with, if all of it is there; returns its length,
+    /// too.
+    fn read(bytes: &[u8]) -> Option<(Self, usize)> {
+        let (&[first, second], rest) = bytes.split_first_chunk()?;
+        let (length, rest) = match second & 0x7f {
+            126 => {
+                let (length, rest) = rest.split_first_chunk()?;
+                (u16::from_be_bytes(*length).into(), rest)
+            }
+            127 => {
+                let (length, rest) = rest.split_first_chunk()?;
+                (u64::from_be_bytes(*length), rest)
+            }
+            short => (short.into(), rest),
+        };
+        let (mask, rest) = if second & 0x80 == 0 {
+            (None, rest)
+        } else {
+            let (mask, rest) = rest.split_first_chunk()?;
+            (Some(*mask), rest)
+        };
+        Some((Self { first, mask, length }, bytes.len() - rest.len()))
+    }
+
     /// Returns whether this is the last frame of its message.
     pub(crate) fn is_final(&self) -> bool {
         self.first & 0x80 != 0
@@ -95,7 +118,7 @@ impl Header {
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { left: 0, mask: [0; 4], start: [0; 2], have: 0, position: Position::Header }
+        Self(Position::Header([0; MAX_HEADER], 0))
     }
 }
 
@@ -103,13 +126,30 @@ impl Frames {
     /// Consumes bytes up to the next event: returns their number and the event. All bytes and no
     /// event mean that more are needed.
     pub(crate) fn next(&mut self, bytes: &[u8]) -> (usize, Option<FrameEvent>) {
-        match self.position {
-            Position::Header => self.next_of_header(bytes),
-            Position::Payload => {
-                let here =
-                    usize::try_from(self.left).map_or(bytes.len(), |left| left.min(bytes.len()));
-                self.left -= here as u64;
-                if self.left > 0 {
+        match &mut self.0 {
+            Position::Header(begun, have) => {
+                // Nearly all headers are there as a whole.
+                if *have == 0
+                    && let Some((header, taken)) = Header::read(bytes)
+                {
+                    return (taken, Some(self.end_header(header)));
+                }
+                let before = usize::from(*have);
+                let room = &mut begun[before..];
+                let here = room.len().min(bytes.len());
+                room[..here].copy_from_slice(&bytes[..here]);
+                match Header::read(&begun[..before + here]) {
+                    Some((header, length)) => (length - before, Some(self.end_header(header))),
+                    None => {
+                        *have += here as u8;
+                        (here, None)
+                    }
+                }
+            }
+            Position::Payload { left, .. } => {
+                let here = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                *left -= here as u64;
+                if *left > 0 {
                     return (here, None);
                 }
                 *self = Self::default();
@@ -122,114 +162,57 @@ impl Frames {
     /// Returns how many of the next bytes may pass unseen: payload of the current frame, all but
     /// its last byte.
     pub(crate) fn unseen(&self) -> u64 {
-        match self.position {
-            Position::Header => 0,
-            Position::Payload => self.left.saturating_sub(1),
+        match self.0 {
+            Position::Header(..) => 0,
+            Position::Payload { left, .. } => left.saturating_sub(1),
             Position::Opaque => u64::MAX,
         }
     }
 
     /// Consumes bytes that have passed unseen.
     pub(crate) fn skip(&mut self, count: u64) {
-        if self.position == Position::Payload {
-            self.left = self.left.saturating_sub(count);
+        if let Position::Payload { left, .. } = &mut self.0 {
+            *left = left.saturating_sub(count);
         }
     }
 
     /// Returns whether a frame may be inserted here.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        self.position == Position::Header && self.have == 0
+        matches!(self.0, Position::Header(_, 0))
     }
 
     /// Returns the masking key of the Close whose payload comes next, zero if it is unmasked;
     /// `None` if anything else comes next.
     pub(crate) fn close_mask(&self) -> Option<[u8; 4]> {
         const CLOSE: u8 = 0x8;
-        let is_close = self.position == Position::Payload && self.start[0] & 0x0f == CLOSE;
-        // An unmasked frame leaves the key at its initial zero.
-        is_close.then_some(self.mask)
+        match self.0 {
+            Position::Payload { first, mask, .. } if first & 0x0f == CLOSE => Some(mask),
+            _ => None,
+        }
     }
 
     /// Returns whether payload of a data frame comes next, or may come.
     pub(crate) fn is_in_data(&self) -> bool {
-        match self.position {
-            Position::Header => false,
-            Position::Payload => self.start[0] & 0x08 == 0,
+        match self.0 {
+            Position::Header(..) => false,
+            Position::Payload { first, .. } => first & 0x08 == 0,
             Position::Opaque => true,
         }
     }
 
     /// Returns whether the frames cannot be followed any more.
     pub(crate) fn is_opaque(&self) -> bool {
-        self.position == Position::Opaque
+        self.0 == Position::Opaque
     }
 
-    fn next_of_header(&mut self, bytes: &[u8]) -> (usize, Option<FrameEvent>) {
-        // Nearly all headers are there as a whole, and are read at once.
-        if self.have == 0
-            && let Some((start, rest)) = bytes.split_first_chunk::<2>()
-        {
-            self.start = *start;
-            self.have = 2;
-            let length = usize::from(self.header_bytes());
-            if bytes.len() < length {
-                self.have = 0;
-            } else {
-                let (extended, rest) = rest.split_at(usize::from(self.extended_bytes()));
-                self.left = extended.iter().fold(0, |left, &byte| left << 8 | u64::from(byte));
-                if let (true, Some(mask)) = (self.is_masked(), rest.first_chunk()) {
-                    self.mask = *mask;
-                }
-                return (length, Some(self.end_header()));
-            }
-        }
-        for (index, &byte) in bytes.iter().enumerate() {
-            match self.have {
-                0 | 1 => self.start[usize::from(self.have)] = byte,
-                have if have < 2 + self.extended_bytes() => {
-                    self.left = self.left << 8 | u64::from(byte)
-                }
-                have => self.mask[usize::from(have - 2 - self.extended_bytes())] = byte,
-            }
-            self.have += 1;
-            if self.have == self.header_bytes() {
-                return (index + 1, Some(self.end_header()));
-            }
-        }
-        (bytes.len(), None)
-    }
-
-    /// Returns the length of the whole header, known from its second byte on.
-    fn header_bytes(&self) -> u8 {
-        if self.have < 2 {
-            return 2;
-        }
-        2 + self.extended_bytes() + if self.is_masked() { 4 } else { 0 }
-    }
-
-    fn extended_bytes(&self) -> u8 {
-        match self.start[1] & 0x7f {
-            126 => 2,
-            127 => 8,
-            _ => 0,
-        }
-    }
-
-    fn is_masked(&self) -> bool {
-        self.start[1] & 0x80 != 0
-    }
-
-    fn end_header(&mut self) -> FrameEvent {
-        if self.extended_bytes() == 0 {
-            self.left = u64::from(self.start[1] & 0x7f);
-        }
-        if self.left > MAX_LENGTH {
-            self.position = Position::Opaque;
+    fn end_header(&mut self, header: Header) -> FrameEvent {
+        let Header { first, mask, length } = header;
+        if length > MAX_LENGTH {
+            self.0 = Position::Opaque;
             return FrameEvent::Opaque;
         }
-        self.position = Position::Payload;
-        let mask = self.is_masked().then_some(self.mask);
-        FrameEvent::Header(Header { first: self.start[0], mask, length: self.left })
+        self.0 = Position::Payload { first, mask: mask.unwrap_or_default(), left: length };
+        FrameEvent::Header(header)
     }
 }
 
