@@ -36,10 +36,10 @@ pub(crate) enum CloseSeen {
 }
 
 impl FrameCounters {
-    /// Counts a frame.
-    pub(crate) fn count(&mut self, header: &Header) {
-        self.frames = self.frames.wrapping_add(1);
-        self.payload = self.payload.wrapping_add(header.length);
+    /// Counts a number of frames with this kind and length.
+    pub(crate) fn count(&mut self, header: &Header, number: u32) {
+        self.frames = self.frames.wrapping_add(number);
+        self.payload = self.payload.wrapping_add(header.length.wrapping_mul(number.into()));
         let counter = match header.opcode() {
             Opcode::Text => &mut self.text,
             Opcode::Binary => &mut self.binary,
@@ -48,7 +48,7 @@ impl FrameCounters {
             Opcode::Close => return self.record_close(header),
             Opcode::Continuation | Opcode::Other => return,
         };
-        *counter = counter.wrapping_add(1);
+        *counter = counter.wrapping_add(number);
     }
 
     /// Records a Close, and no count.

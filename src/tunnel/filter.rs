@@ -206,14 +206,22 @@ impl FrameFilter {
 
     /// Fast path: counts frames that all pass.
     fn follow(&mut self, chunk: &[u8]) {
-        let mut at = 0;
+        let mut rest = chunk;
         loop {
-            let (taken, event) = self.next(&chunk[at..]);
-            at += taken;
+            // Nearly all frames are there as a whole, and many are like the one before.
+            while let Some(run) = self.frames.run(rest) {
+                self.count(&run.header, run.count);
+                rest = &rest[run.size..];
+                if rest.is_empty() {
+                    return;
+                }
+            }
+            let (taken, event) = self.next(rest);
+            rest = &rest[taken..];
             match event {
-                Some(FrameEvent::Header(header)) => self.count(&header),
+                Some(FrameEvent::Header(header)) => self.count(&header, 1),
                 // Most chunks end with a frame.
-                Some(FrameEvent::End) if at == chunk.len() => return,
+                Some(FrameEvent::End) if rest.is_empty() => return,
                 Some(FrameEvent::End | FrameEvent::Opaque) => {}
                 None => return,
             }
@@ -263,7 +271,7 @@ impl FrameFilter {
             match self.judge(event.as_ref(), policy) {
                 Ruling::Passes => {
                     if let Some(FrameEvent::Header(header)) = &event {
-                        self.count(header);
+                        self.count(header, 1);
                     }
                 }
                 Ruling::Waits => {
@@ -295,14 +303,14 @@ impl FrameFilter {
         }
     }
 
-    /// Counts a frame that passes. What is dropped after a violation or a Close of the proxy is
-    /// followed for a Close alone.
-    fn count(&mut self, header: &Header) {
+    /// Counts a number of frames of this kind and size that pass. What is dropped after a violation
+    /// or a Close of the proxy is followed for a Close alone.
+    fn count(&mut self, header: &Header, number: u32) {
         if self.closed {
             self.counters.record_close(header);
             return;
         }
-        self.counters.count(header);
+        self.counters.count(header, number);
         self.close_passed |= header.opcode() == Opcode::Close;
         // A data frame without payload is data as well.
         self.has_fresh_data |= !header.is_control();
@@ -743,6 +751,47 @@ mod tests {
         prop::collection::vec((first, prop::collection::vec(any::<u8>(), 0..20)), 0..8)
     }
 
+    /// Frames of any kind, most of them several times in a row: with each form of a length, also
+    /// where a shorter one would do, and some with one that cannot be followed.
+    fn any_frames() -> impl Strategy<Value = Vec<u8>> {
+        let first = prop_oneof![any::<u8>(), Just(0x88), Just(0x82), Just(0x89)];
+        let length = prop_oneof![0..4_usize, 0..200_usize, 65_530..65_540_usize];
+        let form = prop_oneof![4 => Just(0), 1 => Just(2), 1 => Just(8)];
+        let frame = (first, any::<bool>(), form, length, 1..6_usize, any::<u8>());
+        let opaque = prop::option::weighted(0.1, any::<prop::sample::Index>());
+        (prop::collection::vec(frame, 0..12), opaque).prop_map(|(frames, opaque)| {
+            let opaque = opaque.filter(|_| !frames.is_empty()).map(|at| at.index(frames.len()));
+            let mut bytes = Vec::new();
+            for (index, &(first, is_masked, form, length, times, filling)) in
+                frames.iter().enumerate()
+            {
+                let least = [0, 2, 8][usize::from(length > 125) + usize::from(length > 0xffff)];
+                let mask_bit = u8::from(is_masked) << 7;
+                let announced = length as u64 | u64::from(opaque == Some(index)) << 63;
+                // Only few are long, so that most runs are short.
+                for time in 0..if length > 1000 { 1 } else { times } {
+                    bytes.push(first);
+                    match least.max(if opaque == Some(index) { 8 } else { form }) {
+                        0 => bytes.push(mask_bit | length as u8),
+                        form => {
+                            bytes.push(mask_bit | if form == 2 { 126 } else { 127 });
+                            bytes.extend_from_slice(&announced.to_be_bytes()[8 - form..]);
+                        }
+                    }
+                    let filling = filling.wrapping_add(time as u8);
+                    bytes.resize(bytes.len() + usize::from(is_masked) * 4 + length, filling);
+                }
+            }
+            bytes
+        })
+    }
+
+    /// Returns everything that a filter on its fast path knows: boundary, unseen bytes and close
+    /// code follow from it.
+    fn state(filter: &FrameFilter) -> impl PartialEq + std::fmt::Debug + use<> {
+        (filter.frames, filter.counters, filter.has_fresh_data, filter.close_passed)
+    }
+
     fn to_bytes(frames: &[(u8, Vec<u8>)]) -> Vec<u8> {
         frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect()
     }
@@ -756,6 +805,28 @@ mod tests {
             let policy = Policy::default();
             let mut filter = FrameFilter::default();
             prop_assert_eq!(passed_in_pieces(&mut filter, &policy, &bytes, &cuts), bytes);
+        }
+
+        #[test]
+        fn frames_are_followed_alike_as_a_whole_and_byte_by_byte(
+            bytes in any_frames(), cuts: [prop::sample::Index; 4], takes: [bool; 5],
+        ) {
+            let policy = Policy::default();
+            let [mut whole, mut stepped] = [FrameFilter::default(), FrameFilter::default()];
+            let mut cuts = cuts.map(|cut| cut.index(bytes.len() + 1)).to_vec();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            for (pair, take) in cuts.windows(2).zip(takes) {
+                let piece = &bytes[pair[0]..pair[1]];
+                passed(&mut whole, &policy, piece);
+                for byte in piece.chunks(1) {
+                    passed(&mut stepped, &policy, byte);
+                }
+                prop_assert_eq!(state(&whole), state(&stepped));
+                if take {
+                    prop_assert_eq!(whole.take_fresh_data(), stepped.take_fresh_data());
+                }
+            }
         }
 
         #[test]

@@ -48,6 +48,17 @@ pub(crate) struct Header {
     pub(crate) length: u64,
 }
 
+/// Frames that are there as a whole, one after another, of the same kind and size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Header of the first. The others have masking keys of their own.
+    pub(crate) header: Header,
+    /// Number of frames.
+    pub(crate) count: u32,
+    /// Bytes of them all.
+    pub(crate) size: usize,
+}
+
 /// Kind of a frame (RFC 6455, 5.2 and 11.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opcode {
@@ -157,6 +168,34 @@ impl Frames {
             }
             Position::Opaque => (bytes.len(), None),
         }
+    }
+
+    /// Returns the frames at the front of these bytes that are there as a whole and begin alike;
+    /// `None` within a frame, or if there is none. Their bytes are consumed: the next ones are for
+    /// either `run` or [`next`](Frames::next), which takes everything.
+    ///
+    /// A Close is never among them, since its payload has to be seen.
+    pub(crate) fn run(&self, bytes: &[u8]) -> Option<Run> {
+        if !self.is_at_boundary() {
+            return None;
+        }
+        let (header, header_bytes) = Header::read(bytes)?;
+        let payload_bytes = usize::try_from(header.length).ok()?;
+        if bytes.len() - header_bytes < payload_bytes || header.opcode() == Opcode::Close {
+            return None;
+        }
+        let size = header_bytes + payload_bytes;
+        let mut run = Run { header, count: 1, size };
+        // Equal in their first two bytes, they are equally large, unless a longer length follows.
+        if bytes[1] & 0x7f < 126 {
+            while let Some(next) = bytes[run.size..].get(..size)
+                && next[..2] == bytes[..2]
+            {
+                run.count += 1;
+                run.size += size;
+            }
+        }
+        Some(run)
     }
 
     /// Returns how many of the next bytes may pass unseen: payload of the current frame, all but
@@ -311,6 +350,37 @@ mod tests {
         assert!(frames.is_opaque() && !frames.is_at_boundary());
         assert!(events(&mut frames, &[0x81, 1, 1]).is_empty());
         assert_eq!(frames.unseen(), u64::MAX);
+    }
+
+    #[test]
+    fn a_run_is_of_whole_frames_that_begin_alike() {
+        let [small, masked] = [frame(0x82, None, 3), frame(0x82, Some([1; 4]), 3)];
+        let medium = frame(0x82, None, 200);
+        let header = |mask, length| Header { first: 0x82, mask, length };
+        let run = |header, count, size| Some(Run { header, count, size });
+        let table: [(&[&[u8]], Option<Run>); 11] = [
+            (&[], None),
+            (&[&small], run(header(None, 3), 1, 5)),
+            (&[&small[..4]], None),
+            (&[&small, &small, &small, &small[..4]], run(header(None, 3), 3, 15)),
+            (&[&small, &small, &masked], run(header(None, 3), 2, 10)),
+            (&[&small, &frame(0x81, None, 3)], run(header(None, 3), 1, 5)),
+            (&[&masked, &frame(0x82, Some([2; 4]), 3)], run(header(Some([1; 4]), 3), 2, 18)),
+            (&[&medium, &frame(0x82, None, 201)], run(header(None, 200), 1, 204)),
+            (&[&medium[..203]], None),
+            (&[&frame(0x88, None, 2), &small], None),
+            (&[&[0x82, 127], &[0x80], &[0; 7]], None),
+        ];
+        for (pieces, expected) in table {
+            let bytes = pieces.concat();
+            assert_eq!(Frames::default().run(&bytes), expected, "{}", bytes.escape_ascii());
+        }
+        // Within a frame, nothing begins.
+        let mut frames = Frames::default();
+        frames.next(&small[..1]);
+        assert_eq!(frames.run(&small), None);
+        frames.next(&small[1..2]);
+        assert_eq!(frames.run(&small), None);
     }
 
     #[test]
