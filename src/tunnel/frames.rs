@@ -315,6 +315,11 @@ mod tests {
     }
 
     #[test]
+    fn the_state_is_sixteen_bytes() {
+        assert_eq!(size_of::<Frames>(), 16);
+    }
+
+    #[test]
     fn a_length_need_not_be_in_its_shortest_form() {
         let mut frames = Frames::default();
         let found = events(&mut frames, &[0x81, 127, 0, 0, 0, 0, 0, 0, 0, 1, b'x']);
