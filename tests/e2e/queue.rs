@@ -225,6 +225,18 @@ fn whoever_gets_the_place_at_a_backend_that_has_died_waits_for_another() {
 }
 
 #[test]
+fn whoever_gets_the_place_at_the_last_backend_and_finds_it_dead_is_told_so() {
+    let held = HeldPort::new();
+    let dead = held.listen();
+    let site = Site::start(&[element(held.address, "max_tunnels = 1")], LONG);
+    let ends = Peer::tunnel(site.proxy, &dead);
+    let mut next = waiting(&site, "/next", 1);
+    drop((dead, ends));
+    assert_eq!(next.read_refusal().0, 502);
+    assert_eq!(site.backend(held.address)["connect_failures"]["refused"], 1);
+}
+
+#[test]
 fn whoever_waits_again_does_not_do_so_for_ever() {
     // Its place is there again and again, as it is never out.
     let (site, held, _other, _tunnel, mut next) =
