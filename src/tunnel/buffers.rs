@@ -3,7 +3,10 @@
 use super::splice::Pipes;
 
 /// Bytes that one read takes at most.
-pub(super) const SCRATCH: usize = 64 * 1024;
+pub(super) const READ: usize = 64 * 1024;
+/// Bytes that one read of a flood takes at most: fewer and larger reads and writes cost a quarter
+/// less. What the sink does not take of it the tunnel has to own.
+pub(super) const SCRATCH: usize = 256 * 1024;
 
 /// Buffers lent to the direction whose turn it is. A tunnel owns memory only while it holds bytes.
 #[derive(Debug)]

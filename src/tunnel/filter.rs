@@ -63,6 +63,11 @@ impl FrameFilter {
         &self.counters
     }
 
+    /// Returns whether all that comes passes as it is, for now.
+    pub(crate) fn passes_all(&self) -> bool {
+        self.slow_path.is_none() && !self.closed
+    }
+
     /// Returns whether the frames cannot be followed any more.
     pub(crate) fn is_opaque(&self) -> bool {
         self.frames.is_opaque()
@@ -186,7 +191,7 @@ impl FrameFilter {
         policy: &Policy,
         out: &'a mut Vec<u8>,
     ) -> Filtered<'a> {
-        if self.slow_path.is_none() && !self.closed {
+        if self.passes_all() {
             self.follow(chunk);
             return Filtered { bytes: chunk, stop: None };
         }
