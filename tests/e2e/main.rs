@@ -11,6 +11,7 @@ mod backends;
 mod balance;
 mod closing;
 mod commands;
+mod documents;
 mod event_loop;
 mod frames;
 mod handshake;
