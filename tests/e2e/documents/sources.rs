@@ -37,7 +37,8 @@ pub fn events() -> BTreeSet<String> {
 
 /// Returns the texts of all sources, scripts and manifests.
 pub fn texts() -> Vec<String> {
-    let folders = ["src/", "tests/", "benches/", "deploy/", "examples/", "fuzz/", ".ci/"];
+    let folders =
+        ["src/", "tests/", "benches/", "deploy/", "examples/", "fuzz/", ".ci/", ".github/"];
     let is_source = |path: &&String| {
         let is_inside = folders.iter().any(|folder| path.starts_with(folder));
         // Documents prove nothing about documents, and neither does their own test.
