@@ -1104,7 +1104,7 @@ mod log {
         let mut program = Program::start(&arguments, None);
         let address = program.address();
         // Some probes, HAProxy's among them, end with a reset.
-        for end in table([drop, Peer::reset]) {
+        for end in table::<fn(Peer), 2>([drop, Peer::reset]) {
             end(Peer::connect(address));
             program.wait_for("level=debug event=silent");
         }
