@@ -23,6 +23,7 @@
 //!
 //! - `admin`: `Admin`, a listener by which proxies are watched and drained.
 //! - `config`: `Config`, which reads the settings of one or more proxies from TOML.
+//! - `metrics`: [`Metrics`] as text, in Prometheus' formats. `admin` implies it.
 //! - `cli`: the program `ws-proxy`. It implies the others.
 //!
 //! # Log
@@ -57,6 +58,8 @@
 //! and `proxy` runs it. `admin` answers those who watch and steer it, on a thread of its own.
 
 #![forbid(unsafe_code)]
+// On docs.rs each item tells the feature that it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The examples of the README are tests.
 #[cfg(doctest)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 use ws_proxy::Config;
 
-use self::pages::{Page, Table, files, root};
+use self::pages::{Page, Table, files, read, root};
 use crate::support::{
     Backend, From, Peer, Program, ProxyProgram, Site, ask, element, section, table, wait_until,
 };
@@ -677,6 +677,23 @@ mod names {
         }
         assert!(count > 200, "{count}");
         assert_same("foreign names", &set(FOREIGN), &foreign);
+    }
+
+    #[test]
+    fn each_feature_is_described_in_the_library() {
+        let manifest = read("Cargo.toml");
+        let (_, features) = manifest.split_once("\n[features]\n").unwrap();
+        let features = features.split("\n[").next().unwrap();
+        let names =
+            features.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
+        // Of these nothing is promised, and the default is no feature of its own.
+        let names = names.filter(|name| !["default", "internals"].contains(name));
+        let library = read("src/lib.rs");
+        let (_, described) = library.split_once("//! # Features\n").unwrap();
+        let described = described.split("//! # ").next().unwrap();
+        let rows = described.lines().filter_map(|line| line.strip_prefix("//! - `"));
+        let named = rows.filter_map(|row| row.split('`').next());
+        assert_same("features", &set(named), &set(names));
     }
 
     #[test]
