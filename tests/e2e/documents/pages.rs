@@ -111,6 +111,17 @@ impl Page {
         found
     }
 
+    /// Returns the spans of code in the columns with this title, wherever they stand.
+    pub fn cells(&self, title: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for Table { header, rows } in self.tables() {
+            if let Some(column) = header.iter().position(|cell| cell == title) {
+                found.extend(rows.iter().flat_map(|row| spans(&row[column])));
+            }
+        }
+        found
+    }
+
     /// Returns all spans of code outside of blocks.
     pub fn code(&self) -> Vec<String> {
         spans(&self.prose_lines().collect::<Vec<_>>().join("\n"))
