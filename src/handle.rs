@@ -141,8 +141,8 @@ impl ProxyHandle {
             is_up: backend.health(now).state.is_well(),
         });
         ProxyStats {
-            is_accepting: live.is_accepting.is_set(),
-            is_draining: live.is_draining.is_set(),
+            is_accepting: live.life.is_accepting.is_set(),
+            is_draining: live.life.is_draining.is_set(),
             connections: section.connections.taken(),
             tunnels: section.pool.tunnels(),
             backends: backends.collect(),

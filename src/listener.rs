@@ -44,7 +44,7 @@ pub(crate) async fn accept(
             return Event::ListenFailed { section: latest.get(), error: &error }.emit();
         }
     };
-    live.is_accepting.set(true);
+    live.life.is_accepting.set(true);
     live.start.begin();
     let accepting = async {
         let mut failures = Failures::default();
@@ -74,7 +74,7 @@ pub(crate) async fn accept(
         }
     };
     future::or(shutdown.begun(), accepting).await;
-    live.is_accepting.set(false);
+    live.life.is_accepting.set(false);
 }
 
 /// Gives the listener the buffers that a reload asks for, which accepted sockets inherit, and the

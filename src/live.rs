@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::backend::pool::Succession;
 use crate::events::BackendEvent;
 use crate::lock::lock;
 use crate::net::name::BoundAddress;
-use crate::section::Section;
+use crate::section::{Life, Section};
 use crate::settings::{Drain, OnRemoved, Resolve, Settings};
 use crate::shutdown::Shutdown;
 
@@ -27,10 +27,8 @@ pub(crate) struct LiveSection {
     reloads: AtomicUsize,
     /// Begins when its accept loop has begun, or has failed to.
     pub(crate) start: Shutdown,
-    /// Its accept loop runs.
-    pub(crate) is_accepting: Flag,
-    /// Its drain has begun.
-    pub(crate) is_draining: Flag,
+    /// What its connections are told of it.
+    pub(crate) life: Arc<Life>,
     /// Begins when its port is to be closed, while its tunnels stay.
     pub(crate) retirement: Shutdown,
     /// Begins when it is to drain, be it alone.
@@ -56,10 +54,6 @@ pub(crate) struct News {
     pub(crate) drained: Vec<Arc<Backend>>,
 }
 
-/// A truth about a section that its threads tell each other.
-#[derive(Debug, Default)]
-pub(crate) struct Flag(AtomicBool);
-
 /// The section of a connection that is accepted now, for the accept loop.
 pub(crate) struct Latest<'a> {
     live: &'a LiveSection,
@@ -72,11 +66,10 @@ impl LiveSection {
     pub(crate) fn new(bind: String, section: Section) -> Self {
         Self {
             bind,
+            life: Arc::clone(&section.life),
             current: Mutex::new(Current::new(section)),
             reloads: AtomicUsize::new(0),
             start: Shutdown::new(),
-            is_accepting: Flag::default(),
-            is_draining: Flag::default(),
             retirement: Shutdown::new(),
             shutdown: Shutdown::new(),
         }
@@ -192,16 +185,6 @@ impl<'a> Latest<'a> {
             *self = Self::of(self.live);
         }
         &self.section
-    }
-}
-
-impl Flag {
-    pub(crate) fn set(&self, value: bool) {
-        self.0.store(value, Ordering::Release);
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
     }
 }
 

@@ -186,7 +186,7 @@ impl BoundProxy {
                 return Event::Stopped { section: &live.current(), all_ended: true }.emit();
             }
         }
-        live.is_draining.set(true);
+        live.life.is_draining.set(true);
         // A reload may have changed it until now.
         let Drain { delay, spread, timeout, .. } = live.current().drain;
         let deadline = Deadline::after(timeout);

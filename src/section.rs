@@ -34,7 +34,22 @@ pub(crate) struct Section {
     pub(crate) superseded: Shutdown,
     /// Counts for metrics; `None` where nobody asks for them.
     pub(crate) stats: Option<Arc<SectionStats>>,
+    /// The same for all that follow each other.
+    pub(crate) life: Arc<Life>,
 }
+
+/// What the connections of a listener, and those who watch it, are told of its life.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    /// Its accept loop runs.
+    pub(crate) is_accepting: Flag,
+    /// Its drain has begun.
+    pub(crate) is_draining: Flag,
+}
+
+/// A truth about a section that its threads tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Flag(AtomicBool);
 
 /// One accepted connection.
 #[derive(Debug)]
@@ -74,6 +89,7 @@ impl Section {
             has_hinted_at_host: AtomicBool::new(false),
             superseded: Shutdown::new(),
             stats,
+            life: Arc::default(),
             settings,
             drain,
         }
@@ -98,15 +114,42 @@ impl Section {
             has_hinted_at_host: AtomicBool::new(self.has_hinted_at_host.load(Ordering::Relaxed)),
             superseded: Shutdown::new(),
             stats: self.stats.clone(),
+            life: Arc::clone(&self.life),
             settings,
             drain,
         };
         (section, succession)
     }
 
+    /// Returns the reason for which new clients should go elsewhere, if there is one.
+    pub(crate) fn unready_reason(&self, now: Instant) -> Option<String> {
+        let (name, pool) = (&self.name, &self.pool);
+        if self.life.is_draining.is_set() {
+            return Some("draining".to_owned());
+        }
+        if !self.life.is_accepting.is_set() {
+            return Some(format!("section {name:?}: its listener is not up"));
+        }
+        (!pool.has_usable(now)).then(|| {
+            format!(
+                "section {name:?}: no backend is in use and could be connected to lately ({pool})"
+            )
+        })
+    }
+
     /// Returns true once, for the one hint at the `host` setting that a section gives.
     pub(crate) fn may_hint_at_host(&self) -> bool {
         !self.has_hinted_at_host.swap(true, Ordering::Relaxed)
+    }
+}
+
+impl Flag {
+    pub(crate) fn set(&self, value: bool) {
+        self.0.store(value, Ordering::Release);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
     }
 }
 

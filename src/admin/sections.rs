@@ -57,11 +57,11 @@ pub(super) fn backends_of(section: &Section, now: Instant) -> Vec<Value> {
 pub(super) fn section_of(live: &LiveSection) -> Value {
     let section = live.current();
     let backends: Vec<_> = section.pool.backends().map(Backend::name).collect();
-    let state = if live.is_draining.is_set() {
+    let state = if live.life.is_draining.is_set() {
         "draining"
     } else if live.retirement.has_begun() {
         "removed"
-    } else if live.is_accepting.is_set() {
+    } else if live.life.is_accepting.is_set() {
         "accepting"
     } else {
         "starting"

@@ -138,24 +138,10 @@ impl Site {
         let mut sections = self.sections();
         // One that a reload has removed is missed by nobody.
         sections.retain(|live| !live.retirement.has_begun());
-        if self.shutdown.has_begun() || sections.iter().any(|one| one.is_draining.is_set()) {
+        if self.shutdown.has_begun() || sections.iter().any(|one| one.life.is_draining.is_set()) {
             return vec!["draining".to_owned()];
         }
-        let reason = |live: &Arc<LiveSection>| {
-            let section = live.current();
-            let name = &section.name;
-            if !live.is_accepting.is_set() {
-                return Some(format!("section {name:?}: its listener is not up"));
-            }
-            let pool = &section.pool;
-            (!pool.has_usable(now)).then(|| {
-                format!(
-                    "section {name:?}: no backend is in use and could be connected to lately \
-                     ({pool})"
-                )
-            })
-        };
-        sections.iter().filter_map(reason).collect()
+        sections.iter().filter_map(|live| live.current().unready_reason(now)).collect()
     }
 }
 
@@ -212,10 +198,10 @@ mod tests {
         let site = Site::new([&proxy], told, shutdown.clone(), Shutdown::new());
         let reasons = || site.unready_reasons(Instant::now());
         assert_eq!(reasons(), ["section \"chat\": its listener is not up"]);
-        proxy.live().is_accepting.set(true);
+        proxy.live().life.is_accepting.set(true);
         assert!(reasons().is_empty());
         // A drain of one of them, of which no shutdown here tells.
-        proxy.live().is_draining.set(true);
+        proxy.live().life.is_draining.set(true);
         assert_eq!(reasons(), ["draining"]);
         // A section that was removed takes no part, even if it drains.
         proxy.live().retirement.begin();

@@ -86,7 +86,6 @@ impl RecentFailures {
     }
 
     /// Returns whether a dial has failed lately, and none has succeeded since.
-    #[cfg(any(test, feature = "admin"))]
     pub(super) fn is_down(&self, now: Instant) -> bool {
         self.backend.is_some_and(|at| is_recent(at, now))
     }

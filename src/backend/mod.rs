@@ -147,7 +147,6 @@ impl Backend {
     }
 
     /// Returns whether a dial has failed in the last 10 s, and none has succeeded since.
-    #[cfg(any(test, feature = "admin"))]
     pub(crate) fn is_down(&self, now: Instant) -> bool {
         self.failures.with_any(|failures| failures.is_down(now)) == Some(true)
     }

@@ -302,7 +302,6 @@ impl Pool {
     }
 
     /// Returns whether there is a backend in use whose dials have not failed in the last 10 s.
-    #[cfg(feature = "admin")]
     pub(crate) fn has_usable(&self, now: Instant) -> bool {
         let is_usable =
             |backend: &Backend| backend.health(now).usage != Usage::Out && !backend.is_down(now);

@@ -1,7 +1,8 @@
 //! The builder: settings of one proxy, until it listens. [`backends`] has those of its backends,
-//! [`tunnels`] those of its tunnels.
+//! [`tunnels`] those of its tunnels, [`plain`] those of requests that are no upgrades.
 
 mod backends;
+mod plain;
 mod tunnels;
 
 use std::net::TcpListener;
@@ -294,8 +295,12 @@ mod tests {
     fn every_key_has_its_method() {
         use crate::settings::{RawDrain, RawSection};
 
-        const SOURCES: [&str; 3] =
-            [include_str!("mod.rs"), include_str!("backends.rs"), include_str!("tunnels.rs")];
+        const SOURCES: [&str; 4] = [
+            include_str!("mod.rs"),
+            include_str!("backends.rs"),
+            include_str!("plain.rs"),
+            include_str!("tunnels.rs"),
+        ];
         // `bind` ends the building, `backends` begins it.
         let of_section = RawSection::KEYS.iter().filter(|&&key| key != "backends");
         let of_drain = RawDrain::KEYS.iter().map(|&key| match key {

@@ -538,6 +538,7 @@ max_head_bytes = 16384
 backend_lost_code = 1014
 client_lost_code = 1001
 tunnel_start = true
+health_path = "/healthz"
 [ws_proxy.health_check]
 kind = "http"
 path = "/up"
@@ -612,6 +613,7 @@ on_unhealthy = "drain"
         assert_eq!((settings.strict_handshake, settings.max_head), (true, 16_384));
         assert!(settings.retry_on.has_status(502) && settings.retry_on.has_bad_answer());
         assert_eq!((settings.tunnel_start, settings.socket_mode), (true, Some(0o660)));
+        assert_eq!(settings.health_path.as_deref(), Some("/healthz"));
         let policy = &settings.policy;
         assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
         assert_eq!(policy.pong_timeout, Duration::from_millis(6));

@@ -18,13 +18,14 @@ use futures_lite::future;
 
 use self::account::{Guards, TunnelAccount};
 use self::exchange::{Exchanged, Failed, exchange};
-use self::response::{Declined, ForwardEnd, forward_response, send_error};
+use self::response::{Declined, ForwardEnd, forward_response, send_last};
 use self::unanswered::Unanswered;
 use crate::backend::Lease;
 use crate::events::{self, Event, Stage};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::HostHeader;
 use crate::handshake::http::RequestHead;
+use crate::handshake::probe::{ProbeAnswer, is_probe};
 use crate::handshake::response::Answer;
 use crate::handshake::scan::HeadScan;
 use crate::handshake::summary::Summary;
@@ -49,6 +50,8 @@ enum Outcome {
     },
     /// No backend has, or none was asked.
     Failed(Failed),
+    /// The client asked whether this section is ready.
+    Probed(ProbeAnswer),
     /// The client went away.
     Gone(Stage),
     /// The client never sent a byte; for [`Event::Silent`].
@@ -104,6 +107,10 @@ pub(crate) async fn serve(
             }
         },
         Outcome::Failed(failed) => fail(socket, failed, &client, summary.as_ref()).await,
+        Outcome::Probed(answer) => {
+            Event::Probed { client: &client, status: answer.status }.emit();
+            send_last(socket, &answer.bytes).await;
+        }
         Outcome::Gone(stage) => {
             Event::ClientGone { client: &client, stage, summary: summary.as_ref() }.emit();
         }
@@ -156,6 +163,12 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
         Ok(parsed) => parsed,
         Err(error) => return refused(error.into(), head.bytes()),
     };
+    if let Some(path) = &client.section.settings.health_path
+        && is_probe(&parsed, path)
+    {
+        let reason = client.section.unready_reason(socket.reactor().now());
+        return Outcome::Probed(ProbeAnswer::new(&parsed, reason.as_deref()));
+    }
     // Made once: each backend that is asked gets it, and each line of the log tells it.
     let request_id = &*request_id(&parsed.fields, fastrand::u128(..));
     if events::tells_of_tunnels() || client.section.stats.is_some() {
@@ -260,7 +273,7 @@ async fn refuse(
 ) {
     // Told first: a task that is cut while its client takes the response would not tell it.
     Event::Refused { client, response: &response, summary }.emit();
-    send_error(socket, &response).await;
+    send_last(socket, &response.to_bytes()).await;
 }
 
 /// Tells a client of a failed exchange, and closes the backend at fault in order.

@@ -7,7 +7,6 @@ use futures_lite::{AsyncReadExt, future};
 
 use crate::events::Event;
 use crate::handshake::body::{Body, BodyProgress, Framing};
-use crate::handshake::error_response::ErrorResponse;
 use crate::net;
 use crate::net::close::linger;
 use crate::net::socket::Socket;
@@ -38,9 +37,9 @@ pub(super) enum ForwardEnd {
     ClientGone,
 }
 
-/// Sends a response of the proxy, and closes such that it can arrive.
-pub(super) async fn send_error(client: Socket, response: &ErrorResponse) {
-    match net::write_within(RESPONSE_TIME, &client, &response.to_bytes()).await {
+/// Sends a response of the proxy, the last one, and closes such that it can arrive.
+pub(super) async fn send_last(client: Socket, response: &[u8]) {
+    match net::write_within(RESPONSE_TIME, &client, response).await {
         Ok(()) => linger(client).await,
         Err(error) => Event::AnswerFailed { error: &error }.emit(),
     }

@@ -66,6 +66,8 @@ pub(crate) enum Event<'a> {
     /// A client got an error response of this proxy. `summary` is that of its request, if it sent
     /// one.
     Refused { client: &'a Client, response: &'a ErrorResponse, summary: Option<&'a Summary> },
+    /// A client was told whether the section is ready.
+    Probed { client: &'a Client, status: u16 },
     /// An error response could not be sent.
     AnswerFailed { error: &'a io::Error },
 
@@ -174,6 +176,7 @@ impl Event<'_> {
             Self::Silent { .. } => "silent",
             Self::ClientGone { .. } => "client_gone",
             Self::Refused { .. } | Self::Declined { .. } => "refused",
+            Self::Probed { .. } => "probed",
             Self::AnswerFailed { .. } => "answer_failed",
             Self::BackendUnreachable { .. } => "backend_unreachable",
             Self::Shortage { response, .. } => response.reason,
@@ -209,6 +212,7 @@ impl Event<'_> {
             | Self::TunnelEnded { .. } => Level::Info,
             Self::Dropped { .. }
             | Self::Silent { .. }
+            | Self::Probed { .. }
             | Self::AnswerFailed { .. }
             | Self::TunnelFrames { .. } => Level::Debug,
         }
@@ -236,6 +240,7 @@ impl Event<'_> {
             Self::RegisterFailed { client, .. }
             | Self::Dropped { client }
             | Self::Silent { client, .. }
+            | Self::Probed { client, .. }
             | Self::ClientGone { client, .. }
             | Self::Refused { client, .. }
             | Self::Declined { client, .. }
@@ -320,6 +325,7 @@ impl Source for Event<'_> {
             }
             Self::Dropped { .. } => put(visitor, [("reason", "full".into())]),
             Self::Silent { ended_by, .. } => put(visitor, [("ended_by", Value::from(*ended_by))]),
+            Self::Probed { status, .. } => put(visitor, [("status", status.into())]),
             Self::ClientGone { stage, summary, .. } => {
                 put(visitor, [("stage", stage.name().into()), request_id_field(*summary)])
             }

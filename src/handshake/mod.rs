@@ -4,7 +4,7 @@
 //! judges the client's, with its [`target`] and its way ([`via`]); [`origin`] decides who may come;
 //! [`forward`] writes the heads that go on; [`response`] judges the backend's; [`body`] finds the
 //! end of a body that is forwarded with any other answer than a 101; [`error_response`] is the
-//! proxy's own answer to a client that gets no tunnel. [`trace`] is what a request is known by,
+//! proxy's own answer to a client that gets no tunnel, [`probe`] that to a load balancer. [`trace`] is what a request is known by,
 //! [`summary`] what the log tells of it.
 
 pub(crate) mod body;
@@ -14,6 +14,7 @@ pub(crate) mod forward;
 pub(crate) mod hash_on;
 pub(crate) mod http;
 pub(crate) mod origin;
+pub(crate) mod probe;
 pub(crate) mod response;
 pub(crate) mod retry;
 #[cfg(test)]

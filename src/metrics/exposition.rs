@@ -23,7 +23,7 @@ pub(super) fn render(
     sections: &[Arc<LiveSection>],
     process: ProcessCounts,
 ) -> String {
-    let draining = sections.iter().map(|live| live.is_draining.is_set()).collect();
+    let draining = sections.iter().map(|live| live.life.is_draining.is_set()).collect();
     let sections = sections.iter().map(|live| live.current()).collect();
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot { sections, draining, process }));

@@ -11,7 +11,8 @@ use crate::backend::health::states::CheckRules;
 
 impl Settings {
     /// Returns the table that these settings come from, `given`, with the default of every key that
-    /// is not in it. `name`, `hash_on`, `origins`, `socket_mode` and `health_check` have none.
+    /// is not in it. `name`, `hash_on`, `origins`, `socket_mode`,
+    /// `health_path` and `health_check` have none.
     pub(crate) fn to_raw(&self, given: &RawSection) -> RawSection {
         let policy = &self.policy;
         let checks = self.health_check.as_deref().zip(self.health.checks);
@@ -62,6 +63,7 @@ impl Settings {
             backend_lost_code: number(policy.backend_lost_code),
             client_lost_code: number(policy.client_lost_code),
             tunnel_start: Some(self.tunnel_start),
+            health_path: self.health_path.clone(),
             health_check: checks.map(|(settings, rules)| settings.to_raw(rules)),
         }
     }

@@ -64,6 +64,7 @@ mod lists;
 #[cfg(feature = "config")]
 mod log;
 mod names;
+mod plain;
 mod policy;
 mod queue;
 mod rebalance;
@@ -139,6 +140,7 @@ raw_table! {
         backend_lost_code: i64,
         client_lost_code: i64,
         tunnel_start: bool,
+        health_path: String,
         // TOML has the tables after everything else.
         health_check: RawHealthCheck,
     }
@@ -203,6 +205,8 @@ pub(crate) struct Settings {
     pub(crate) socket_mode: Option<u32>,
     /// Whether the log tells of each tunnel that opens.
     pub(crate) tunnel_start: bool,
+    /// Path at which clients are told whether the section is ready; `None` for none.
+    pub(crate) health_path: Option<String>,
     /// Policy for the section's tunnels.
     pub(crate) policy: Arc<Policy>,
 }
@@ -267,6 +271,7 @@ impl RawSection {
             socket_buffer: self.socket_buffer()?,
             socket_mode: self.socket_mode()?,
             tunnel_start: self.tunnel_start.unwrap_or_default(),
+            health_path: self.health_path()?,
             policy: Arc::new(self.policy(drain)?),
         })
     }
@@ -636,6 +641,16 @@ mod tests {
                 bad(|raw| raw.slow_start_ms = Some(-1)),
                 "slow_start_ms",
                 "-1 is out of range (0 for the full share at once, or a positive number of ",
+            ),
+            (
+                bad(|raw| raw.health_path = Some("healthz".to_owned())),
+                "health_path",
+                "\"healthz\" is not a path: write one that begins with /",
+            ),
+            (
+                bad(|raw| raw.health_path = Some("/healthz?deep".to_owned())),
+                "health_path",
+                "\"/healthz?deep\" is not a path: write one that begins with /",
             ),
             (
                 bad(|raw| raw.rebalance_code = Some(1005)),

@@ -22,6 +22,7 @@ mod library;
 mod logs;
 mod metrics;
 mod names;
+mod plain;
 mod process;
 mod program;
 mod queue;
