@@ -1,6 +1,7 @@
 //! Sends a request to a backend, and reads its final response's head.
 
 use std::borrow::Cow;
+use std::future::Future;
 use std::io;
 use std::time::Duration;
 
@@ -46,7 +47,7 @@ pub(crate) enum AnswerError {
 ///
 /// See [`AnswerError`]; an error of `judge` makes the answer invalid.
 pub(crate) async fn converse<T>(
-    mut backend: &Socket,
+    backend: &Socket,
     head: &[u8],
     (scan, timeout): (HeadScan, Duration),
     judge: impl Fn(&ResponseHead<'_>, bool) -> Result<Option<T>, &'static str>,
@@ -61,14 +62,51 @@ pub(crate) async fn converse<T>(
     }
 
     let mut deadline = Timer::after(backend.reactor(), timeout);
-    let mut left = RESPONSE_HEAD_MAX;
-    let mut rest = Vec::new();
-    for interim in 0..=INTERIM_MAX {
-        let bound = (left, scan.clone());
-        let read = head::read(&mut backend, &mut rest, bound, &mut deadline).await;
+    let mut answers = Answers::new(scan);
+    loop {
+        if let Some(verdict) = answers.next(backend, &mut deadline, &judge).await? {
+            return Ok((verdict, answers.into_rest()));
+        }
+    }
+}
+
+/// The heads of a backend's answers to one request, in their order: interim ones and the final one,
+/// with one bound on their bytes and on their number.
+pub(crate) struct Answers {
+    scan: HeadScan,
+    /// Bytes that may still come.
+    left: usize,
+    /// Heads that have come.
+    count: usize,
+    rest: Vec<u8>,
+}
+
+impl Answers {
+    /// Creates one for answers that have not begun, and that this scan passes.
+    pub(crate) fn new(scan: HeadScan) -> Self {
+        Self { scan, left: RESPONSE_HEAD_MAX, count: 0, rest: Vec::new() }
+    }
+
+    /// Returns the verdict on the next head.
+    ///
+    /// # Errors
+    ///
+    /// See [`AnswerError`]; an error of `judge` makes the answer invalid.
+    pub(crate) async fn next<T>(
+        &mut self,
+        mut backend: &Socket,
+        deadline: impl Future,
+        judge: impl Fn(&ResponseHead<'_>, bool) -> Result<T, &'static str>,
+    ) -> Result<T, AnswerError> {
+        if self.count > INTERIM_MAX {
+            let problem = "the backend sends one interim answer after another";
+            return Err(AnswerError::Invalid(problem));
+        }
+        let bound = (self.left, self.scan.clone());
+        let read = head::read(&mut backend, &mut self.rest, bound, deadline).await;
         let read = read.map_err(|error| match error {
             HeadError::Ended { begun: false } | HeadError::Broken { begun: false }
-                if interim == 0 =>
+                if self.count == 0 =>
             {
                 AnswerError::HungUp
             }
@@ -78,13 +116,17 @@ pub(crate) async fn converse<T>(
         let head =
             if has_bare_lf { Cow::from(with_crlf(read.bytes())) } else { Cow::from(read.bytes()) };
         let response = ResponseHead::parse(&head).map_err(|_| AnswerError::Invalid(NOT_HTTP))?;
-        rest = read.rest().to_vec();
-        if let Some(verdict) = judge(&response, has_bare_lf).map_err(AnswerError::Invalid)? {
-            return Ok((verdict, rest));
-        }
-        left = left.saturating_sub(read.bytes().len());
+        self.rest = read.rest().to_vec();
+        let verdict = judge(&response, has_bare_lf).map_err(AnswerError::Invalid)?;
+        self.left = self.left.saturating_sub(read.bytes().len());
+        self.count += 1;
+        Ok(verdict)
     }
-    Err(AnswerError::Invalid("the backend sends one interim answer after another"))
+
+    /// Returns the bytes that came after the last head.
+    pub(crate) fn into_rest(self) -> Vec<u8> {
+        self.rest
+    }
 }
 
 fn no_head(error: HeadError) -> AnswerError {

@@ -114,7 +114,9 @@ pub use proxy::{BoundProxy, Error};
 pub use settings::AdminConfig;
 #[cfg(feature = "config")]
 pub use settings::LogFormat;
-pub use settings::{BackendConfig, CheckKind, HealthCheck, OnRemoved, OnUnhealthy, Resolve};
+pub use settings::{
+    BackendConfig, CheckKind, HealthCheck, OnRemoved, OnUnhealthy, PlainHttp, Resolve,
+};
 pub use shutdown::Shutdown;
 pub use tunnel::policy::RateAction;
 pub use worker::Workers;

@@ -125,6 +125,7 @@ impl LiveSection {
         let backends = current.names.expand(&settings.0.backends);
         let (section, succession) = current.section.successor(settings, backends, Instant::now());
         let section = Arc::new(section);
+        self.life.follow(&section);
         let before = std::mem::replace(&mut current.section, Arc::clone(&section));
         if section.settings.rebalance.is_some() {
             current.news.added.extend(succession.added.iter().cloned());
@@ -152,6 +153,7 @@ impl Current {
         let (names, news) = (WatchedNames::default(), News::default());
         let mut current = Self { section: Arc::new(section), names, news };
         let section = Arc::clone(&current.section);
+        section.life.follow(&section);
         current.watch(&section.settings);
         current
     }

@@ -246,6 +246,7 @@ impl Running {
     async fn close_port(&self) {
         self.stop.begin();
         self.port_closed.wait().await;
+        self.live.life.closing.begin();
     }
 
     /// Waits for all connections to end, or for `shutdown`; returns whether they have ended.

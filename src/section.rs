@@ -1,10 +1,11 @@
 //! The section: what the connections of one listener share, as long as its settings stay.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use crate::backend::pool::{BackendSettings, Pool, Succession};
+use crate::lock::lock;
 use crate::net::name::{BoundAddress, Peer};
 use crate::settings::{Drain, Settings};
 use crate::shutdown::Shutdown;
@@ -45,6 +46,10 @@ pub(crate) struct Life {
     pub(crate) is_accepting: Flag,
     /// Its drain has begun.
     pub(crate) is_draining: Flag,
+    /// Begins when its port is closed: connections that wait for a request are to end.
+    pub(crate) closing: Shutdown,
+    /// The section with the settings in force.
+    newest: Mutex<Weak<Section>>,
 }
 
 /// A truth about a section that its threads tell each other.
@@ -143,6 +148,18 @@ impl Section {
     }
 }
 
+impl Life {
+    /// Returns whether connections are to end after the answer that is due.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_draining.is_set() || self.closing.has_begun()
+    }
+
+    /// Notes the section with the settings in force.
+    pub(crate) fn follow(&self, newest: &Arc<Section>) {
+        *lock(&self.newest) = Arc::downgrade(newest);
+    }
+}
+
 impl Flag {
     pub(crate) fn set(&self, value: bool) {
         self.0.store(value, Ordering::Release);
@@ -164,6 +181,17 @@ impl Client {
             peer,
             accepted,
             section: Arc::clone(section),
+        }
+    }
+}
+
+impl Client {
+    /// Has the connection go on with the settings in force, for a request that begins now.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        self.accepted = now;
+        if self.section.superseded.has_begun() {
+            let newest = lock(&self.section.life.newest).upgrade();
+            self.section = newest.unwrap_or_else(|| Arc::clone(&self.section));
         }
     }
 }

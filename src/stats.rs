@@ -20,6 +20,10 @@ pub(crate) struct SectionStats {
     pub(crate) handshakes: NamedCounts,
     /// Times from the accept to the verified 101.
     pub(crate) handshake_time: Histogram,
+    /// Exchanges that are no handshakes by the class of their status.
+    pub(crate) requests: NamedCounts,
+    /// Times of these.
+    pub(crate) request_time: Histogram,
     /// Tunnels that are over by the reason for their end.
     pub(crate) ended: NamedCounts,
     /// Times from the accept to the end of the tunnel.
@@ -97,6 +101,12 @@ pub(crate) struct OwnCount(AtomicUsize);
 /// Bounds of the times of handshakes: from a connection on the same host to the usual timeouts.
 const HANDSHAKE_BOUNDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+/// Bounds of the times of other requests: long polls take half a minute, streams as long as they
+/// like.
+const REQUEST_BOUNDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
+/// Classes of the statuses of answers; `none` where the client got none.
+pub(crate) const STATUS_CLASSES: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "none"];
 /// Bounds of the times of tunnels: from a second to a day.
 const TUNNEL_BOUNDS: [f64; 11] =
     [1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 10_800.0, 21_600.0, 43_200.0, 86_400.0];
@@ -112,6 +122,8 @@ impl SectionStats {
             accepted: Count::default(),
             handshakes: NamedCounts::new(outcomes),
             handshake_time: Histogram::new(&HANDSHAKE_BOUNDS),
+            requests: NamedCounts::new(&STATUS_CLASSES),
+            request_time: Histogram::new(&REQUEST_BOUNDS),
             ended: NamedCounts::new(reasons),
             tunnel_time: Histogram::new(&TUNNEL_BOUNDS),
             closes: Default::default(),

@@ -121,6 +121,10 @@ mod tests {
         client_lost_code = 1013
         tunnel_start = true
         health_path = "/healthz"
+        plain_http = "forward"
+        max_body_bytes = 24
+        keep_alive_timeout_ms = 25
+        body_timeout_ms = 26
         [ws_proxy.health_check]
         kind = "http"
         path = "/up?deep=1"

@@ -539,6 +539,10 @@ backend_lost_code = 1014
 client_lost_code = 1001
 tunnel_start = true
 health_path = "/healthz"
+plain_http = "forward"
+max_body_bytes = 24
+keep_alive_timeout_ms = 25
+body_timeout_ms = 26
 [ws_proxy.health_check]
 kind = "http"
 path = "/up"
@@ -613,7 +617,11 @@ on_unhealthy = "drain"
         assert_eq!((settings.strict_handshake, settings.max_head), (true, 16_384));
         assert!(settings.retry_on.has_status(502) && settings.retry_on.has_bad_answer());
         assert_eq!((settings.tunnel_start, settings.socket_mode), (true, Some(0o660)));
-        assert_eq!(settings.health_path.as_deref(), Some("/healthz"));
+        let plain = &settings.plain;
+        assert_eq!(plain.health_path.as_deref(), Some("/healthz"));
+        assert_eq!((plain.treatment, plain.max_body), (crate::PlainHttp::Forward, Some(24)));
+        assert_eq!(plain.keep_alive_timeout, Duration::from_millis(25));
+        assert_eq!(plain.body_timeout, Some(Duration::from_millis(26)));
         let policy = &settings.policy;
         assert_eq!(policy.ping_interval, Some(Duration::from_millis(5)));
         assert_eq!(policy.pong_timeout, Duration::from_millis(6));

@@ -15,7 +15,7 @@ use crate::backend::pool::Pick;
 use crate::backend::{Backend, Lease};
 use crate::events::Event;
 use crate::handshake::error_response::ErrorResponse;
-use crate::handshake::forward::{ForwardPolicy, request_head};
+use crate::handshake::forward::{Asked, ForwardPolicy, request_head};
 use crate::handshake::hash_on::Value;
 use crate::handshake::response::Answer;
 use crate::handshake::retry::RetryOn;
@@ -69,7 +69,7 @@ pub(super) async fn exchange(
     let mut has_hung_up = false;
     // The answer after which another backend is asked, if there is one. Boxed: few need the room.
     let mut first: Option<Box<Result<Exchanged, Failed>>> = None;
-    let mut turns = Turns::new(reactor, section, hash_key(request, client));
+    let mut turns = Turns::new(reactor, section, hash_key(request.asked(), client));
     // A trial that ends without a report, as its client has left, is given up by its drop.
     while let Some(Pick { lease, trial }) = turns.next(first.is_none()).await {
         report::trial(section, lease.backend(), trial.as_ref());
@@ -81,7 +81,7 @@ pub(super) async fn exchange(
                 continue;
             }
         };
-        let head = head_for(lease.backend(), (request, request_id), client);
+        let head = request_head(request, &policy_for(lease.backend(), request_id, client));
         let (rules, time) = (settings.handshake_rules(), settings.response_timeout);
         let answered = match ask(&backend, &head, (request, rules), time).await {
             Ok((answer, rest)) => {
@@ -121,7 +121,7 @@ pub(super) async fn exchange(
 /// # Errors
 ///
 /// The response for the client, where no other backend could fare better.
-fn tell_unreachable(
+pub(super) fn tell_unreachable(
     section: &Section,
     backend: &Backend,
     error: &io::Error,
@@ -143,13 +143,21 @@ fn tell_unreachable(
 /// Returns what an answer tells of the backend: 502, 503 and 504 that it cannot serve.
 fn outcome(answer: &Answer) -> Result<(), FailureKind> {
     match answer {
-        Answer::Declined { status: status @ 502..=504, .. } => Err(FailureKind::Status(*status)),
+        Answer::Declined { status, .. } => outcome_of(*status),
+        _ => Ok(()),
+    }
+}
+
+/// Returns what a final status tells of the backend, likewise.
+pub(super) fn outcome_of(status: u16) -> Result<(), FailureKind> {
+    match status {
+        502..=504 => Err(FailureKind::Status(status)),
         _ => Ok(()),
     }
 }
 
 /// Returns what a missing answer tells of the backend.
-fn kind_of(error: AnswerError) -> FailureKind {
+pub(super) fn kind_of(error: AnswerError) -> FailureKind {
     match error {
         AnswerError::HungUp => FailureKind::NoAnswer,
         AnswerError::TimedOut => FailureKind::ResponseTimeout,
@@ -181,7 +189,7 @@ fn leave(answered: &Result<Exchanged, Failed>) {
 
 /// Returns the key by which the section's backends are chosen, if it has such a rule and the
 /// request such a part.
-fn hash_key(request: &UpgradeRequest<'_>, client: &Client) -> Option<u64> {
+pub(super) fn hash_key(request: Asked<'_>, client: &Client) -> Option<u64> {
     let part = client.section.settings.hash_on.as_ref()?;
     Some(match part.value(request, client.peer.ip())? {
         Value::Bytes(bytes) => key_of(bytes),
@@ -199,21 +207,20 @@ fn tell_of_deviation(answer: &Answer, backend: &Backend, reactor: &Reactor) {
     }
 }
 
-/// Returns the client's head as this backend gets it.
-fn head_for(
-    backend: &Backend,
-    (request, request_id): (&UpgradeRequest<'_>, &str),
+/// Returns the changes that are made to a client's head for this backend.
+pub(super) fn policy_for<'a>(
+    backend: &'a Backend,
+    request_id: &'a str,
     client: &Client,
-) -> Vec<u8> {
+) -> ForwardPolicy<'a> {
     let settings = &client.section.settings;
-    let policy = ForwardPolicy {
+    ForwardPolicy {
         client: client.peer.ip(),
         backend: backend.host(),
         host: settings.host,
         forwarded: settings.forwarded,
         request_id,
-    };
-    request_head(request, &policy)
+    }
 }
 
 /// Returns the response for an error with which no other backend could fare better: this host can
@@ -227,7 +234,7 @@ fn out_of_sockets(error: &io::Error) -> Option<ErrorResponse> {
 
 /// Returns the response for the gravest error of all attempts to connect; `has_hung_up` tells that
 /// a backend was connected and hung up.
-fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
+pub(super) fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
     match gravest {
         Some(error) if net::out_of_ports(error) => ErrorResponse::out_of_ports(),
         _ if has_hung_up => ErrorResponse::bad_answer(HUNG_UP),
@@ -256,7 +263,7 @@ async fn ask(
 }
 
 /// Returns the response for a backend that gave no answer, or none that can be forwarded.
-fn response_for(error: AnswerError) -> ErrorResponse {
+pub(super) fn response_for(error: AnswerError) -> ErrorResponse {
     match error {
         AnswerError::HungUp => ErrorResponse::bad_answer(HUNG_UP),
         AnswerError::TimedOut => ErrorResponse::response_timeout(),

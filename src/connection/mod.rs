@@ -1,10 +1,12 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
 //! [`serve`] tells it. [`mod@exchange`] brings the handshake to a backend, [`response`] ends what
-//! comes to no tunnel, [`unanswered`] what is cut before its answer.
+//! comes to no tunnel, [`unanswered`] what is cut before its answer. [`plain`] has the requests that
+//! are no upgrades.
 
 mod account;
 mod exchange;
+mod plain;
 mod report;
 mod response;
 mod turn;
@@ -36,6 +38,7 @@ use crate::net::close::linger;
 use crate::net::socket::Socket;
 use crate::net::timer::Timer;
 use crate::section::{Client, Permit, Section};
+use crate::settings::PlainHttp;
 use crate::shutdown::Guard;
 use crate::tunnel::{NewTunnel, PerSide};
 use crate::worker::{Handle, Load};
@@ -71,12 +74,30 @@ pub(crate) async fn serve(
     // A client that has not sent a whole request does not keep the proxy from stopping.
     let waiting = alive.downgrade();
     drop(alive);
-    let Some(socket) = register(&handle, stream, &client) else { return };
+    let Some(mut socket) = register(&handle, stream, &client) else { return };
+    let mut client = client;
+    let mut bytes = Vec::new();
+    // Requests before an upgrade, if any may come. Boxed: handshakes need no room for them.
+    let mut upgrade = None;
+    if client.section.settings.plain.treatment == PlainHttp::Forward {
+        let served = Box::pin(plain::serve(&handle, socket, client, &waiting)).await;
+        let Some(handshake) = served else { return };
+        (socket, client, bytes) = (handshake.socket, handshake.client, handshake.bytes);
+        upgrade = Some((handshake.head, handshake.alive));
+    }
     // Up to its answer, a client whose task is cut is told so.
     let unanswered = Unanswered::new(&socket, &client);
-    let mut bytes = Vec::new();
-    let head = read_head(&unanswered, &handle, &client.section, &mut bytes).await;
-    let Some(alive) = waiting.upgrade() else { return };
+    let (head, alive) = match upgrade {
+        None => {
+            let head = read_head(&unanswered, &handle, &client.section, &mut bytes).await;
+            let Some(alive) = waiting.upgrade() else { return };
+            (head, alive)
+        }
+        Some((head, alive)) => {
+            unanswered.note(head.as_ref().map_or(&*bytes, Head::bytes));
+            (head, alive)
+        }
+    };
     let outcome = match head {
         Ok(head) => ask(&unanswered, &head).await,
         Err(error) => without_head(error, &bytes, &client.section),
@@ -163,7 +184,7 @@ async fn ask(unanswered: &Unanswered<'_>, head: &Head) -> Outcome {
         Ok(parsed) => parsed,
         Err(error) => return refused(error.into(), head.bytes()),
     };
-    if let Some(path) = &client.section.settings.health_path
+    if let Some(path) = &client.section.settings.plain.health_path
         && is_probe(&parsed, path)
     {
         let reason = client.section.unready_reason(socket.reactor().now());

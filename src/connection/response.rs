@@ -39,10 +39,18 @@ pub(super) enum ForwardEnd {
 
 /// Sends a response of the proxy, the last one, and closes such that it can arrive.
 pub(super) async fn send_last(client: Socket, response: &[u8]) {
-    match net::write_within(RESPONSE_TIME, &client, response).await {
-        Ok(()) => linger(client).await,
-        Err(error) => Event::AnswerFailed { error: &error }.emit(),
+    if send(&client, response).await {
+        linger(client).await;
     }
+}
+
+/// Sends a response of the proxy; returns whether the client has taken it.
+pub(super) async fn send(client: &Socket, response: &[u8]) -> bool {
+    let sent = net::write_within(RESPONSE_TIME, client, response).await;
+    if let Err(error) = &sent {
+        Event::AnswerFailed { error }.emit();
+    }
+    sent.is_ok()
 }
 
 /// Both connections of a response that has been forwarded.

@@ -28,14 +28,14 @@ pub(super) struct Unanswered<'a> {
     have: Cell<usize>,
     /// Set once its head is parsed, if the log tells of it.
     summary: OnceCell<Summary>,
-    is_settled: bool,
+    is_settled: Cell<bool>,
 }
 
 impl<'a> Unanswered<'a> {
     /// Guards a client of which nothing has been read.
     pub(super) fn new(socket: &'a Socket, client: &'a Client) -> Self {
-        let (start, have, summary) = Default::default();
-        Self { socket, client, start, have, summary, is_settled: false }
+        let (start, have, summary, is_settled) = Default::default();
+        Self { socket, client, start, have, summary, is_settled }
     }
 
     /// Keeps what the log tells of the request.
@@ -45,7 +45,7 @@ impl<'a> Unanswered<'a> {
     }
 
     /// Notes bytes of the request.
-    fn note(&self, bytes: &[u8]) {
+    pub(super) fn note(&self, bytes: &[u8]) {
         let (mut start, have) = (self.start.get(), self.have.get());
         for (place, &byte) in start[have..].iter_mut().zip(bytes) {
             *place = byte;
@@ -57,8 +57,18 @@ impl<'a> Unanswered<'a> {
     /// Ends the guard: from now on the client is somebody else's. Returns what the log tells of its
     /// request.
     pub(super) fn settle(mut self) -> Option<Summary> {
-        self.is_settled = true;
+        self.begin_answer();
         self.summary.take()
+    }
+
+    /// Ends the guard likewise, for one who goes on with the client's socket.
+    pub(super) fn begin_answer(&self) {
+        self.is_settled.set(true);
+    }
+
+    /// Returns what the log tells of the request.
+    pub(super) fn summary(&self) -> Option<&Summary> {
+        self.summary.get()
     }
 }
 
@@ -81,7 +91,7 @@ impl AsyncRead for &Unanswered<'_> {
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        if self.is_settled {
+        if self.is_settled.get() {
             return;
         }
         let Self { socket, client, .. } = &*self;

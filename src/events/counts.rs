@@ -28,6 +28,17 @@ pub(crate) const OUTCOMES: [&str; 21] = [
     "loop",
 ];
 
+/// Returns the class of a status (RFC 9110, 15), one of [`STATUS_CLASSES`].
+fn status_class(status: Option<u16>) -> &'static str {
+    match status {
+        None => "none",
+        Some(..=299) => "2xx",
+        Some(..=399) => "3xx",
+        Some(..=499) => "4xx",
+        Some(_) => "5xx",
+    }
+}
+
 impl Event<'_> {
     /// Adds the event to the counts of its section.
     pub(super) fn count(&self, stats: &SectionStats) {
@@ -37,6 +48,10 @@ impl Event<'_> {
                 stats.handshake_time.observe(*handshake);
             }
             Self::Refused { response, .. } => stats.handshakes.inc(response.reason),
+            Self::Exchange { exchanged, .. } => {
+                stats.requests.inc(status_class(exchanged.status));
+                stats.request_time.observe(exchanged.duration);
+            }
             Self::Dropped { .. } => stats.handshakes.inc("full"),
             Self::Declined { .. } | Self::ClientGone { stage: Stage::Refusal, .. } => {
                 stats.handshakes.inc("backend_status");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use log::kv::{self, Key, Value, VisitSource};
 
+use super::Exchanged;
 use crate::backend::Lease;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::summary::Summary;
@@ -47,6 +48,19 @@ pub(super) fn declined_fields(lease: &Lease, status: u16) -> [KeyValue<'_>; 3] {
         ("backend", lease.backend().name().into()),
         ("status", status.into()),
         ("reason", "backend_status".into()),
+    ]
+}
+
+/// Returns the fields of an exchange that is no handshake.
+pub(super) fn exchange_fields<'v>(exchanged: &Exchanged<'v>) -> [KeyValue<'v>; 6] {
+    let backend = exchanged.lease.map(|lease| lease.backend().name());
+    [
+        ("backend", or_null(backend)),
+        ("method", exchanged.method.into()),
+        ("status", exchanged.status.map_or(Value::null(), Value::from)),
+        ("reason", exchanged.reason.into()),
+        ("fault", or_null(exchanged.fault)),
+        ("duration_ms", handshake_ms(exchanged.duration)),
     ]
 }
 

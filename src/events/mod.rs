@@ -18,8 +18,8 @@ use log::{Level, Record};
 pub(crate) use self::backends::BackendEvent;
 pub(crate) use self::counts::OUTCOMES;
 use self::fields::{
-    asked_fields, declined_fields, frame_fields, milliseconds, put, refused_fields, request_fields,
-    request_id_field, started_fields, text, tunnel_fields,
+    asked_fields, declined_fields, exchange_fields, frame_fields, milliseconds, put,
+    refused_fields, request_fields, request_id_field, started_fields, text, tunnel_fields,
 };
 use crate::backend::{Backend, Lease};
 use crate::handshake::error_response::ErrorResponse;
@@ -66,6 +66,8 @@ pub(crate) enum Event<'a> {
     /// A client got an error response of this proxy. `summary` is that of its request, if it sent
     /// one.
     Refused { client: &'a Client, response: &'a ErrorResponse, summary: Option<&'a Summary> },
+    /// An exchange that is no handshake is over.
+    Exchange { client: &'a Client, exchanged: &'a Exchanged<'a>, summary: Option<&'a Summary> },
     /// A client was told whether the section is ready.
     Probed { client: &'a Client, status: u16 },
     /// An error response could not be sent.
@@ -111,6 +113,30 @@ pub(crate) enum Event<'a> {
     },
     /// The frames of a tunnel that is over.
     TunnelFrames { client: &'a Client, end: &'a TunnelEnd },
+}
+
+/// An exchange that is no handshake, at its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exchanged<'a> {
+    pub(crate) method: &'a str,
+    /// Lease on the backend that had the request last.
+    pub(crate) lease: Option<&'a Lease>,
+    /// Status that the client got; `None` if it got none.
+    pub(crate) status: Option<u16>,
+    /// `whole`, `cut`, `client_gone`, or the reason of the proxy's own response.
+    pub(crate) reason: &'static str,
+    pub(crate) fault: Option<&'a str>,
+    /// The response is the proxy's own.
+    pub(crate) is_own: bool,
+    /// Time from the request's head to the end of its answer.
+    pub(crate) duration: Duration,
+}
+
+impl Exchanged<'_> {
+    /// Returns whether the client got a 5xx of the proxy.
+    fn is_fault_of_ours(&self) -> bool {
+        self.is_own && self.status.is_some_and(|status| status >= 500)
+    }
 }
 
 /// Progress of a connection whose client went away.
@@ -176,6 +202,7 @@ impl Event<'_> {
             Self::Silent { .. } => "silent",
             Self::ClientGone { .. } => "client_gone",
             Self::Refused { .. } | Self::Declined { .. } => "refused",
+            Self::Exchange { .. } => "request",
             Self::Probed { .. } => "probed",
             Self::AnswerFailed { .. } => "answer_failed",
             Self::BackendUnreachable { .. } => "backend_unreachable",
@@ -196,6 +223,8 @@ impl Event<'_> {
             | Self::RegisterFailed { .. }
             | Self::Shortage { .. } => Level::Error,
             Self::Backends { event, .. } => event.level(),
+            Self::Exchange { exchanged, .. } if exchanged.is_fault_of_ours() => Level::Info,
+            Self::Exchange { .. } => Level::Debug,
             Self::BackendUnreachable { .. }
             | Self::BackendFaulty { .. }
             | Self::HandshakeDeviation { .. }
@@ -240,6 +269,7 @@ impl Event<'_> {
             Self::RegisterFailed { client, .. }
             | Self::Dropped { client }
             | Self::Silent { client, .. }
+            | Self::Exchange { client, .. }
             | Self::Probed { client, .. }
             | Self::ClientGone { client, .. }
             | Self::Refused { client, .. }
@@ -325,6 +355,10 @@ impl Source for Event<'_> {
             }
             Self::Dropped { .. } => put(visitor, [("reason", "full".into())]),
             Self::Silent { ended_by, .. } => put(visitor, [("ended_by", Value::from(*ended_by))]),
+            Self::Exchange { exchanged, summary, .. } => {
+                put(visitor, exchange_fields(exchanged))?;
+                put(visitor, asked_fields(*summary))
+            }
             Self::Probed { status, .. } => put(visitor, [("status", status.into())]),
             Self::ClientGone { stage, summary, .. } => {
                 put(visitor, [("stage", stage.name().into()), request_id_field(*summary)])

@@ -90,6 +90,27 @@ impl ErrorResponse {
         Self::too_large(431, format!("the request head is longer than {max} bytes"))
     }
 
+    /// 413: the body has more than `max` bytes (RFC 9110, 15.5.14).
+    pub(crate) fn body_too_large(max: u64) -> Self {
+        let problem = format!(
+            "the request's body is longer than {max} bytes: raise max_body_bytes in this section"
+        );
+        Self::new(413, "too_large", problem)
+    }
+
+    /// 408: the client has sent nothing of the request's body for too long (RFC 9110, 15.5.9).
+    pub(crate) fn body_timeout() -> Self {
+        Self::new(408, "body_timeout", "the request's body did not arrive in time")
+    }
+
+    /// 405: a CONNECT, which asks for a proxy of another kind (RFC 9110, 9.3.6).
+    pub(crate) fn connect_method() -> Self {
+        Self {
+            extra_lines: "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n",
+            ..Self::new(405, "method", "this is no proxy for CONNECT")
+        }
+    }
+
     fn too_large(status: u16, found: String) -> Self {
         let mend = "send fewer or smaller cookies, or raise max_head_bytes in this section";
         Self::new(status, "too_large", format!("{found}: {mend}"))
@@ -199,6 +220,8 @@ impl ErrorResponse {
             Self::line_too_long(8_192),
             Self::head_too_long(8_192),
             ParseError::TooManyFields.into(),
+            Self::body_too_large(1),
+            Self::connect_method(),
             Self::no_upgrade("x"),
             Self::old_version(),
             Self::looped(5),
@@ -240,6 +263,7 @@ fn reason_phrase(status: u16) -> &'static str {
         403 => "Forbidden",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
         431 => "Request Header Fields Too Large",

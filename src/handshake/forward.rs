@@ -3,8 +3,10 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use super::body::Framing;
 use super::fields::{Field, Fields, is_same_variable};
-use super::http::ResponseHead;
+use super::http::{ResponseHead, Version};
+use super::plain::{PlainRequest, Sent};
 use super::trace::{self, REQUEST_ID};
 use super::upgrade::UpgradeRequest;
 use super::via;
@@ -91,6 +93,37 @@ const FORWARDED: [&str; 2] = ["X-Forwarded-", "X-Original-Forwarded-"];
 /// Prefix of the handshake's own fields (RFC 6455, 11.3).
 const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
 
+/// Fields that are for no trailer, besides the hop-by-hop ones and those of proxies: they frame,
+/// route or admit a message, and were judged before (RFC 9110, 6.5.1).
+const NO_TRAILER: [&str; 14] = [
+    "Content-Length",
+    "Content-Encoding",
+    "Content-Type",
+    "Content-Range",
+    "Host",
+    "Authorization",
+    "Cookie",
+    "Set-Cookie",
+    "Expect",
+    "Range",
+    "Cache-Control",
+    "Max-Forwards",
+    "Origin",
+    "Via",
+];
+
+/// What a request asks for that is forwarded, be it an upgrade or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) method: &'a str,
+    /// Path and query.
+    pub(crate) target: &'a str,
+    /// Host and port that the client addresses; `None` where HTTP/1.0 tells none.
+    pub(crate) authority: Option<&'a str>,
+    /// Fields as sent.
+    pub(crate) fields: &'a Fields<'a>,
+}
+
 /// Changes that a section and a connection make to the client's head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForwardPolicy<'a> {
@@ -109,23 +142,63 @@ pub(crate) struct ForwardPolicy<'a> {
 /// Returns the head for the backend: the client's own lines with their bytes and in their order,
 /// without the hop-by-hop ones, with Host in its old place, and the fields of this hop at the end.
 pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<'_>) -> Vec<u8> {
+    head_of(request.asked(), UPGRADE, policy, |_, forwards| forwards)
+}
+
+/// Returns the head for the backend of a request that is no upgrade, likewise. The connection to
+/// the backend ends with its answer.
+pub(crate) fn plain_request_head(
+    request: &PlainRequest<'_>,
+    policy: &ForwardPolicy<'_>,
+) -> Vec<u8> {
+    let own = match request.framing {
+        None => Cow::from("Connection: close\r\n"),
+        Some(Framing::Length(length)) => {
+            format!("Content-Length: {length}\r\nConnection: close\r\n").into()
+        }
+        Some(_) => Cow::from("Transfer-Encoding: chunked\r\nConnection: close\r\n"),
+    };
+    let is_chunked = request.framing == Some(Framing::Chunked);
+    head_of(request.asked(), &own, policy, |field, forwards| {
+        if field.is("Trailer") {
+            // It tells of trailers, which chunks alone can have.
+            return is_chunked;
+        }
+        // Of HTTP/1.0 it has no meaning (RFC 9110, 10.1.1).
+        forwards && (request.version == Version::Http11 || !field.is("Expect"))
+    })
+}
+
+/// Returns a head with these lines of the connection to the backend. `passes` has the last word on
+/// whether a field goes on; it is told the word of the hop-by-hop rules.
+fn head_of(
+    asked: Asked<'_>,
+    own: &str,
+    policy: &ForwardPolicy<'_>,
+    passes: impl Fn(&Field<'_>, bool) -> bool,
+) -> Vec<u8> {
     let mut head = Vec::with_capacity(1_024);
-    push(&mut head, &["GET ", &request.target, " HTTP/1.1\r\n"]);
-    let options = ConnectionOptions::by(request.fields);
-    for field in request.fields.iter() {
+    push(&mut head, &[asked.method, " ", asked.target, " HTTP/1.1\r\n"]);
+    let options = ConnectionOptions::by(asked.fields);
+    let host = match (policy.host, asked.authority) {
+        (HostHeader::Preserve, Some(authority)) => authority,
+        _ => policy.backend,
+    };
+    let mut has_host = false;
+    for field in asked.fields.iter() {
         if field.is("Host") {
-            let host = match policy.host {
-                HostHeader::Backend => policy.backend,
-                HostHeader::Preserve => request.authority,
-            };
+            has_host = true;
             push(&mut head, &[field.name, ": ", host, "\r\n"]);
-        } else if options.forwards(field) && !is_replaced(field, policy.forwarded) {
+        } else if passes(field, options.forwards(field)) && !is_replaced(field, policy.forwarded) {
             push_line(&mut head, field);
         }
     }
+    if !has_host {
+        push(&mut head, &["Host: ", host, "\r\n"]);
+    }
     push(&mut head, &["Via: 1.1 ", via::NAME, "\r\n"]);
-    push(&mut head, &[REQUEST_ID, ": ", policy.request_id, "\r\n", UPGRADE]);
-    forwarded_fields(&mut head, request, policy, &options);
+    push(&mut head, &[REQUEST_ID, ": ", policy.request_id, "\r\n", own]);
+    forwarded_fields(&mut head, asked, policy, &options);
     head.extend_from_slice(b"\r\n");
     head
 }
@@ -160,6 +233,55 @@ pub(crate) fn declined_head(response: &ResponseHead<'_>) -> Vec<u8> {
         }
         field.is("Transfer-Encoding") || field.is("Trailer") || options.forwards(field)
     })
+}
+
+/// Returns the head of an answer to a request that is no upgrade. `connection` is a line of this
+/// connection's own, or empty.
+pub(crate) fn plain_answer_head(
+    response: &ResponseHead<'_>,
+    sent: Sent,
+    connection: &str,
+) -> Vec<u8> {
+    let options = ConnectionOptions::by(&response.fields);
+    let framing = match sent {
+        Sent::Nothing(None) | Sent::Body(Framing::UntilClose) => Cow::from(""),
+        Sent::Nothing(Some(length)) | Sent::Body(Framing::Length(length)) => {
+            format!("Content-Length: {length}\r\n").into()
+        }
+        Sent::Body(Framing::Chunked) => Cow::from("Transfer-Encoding: chunked\r\n"),
+    };
+    let tells_upgrade =
+        response.status == 426 && response.fields.values("Upgrade").next().is_some();
+    let upgrade = if tells_upgrade { "Connection: Upgrade\r\n" } else { "" };
+    let own = [&framing, connection, upgrade].concat();
+    let is_chunked = sent == Sent::Body(Framing::Chunked);
+    response_head(response, &own, |field| {
+        tells_upgrade && field.is("Upgrade")
+            || is_chunked && field.is("Trailer")
+            || options.forwards(field)
+    })
+}
+
+/// Appends the trailers of a body that may go on, each with its CRLF. `trailers` ends with a blank
+/// line, or is empty. `None` if they are no fields.
+pub(crate) fn push_trailers(out: &mut Vec<u8>, trailers: &[u8]) -> Option<()> {
+    if trailers.is_empty() {
+        return Some(());
+    }
+    let head = [b"trailers\r\n", trailers].concat();
+    let lines = trailers.iter().filter(|&&byte| byte == b'\n').count();
+    let mut slots = vec![httparse::EMPTY_HEADER; lines];
+    let parsed = httparse::parse_headers(&head[b"trailers\r\n".len()..], &mut slots);
+    let Ok(httparse::Status::Complete((end, parsed))) = parsed else { return None };
+    let fields = Fields::new(&head, parsed).filter(|_| end == trailers.len())?;
+    let is_kept = |field: &&Field<'_>| {
+        let is = |name: &&str| field.is_same_variable(name);
+        !HOP_BY_HOP.iter().any(is)
+            && !NO_TRAILER.iter().any(is)
+            && !is_replaced(field, Forwarded::Replace)
+    };
+    fields.iter().filter(is_kept).for_each(|field| push_line(out, field));
+    Some(())
 }
 
 fn response_head(
@@ -233,7 +355,7 @@ fn is_replaced(field: &Field<'_>, forwarded: Forwarded) -> bool {
 
 fn forwarded_fields(
     head: &mut Vec<u8>,
-    request: &UpgradeRequest<'_>,
+    asked: Asked<'_>,
     policy: &ForwardPolicy<'_>,
     options: &ConnectionOptions<'_>,
 ) {
@@ -242,10 +364,7 @@ fn forwarded_fields(
     }
     let kept = |name: &'static str| {
         let passes = policy.forwarded == Forwarded::Append;
-        request
-            .fields
-            .iter()
-            .filter(move |field| passes && field.is(name) && options.forwards(field))
+        asked.fields.iter().filter(move |field| passes && field.is(name) && options.forwards(field))
     };
     let mut chain: Vec<&[u8]> = kept("X-Forwarded-For").map(|field| field.value).collect();
     chain.retain(|value| !value.is_empty());
@@ -256,10 +375,12 @@ fn forwarded_fields(
         head.extend_from_slice(&chain.join(&b", "[..]));
         push(head, &["\r\n"]);
     }
-    for (name, own) in [("X-Forwarded-Host", request.authority), ("X-Forwarded-Proto", "http")] {
-        match kept(name).find(|field| !field.value.is_empty()) {
-            Some(field) => push_line(head, field),
-            None => push(head, &[name, ": ", own, "\r\n"]),
+    let own = [("X-Forwarded-Host", asked.authority), ("X-Forwarded-Proto", Some("http"))];
+    for (name, own) in own {
+        match (kept(name).find(|field| !field.value.is_empty()), own) {
+            (Some(field), _) => push_line(head, field),
+            (None, Some(own)) => push(head, &[name, ": ", own, "\r\n"]),
+            (None, None) => {}
         }
     }
 }

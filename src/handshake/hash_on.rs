@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::upgrade::UpgradeRequest;
+use super::forward::Asked;
 
 /// Part of a request; the key `hash_on` of a section.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +53,10 @@ impl HashOn {
     /// address of its connection, if it has one.
     pub(crate) fn value<'r>(
         &self,
-        request: &'r UpgradeRequest<'_>,
+        request: Asked<'r>,
         client: Option<IpAddr>,
     ) -> Option<Value<'r>> {
-        let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+        let (path, query) = request.target.split_once('?').unwrap_or((request.target, ""));
         let bytes = match self {
             Self::ClientIp => return client.map(Value::Ip),
             Self::Path => Some(path.as_bytes()),
@@ -88,7 +88,7 @@ fn value_of<'p>(pair: &'p [u8], name: &str) -> Option<&'p [u8]> {
 mod tests {
     use super::*;
     use crate::handshake::http::RequestHead;
-    use crate::handshake::upgrade::HandshakeRules;
+    use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
 
     #[test]
     fn parts_are_read() {
@@ -126,10 +126,10 @@ mod tests {
             ("query:empty", None),
             ("query:id", None),
         ] {
-            let value = HashOn::parse(part).unwrap().value(&request, client);
+            let value = HashOn::parse(part).unwrap().value(request.asked(), client);
             assert_eq!(value, expected.map(|text| Value::Bytes(text.as_bytes())), "{part}");
         }
-        assert_eq!(HashOn::ClientIp.value(&request, client), client.map(Value::Ip));
-        assert_eq!(HashOn::ClientIp.value(&request, None), None);
+        assert_eq!(HashOn::ClientIp.value(request.asked(), client), client.map(Value::Ip));
+        assert_eq!(HashOn::ClientIp.value(request.asked(), None), None);
     }
 }

@@ -14,7 +14,9 @@ pub(crate) mod forward;
 pub(crate) mod hash_on;
 pub(crate) mod http;
 pub(crate) mod origin;
+pub(crate) mod plain;
 pub(crate) mod probe;
+pub(crate) mod reframe;
 pub(crate) mod response;
 pub(crate) mod retry;
 #[cfg(test)]

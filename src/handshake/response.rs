@@ -128,7 +128,7 @@ fn name(element: &[u8]) -> &[u8] {
 }
 
 /// Returns how the body of an answer to a GET ends (RFC 9112, 6.3).
-fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static str> {
+pub(super) fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static str> {
     // These have no body, whatever their fields say (RFC 9112, 6.3, item 1).
     if matches!(response.status, 204 | 304) {
         return Ok(Framing::Length(0));

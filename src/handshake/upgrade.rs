@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
+use super::forward::Asked;
 use super::http::{RequestHead, Version};
 use super::target::{Target, is_authority, is_loose_ipv6};
 use super::via;
 
 /// Most times that a request may have come through ws-proxy already.
-const MAX_HOPS: usize = 5;
+pub(super) const MAX_HOPS: usize = 5;
 
 /// Rules of a section for both heads of a handshake.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,6 +90,12 @@ impl<'a> UpgradeRequest<'a> {
         Ok(Self { target: target.path, authority, key, fields })
     }
 
+    /// Returns what it asks for.
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        let Self { target, authority, fields, .. } = self;
+        Asked { method: "GET", target, authority: Some(authority), fields }
+    }
+
     /// Returns the value of `Origin`, or `None` if there is none, as from most clients that are no
     /// browsers.
     ///
@@ -106,7 +113,7 @@ impl<'a> UpgradeRequest<'a> {
 
 /// Returns the value of a field that must be there exactly once, as text. `error` makes the
 /// response from the reason.
-fn single_text<'a>(
+pub(super) fn single_text<'a>(
     fields: &Fields<'a>,
     name: &str,
     error: fn(String) -> ErrorResponse,

@@ -66,6 +66,7 @@ impl Collector for Snapshot {
         let mut out = Writer::new(&mut encoder);
         out.info("ws_proxy_build", "Version of ws-proxy", env!("CARGO_PKG_VERSION"))?;
         self.handshakes(&mut out)?;
+        self.requests(&mut out)?;
         self.backends(&mut out)?;
         self.tunnels(&mut out)?;
         self.traffic(&mut out)?;
@@ -115,6 +116,23 @@ impl Snapshot {
             "ws_proxy_handshake_duration_seconds",
             "Time from the accept to the verified 101",
             self.stats().map(|(section, stats)| (section, &stats.handshake_time)),
+        )
+    }
+
+    fn requests(&self, out: &mut Writer<'_, '_>) -> fmt::Result {
+        let classes = self.stats().flat_map(|(section, stats)| {
+            let named = stats.requests.iter();
+            named.map(move |(name, count)| (labels(section, [("status_class", name)]), count))
+        });
+        out.counter(
+            "ws_proxy_requests",
+            "Requests that were no upgrades, by their answer",
+            classes,
+        )?;
+        out.histogram(
+            "ws_proxy_request_duration_seconds",
+            "Time from the head of a request that was no upgrade to the end of its answer",
+            self.stats().map(|(section, stats)| (section, &stats.request_time)),
         )
     }
 

@@ -63,7 +63,11 @@ impl Settings {
             backend_lost_code: number(policy.backend_lost_code),
             client_lost_code: number(policy.client_lost_code),
             tunnel_start: Some(self.tunnel_start),
-            health_path: self.health_path.clone(),
+            health_path: self.plain.health_path.clone(),
+            plain_http: Some(self.plain.treatment),
+            max_body_bytes: number(self.plain.max_body),
+            keep_alive_timeout_ms: ms(self.plain.keep_alive_timeout),
+            body_timeout_ms: ms_or_zero(self.plain.body_timeout),
             health_check: checks.map(|(settings, rules)| settings.to_raw(rules)),
         }
     }

@@ -86,6 +86,8 @@ pub use self::log::LogFormat;
 #[cfg(feature = "config")]
 pub(crate) use self::log::RawLog;
 pub use self::names::Resolve;
+pub use self::plain::PlainHttp;
+pub(crate) use self::plain::PlainSettings;
 pub(crate) use self::rebalance::RebalanceSettings;
 pub use self::removal::OnRemoved;
 #[cfg(feature = "admin")]
@@ -141,6 +143,10 @@ raw_table! {
         client_lost_code: i64,
         tunnel_start: bool,
         health_path: String,
+        plain_http: PlainHttp,
+        max_body_bytes: i64,
+        keep_alive_timeout_ms: i64,
+        body_timeout_ms: i64,
         // TOML has the tables after everything else.
         health_check: RawHealthCheck,
     }
@@ -205,8 +211,8 @@ pub(crate) struct Settings {
     pub(crate) socket_mode: Option<u32>,
     /// Whether the log tells of each tunnel that opens.
     pub(crate) tunnel_start: bool,
-    /// Path at which clients are told whether the section is ready; `None` for none.
-    pub(crate) health_path: Option<String>,
+    /// Requests that are no upgrades.
+    pub(crate) plain: PlainSettings,
     /// Policy for the section's tunnels.
     pub(crate) policy: Arc<Policy>,
 }
@@ -271,7 +277,7 @@ impl RawSection {
             socket_buffer: self.socket_buffer()?,
             socket_mode: self.socket_mode()?,
             tunnel_start: self.tunnel_start.unwrap_or_default(),
-            health_path: self.health_path()?,
+            plain: self.plain()?,
             policy: Arc::new(self.policy(drain)?),
         })
     }
@@ -651,6 +657,21 @@ mod tests {
                 bad(|raw| raw.health_path = Some("/healthz?deep".to_owned())),
                 "health_path",
                 "\"/healthz?deep\" is not a path: write one that begins with /",
+            ),
+            (
+                bad(|raw| raw.keep_alive_timeout_ms = Some(0)),
+                "keep_alive_timeout_ms",
+                "must be at least 1 (milliseconds), got 0",
+            ),
+            (
+                bad(|raw| raw.body_timeout_ms = Some(-1)),
+                "body_timeout_ms",
+                "-1 is out of range (0 for no limit, or a positive number of milliseconds)",
+            ),
+            (
+                bad(|raw| raw.max_body_bytes = Some(-1)),
+                "max_body_bytes",
+                "-1 is out of range (0 for no limit, or a positive number)",
             ),
             (
                 bad(|raw| raw.rebalance_code = Some(1005)),

@@ -1,6 +1,50 @@
-//! Requests that are no upgrades: the path for load balancers.
+//! Requests that are no upgrades: the path for load balancers, and what is forwarded.
 
-use crate::support::{Backend, Peer, Program, Proxy, section, table, upgrade, wait_until};
+use std::time::Duration;
+
+use ws_proxy::{Balance, Forwarded, Metrics, MetricsFormat, PlainHttp, WsProxy};
+
+use crate::support::{
+    Backend, Peer, Program, Proxy, assert_alive, section, table, upgrade, upgrade_but, wait_until,
+};
+
+/// A request id that is taken as it is.
+const ID: &str = "X-Request-ID: 0123456789abcdef\r\n";
+
+/// A proxy that forwards plain HTTP, and is not started yet.
+fn forwarding(backends: &[&Backend]) -> WsProxy {
+    Proxy::to(backends).plain_http(PlainHttp::Forward).forwarded(Forwarded::Off)
+}
+
+/// A request with these lines, each with its CRLF.
+fn request(start: &str, lines: &str) -> String {
+    format!("{start} HTTP/1.1\r\nHost: a\r\n{ID}{lines}\r\n")
+}
+
+/// The head that a backend gets of such a request.
+fn at_backend(start: &str, backend: &Backend, lines: &str, framing: &str) -> String {
+    format!(
+        "{start} HTTP/1.1\r\nHost: {}\r\n{lines}Via: 1.1 ws-proxy\r\n{ID}{framing}\
+         Connection: close\r\n\r\n",
+        backend.address
+    )
+}
+
+/// An answer with this body.
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Answers the next connection of a backend; gives the head that came.
+fn answer_next(backend: &Backend, answer: &str) -> String {
+    let mut server = backend.accept();
+    let head = server.read_head();
+    server.send(answer);
+    // The proxy closes first or last; either way it has all.
+    server.end_sending();
+    server.expect_end();
+    head
+}
 
 /// Sends bytes and gives all that comes up to the end.
 fn answer(proxy: &Proxy, request: &str) -> String {
@@ -67,4 +111,544 @@ fn the_health_path_tells_why_clients_should_go_elsewhere() {
     wait_until("the path tells of the drain", || {
         parts(&Peer::sending(address, REQUEST).read_text_to_end()) == (503, "draining\n")
     });
+}
+
+#[test]
+fn requests_on_one_connection_have_a_connection_each_to_a_backend() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let mut client = Peer::connect(proxy.address);
+    for count in 0..3 {
+        let start = format!("GET /{count}?a=b");
+        client.send(request(&start, "Connection: keep-alive, X-Mine\r\nX-Mine: 1\r\nX-Two: 2\r\n"));
+        let answer = "HTTP/1.1 203 Fine\r\nConnection: close, X-Mine\r\nX-Mine: 1\r\n\
+                      Keep-Alive: 5\r\nX-Two: 2\r\nContent-Length: 2\r\n\r\nhi";
+        let head = answer_next(&backend, answer);
+        assert_eq!(head, at_backend(&start, &backend, "X-Two: 2\r\n", ""));
+        client.expect("HTTP/1.1 203 Fine\r\nX-Two: 2\r\nContent-Length: 2\r\n\r\nhi");
+    }
+    // And an upgrade at last.
+    let (mut client, mut server) = client.into_tunnel(&backend);
+    assert_alive(&mut client, &mut server);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_their_order() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let post = request("POST /b", "Content-Length: 5\r\n") + "hello";
+    let all = request("GET /a", "") + &post + &request("HEAD /c", "") + &upgrade("");
+    let mut client = Peer::sending(proxy.address, all);
+    assert_eq!(answer_next(&backend, &ok("first")), at_backend("GET /a", &backend, "", ""));
+    client.expect(ok("first"));
+
+    let mut server = backend.accept();
+    server.expect(at_backend("POST /b", &backend, "", "Content-Length: 5\r\n") + "hello");
+    server.send(ok("second"));
+    client.expect(ok("second"));
+    let to_head = "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n";
+    answer_next(&backend, to_head);
+    client.expect(to_head);
+    let (mut server, _) = backend.accept_tunnel();
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    assert_alive(&mut client, &mut server);
+}
+
+#[test]
+fn the_chunks_of_a_request_are_written_anew_with_their_trailers() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let mut client = Peer::connect(proxy.address);
+    let head = request("POST /", "Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n");
+    client.send(head);
+    let mut server = backend.accept();
+    let lines = "Trailer: X-Sum\r\n";
+    server.expect(at_backend("POST /", &backend, lines, "Transfer-Encoding: chunked\r\n"));
+    client.send("005\r\nhel");
+    server.expect("3\r\nhel\r\n");
+    client.send("lo\r\n");
+    server.expect("2\r\nlo\r\n");
+    client.send("0\r\nX-Sum: 1\r\nHost: evil\r\nContent-Length: 3\r\n\r\n");
+    server.expect("0\r\nX-Sum: 1\r\n\r\n");
+    server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\n");
+    client.expect("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n");
+    server.send("0\r\nX-Sum: 2\r\nSet-Cookie: a=b\r\n\r\n");
+    client.expect("0\r\nX-Sum: 2\r\n\r\n");
+    client.send(request("GET /next", ""));
+    answer_next(&backend, &ok("next"));
+    client.expect(ok("next"));
+}
+
+#[test]
+fn a_client_that_waits_for_100_gets_it_from_the_backend() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let lines = "Expect: 100-continue\r\nContent-Length: 3\r\n";
+    let mut client = Peer::sending(proxy.address, request("PUT /", lines));
+    let mut server = backend.accept();
+    let expect = "Expect: 100-continue\r\n";
+    server.expect(at_backend("PUT /", &backend, expect, "Content-Length: 3\r\n"));
+    server.send("HTTP/1.1 100 Continue\r\n\r\n");
+    client.expect("HTTP/1.1 100 Continue\r\n\r\n");
+    client.send("abc");
+    server.expect("abc");
+    server.send(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}", ok("done")));
+    client.expect(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}", ok("done")));
+
+    // One whose backend refuses at once need not send it.
+    let mut client = Peer::sending(proxy.address, request("PUT /", lines));
+    let mut server = backend.accept();
+    server.read_head();
+    server.send("HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n");
+    let answer = client.read_text_to_end();
+    assert_eq!(answer, "HTTP/1.1 417 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+}
+
+#[test]
+fn an_answer_may_come_while_the_request_goes_on() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let mut client =
+        Peer::sending(proxy.address, request("POST /", "Transfer-Encoding: chunked\r\n"));
+    let mut server = backend.accept();
+    server.read_head();
+    server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.expect("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n");
+    for _ in 0..3 {
+        client.send("4\r\nping\r\n");
+        server.expect("4\r\nping\r\n");
+        server.send("4\r\npong\r\n");
+        client.expect("4\r\npong\r\n");
+    }
+    server.send("0\r\n\r\n");
+    client.expect("0\r\n\r\n");
+    client.expect_eof();
+}
+
+#[test]
+fn answers_have_the_end_that_their_client_understands() {
+    const OLD: &str = "GET / HTTP/1.0\r\n\r\n";
+    const KEPT: &str = "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    let new = request("GET /", "");
+    let head = request("HEAD /", "");
+    let close = "Connection: close\r\n";
+    let rows = table([
+        // The backend's end is one of chunks for HTTP/1.1, and the connection's own for 1.0.
+        (
+            &*new,
+            "\r\nabc",
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".to_owned(),
+            true,
+        ),
+        (OLD, "\r\nabc", format!("{close}\r\nabc"), false),
+        (
+            OLD,
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nA: b\r\n\r\n",
+            format!("{close}\r\nabc"),
+            false,
+        ),
+        (OLD, "Content-Length: 1\r\n\r\na", format!("Content-Length: 1\r\n{close}\r\na"), false),
+        (
+            KEPT,
+            "Content-Length: 1\r\n\r\na",
+            "Content-Length: 1\r\nConnection: keep-alive\r\n\r\na".to_owned(),
+            true,
+        ),
+        (&*head, "Content-Length: 9\r\n\r\n", "Content-Length: 9\r\n\r\n".to_owned(), true),
+        (&*head, "\r\n", "\r\n".to_owned(), true),
+    ]);
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    for (request, answer, expected, is_kept) in rows {
+        let mut client = Peer::sending(proxy.address, request);
+        answer_next(&backend, &format!("HTTP/1.1 200 OK\r\n{answer}"));
+        client.expect(format!("HTTP/1.1 200 OK\r\n{expected}"));
+        if is_kept {
+            client.send(KEPT);
+            answer_next(&backend, &ok("kept"));
+            assert!(client.read_head().starts_with("HTTP/1.1 200 OK\r\n"));
+            client.expect("kept");
+        } else {
+            client.expect_eof();
+        }
+    }
+    for status in table([204, 304]) {
+        let mut client = Peer::sending(proxy.address, request("GET /", "") + &request("GET /", ""));
+        answer_next(&backend, &format!("HTTP/1.1 {status} No\r\nETag: x\r\n\r\n"));
+        client.expect(format!("HTTP/1.1 {status} No\r\nETag: x\r\n\r\n"));
+        answer_next(&backend, &ok("next"));
+        client.expect(ok("next"));
+    }
+}
+
+#[test]
+fn an_answer_that_is_cut_does_not_look_whole() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let mut client = Peer::sending(proxy.address, request("GET /", ""));
+    let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    answer_next(&backend, chunks);
+    assert_eq!(client.read_text_to_end(), chunks);
+    // Only a reset says so to HTTP/1.0.
+    let mut client = Peer::sending(proxy.address, "GET / HTTP/1.0\r\n\r\n");
+    answer_next(&backend, chunks);
+    client.expect("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabc");
+    let mut rest = Vec::new();
+    let error = std::io::Read::read_to_end(&mut client.stream, &mut rest).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn what_two_parsers_could_read_in_two_ways_reaches_no_backend() {
+    const SMUGGLED: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let long = format!("{}5", "0".repeat(16));
+    let rows = table([
+        ("CL.TE", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("TE.CL", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n"),
+        ("TE.TE", "Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n"),
+        ("TE.TE in one", "Transfer-Encoding: chunked, identity\r\n\r\n"),
+        ("TE twice", "Transfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n"),
+        ("TE of another name", "Transfer_Encoding: chunked\r\n\r\n"),
+        ("TE with a vertical tab", "Transfer-Encoding: \x0bchunked\r\n\r\n"),
+        ("TE with a blank before the colon", "Transfer-Encoding : chunked\r\n\r\n"),
+        ("TE folded", "Transfer-Encoding:\r\n chunked\r\n\r\n"),
+        ("two lengths", "Content-Length: 5\r\nContent-Length: 0\r\n\r\n"),
+        ("two equal lengths", "Content-Length: 5\r\nContent-Length: 5\r\n\r\n"),
+        ("a list of lengths", "Content-Length: 5, 5\r\n\r\n"),
+        ("a plus", "Content-Length: +5\r\n\r\n"),
+        ("a minus", "Content-Length: -5\r\n\r\n"),
+        ("a blank within", "Content-Length: 5 0\r\n\r\n"),
+        ("hexadecimal", "Content-Length: 0x5\r\n\r\n"),
+        ("a length folded", "Content-Length: 5\r\n 0\r\n\r\n"),
+        ("an empty length", "Content-Length:\r\n\r\n"),
+        ("a length of another name", "Content_Length: 5\r\n\r\n"),
+        ("bare LF", "X-A: 1\nContent-Length: 5\r\n\r\n"),
+        ("bare CR", "X-A: 1\rContent-Length: 5\r\n\r\n"),
+        ("bare LF at the end", "Content-Length: 5\n\n"),
+        ("NUL", "X-A: 1\x00\r\nContent-Length: 5\r\n\r\n"),
+        ("two Hosts", "Host: b\r\n\r\n"),
+        ("chunk size with a sign", "Transfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n"),
+        ("chunk size with 0x", "Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n"),
+        ("chunk size after a blank", "Transfer-Encoding: chunked\r\n\r\n 5\r\nhello\r\n"),
+        ("chunk size before a blank", "Transfer-Encoding: chunked\r\n\r\n5 \r\nhello\r\n"),
+        ("no chunk size", "Transfer-Encoding: chunked\r\n\r\n\r\nhello\r\n"),
+        ("chunk size before LF", "Transfer-Encoding: chunked\r\n\r\n5\nhello\r\n"),
+        ("a chunk extension", "Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n"),
+        ("an extension with LF", "Transfer-Encoding: chunked\r\n\r\n5;\nhello\r\n"),
+        ("a chunk that is too long", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello!\r\n"),
+        ("a chunk before LF", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\n"),
+        ("a trailer without colon", "Transfer-Encoding: chunked\r\n\r\n0\r\nhello\r\n\r\n"),
+        ("a trailer with LF", "Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\n\r\n"),
+    ]);
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let endless = format!("Transfer-Encoding: chunked\r\n\r\n{long}\r\nhello\r\n");
+    for (what, lines) in rows.into_iter().chain([("a long chunk size", &*endless)]) {
+        println!("{what}");
+        let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}{SMUGGLED}");
+        let (status, answer) = Peer::sending(proxy.address, bytes).read_refusal();
+        assert_eq!(status, 400, "{what}: {answer}");
+        // A backend may have been connected to before the body was looked at.
+        if backend.has_waiting() {
+            let mut server = backend.accept();
+            server.expect_eof();
+        }
+    }
+    for start in table(["GET http://b/ HTTP/1.1", "GET http://a:81/ HTTP/1.1", "GET a HTTP/1.1"]) {
+        let bytes = format!("{start}\r\nHost: a\r\n\r\n");
+        assert_eq!(Peer::sending(proxy.address, bytes).read_refusal().0, 400, "{start}");
+    }
+    let (status, _) = Peer::sending(proxy.address, request("CONNECT a:1", "")).read_refusal();
+    assert_eq!(status, 405);
+    assert!(!backend.has_waiting());
+}
+
+#[test]
+fn a_body_that_breaks_later_ends_the_request_at_the_backend_too() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let head = request("POST /", "Transfer-Encoding: chunked\r\n");
+    let mut client = Peer::sending(proxy.address, head + "3\r\nabc\r\n");
+    let mut server = backend.accept();
+    server.read_head();
+    server.expect("3\r\nabc\r\n");
+    client.send("0;smuggle\r\n\r\nGET / HTTP/1.1\r\n");
+    assert_eq!(client.read_refusal().0, 400);
+    server.expect_eof();
+}
+
+#[test]
+fn what_is_no_upgrade_is_still_refused_by_default() {
+    let backend = Backend::start();
+    let proxy = Proxy::before(&backend);
+    let (status, answer) = Peer::sending(proxy.address, request("GET /", "")).read_refusal();
+    assert!(status == 400 && answer.contains("takes WebSocket upgrades only"), "{answer}");
+    assert!(!backend.has_waiting());
+}
+
+#[test]
+fn a_backend_that_gives_no_answer_is_passed_over_where_that_is_safe() {
+    let (dead, backend) = (Backend::refusing(), Backend::start());
+    let proxy = Proxy::start(forwarding(&[&dead, &backend]).max_failures(0));
+    for start in table(["GET /", "POST /", "PATCH /", "BREW /"]) {
+        let mut client = Peer::sending(proxy.address, request(start, ""));
+        answer_next(&backend, &ok("connected"));
+        client.expect(ok("connected"));
+    }
+    let (first, second) = (Backend::start(), Backend::start());
+    let proxy = Proxy::start(forwarding(&[&first, &second]).max_failures(0));
+    let rows = table([
+        ("GET /", "", true),
+        ("PUT /", "Content-Length: 0\r\n", true),
+        ("DELETE /", "", true),
+        ("PUT /", "Content-Length: 1\r\n\r\nx", false),
+        ("POST /", "", false),
+    ]);
+    for (start, lines, is_repeated) in rows {
+        let bytes = request(start, lines);
+        let bytes = bytes.strip_suffix("x\r\n").map_or(bytes.clone(), |start| format!("{start}x"));
+        let mut client = Peer::sending(proxy.address, bytes);
+        let backends = [&first, &second];
+        let index = Backend::wait_for_any(&backends);
+        let mut server = backends[index].accept();
+        server.read_head();
+        drop(server);
+        if is_repeated {
+            answer_next(backends[1 - index], &ok("second"));
+            client.expect(ok("second"));
+        } else {
+            assert_eq!(client.read_refusal().0, 502, "{start}");
+            assert!(!backends[1 - index].has_waiting());
+        }
+    }
+}
+
+#[test]
+fn a_body_has_its_limit() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]).max_body_bytes(5));
+    let (status, _) =
+        Peer::sending(proxy.address, request("POST /", "Content-Length: 6\r\n")).read_refusal();
+    assert!(status == 413 && !backend.has_waiting());
+    let chunked = request("POST /", "Transfer-Encoding: chunked\r\n");
+    let mut client = Peer::sending(proxy.address, chunked + "5\r\nhello\r\n");
+    let mut server = backend.accept();
+    server.read_head();
+    server.expect("5\r\nhello\r\n");
+    client.send("1\r\n!\r\n");
+    assert_eq!(client.read_refusal().0, 413);
+    server.expect_eof();
+    let mut client =
+        Peer::sending(proxy.address, request("POST /", "Content-Length: 5\r\n") + "hello");
+    answer_next(&backend, &ok(""));
+    client.expect(ok(""));
+}
+
+#[test]
+fn times_are_bounded() {
+    let backend = Backend::start();
+    let short = || forwarding(&[&backend]).keep_alive_timeout_ms(60).body_timeout_ms(60);
+    let proxy = Proxy::start(short().response_timeout_ms(10_000));
+    // Between two requests.
+    let mut client = Peer::sending(proxy.address, request("GET /", ""));
+    answer_next(&backend, &ok(""));
+    client.expect(ok(""));
+    client.expect_eof();
+    // Within a request's body.
+    let mut client = Peer::sending(proxy.address, request("POST /", "Content-Length: 6\r\n"));
+    let mut server = backend.accept();
+    assert_eq!(client.read_refusal().0, 408);
+    server.read_head();
+    server.expect_eof();
+    // Within an answer's body.
+    let mut client = Peer::sending(proxy.address, request("GET /", ""));
+    let mut server = backend.accept();
+    server.read_head();
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc");
+    assert!(client.read_text_to_end().ends_with("\r\n\r\nabc"));
+    server.expect_end();
+
+    // Before an answer; its time begins when the request has ended.
+    let proxy = Proxy::start(forwarding(&[&backend]).response_timeout_ms(60));
+    let mut client = Peer::sending(proxy.address, request("POST /", "Content-Length: 1\r\n"));
+    let mut server = backend.accept();
+    server.read_head();
+    client.expect_silence(Duration::from_millis(120));
+    client.send("x");
+    assert_eq!(client.read_refusal().0, 504);
+}
+
+#[test]
+fn a_client_that_leaves_ends_its_exchange() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    // Before the answer, within it, and within the request.
+    let client = Peer::sending(proxy.address, request("GET /", ""));
+    let mut server = backend.accept();
+    server.read_head();
+    drop(client);
+    server.expect_end();
+
+    let mut client = Peer::sending(proxy.address, request("GET /events", ""));
+    let mut server = backend.accept();
+    server.read_head();
+    server.send("HTTP/1.1 200 OK\r\n\r\ndata: 1\n\n");
+    client.read_head();
+    client.expect("9\r\ndata: 1\n\n\r\n");
+    drop(client);
+    server.expect_end();
+
+    let client = Peer::sending(proxy.address, request("POST /", "Content-Length: 5\r\n") + "abc");
+    let mut server = backend.accept();
+    server.read_head();
+    server.expect("abc");
+    drop(client);
+    server.expect_end();
+}
+
+#[test]
+fn neither_direction_holds_much() {
+    let backend = Backend::start();
+    let mut program =
+        Program::with_config(&format!("{}plain_http = \"forward\"\n", section(backend.address)));
+    let address = program.address();
+    let before = program.memory();
+    let mut held = Vec::new();
+    let mut taken = 0;
+    for _ in 0..2 {
+        // An answer that the client does not read.
+        let client = Peer::sending(address, request("GET /", ""));
+        let mut server = backend.accept();
+        server.read_head();
+        server.send("HTTP/1.1 200 OK\r\n\r\n");
+        taken += server.flood();
+        held.push((client, server));
+        // A request that the backend does not read.
+        let mut client =
+            Peer::sending(address, request("POST /", "Content-Length: 1000000000\r\n"));
+        let mut server = backend.accept();
+        server.read_head();
+        taken += client.flood();
+        held.push((client, server));
+    }
+    // The kernel holds it, and nobody else.
+    let more = program.memory().saturating_sub(before);
+    assert!(taken > 4 << 20 && more < 1 << 20, "{more} of {taken} bytes");
+}
+
+#[test]
+fn a_large_body_passes_both_ways_at_once() {
+    const SIZE: usize = 3 << 20;
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let lines = format!("Content-Length: {SIZE}\r\n");
+    let mut client = Peer::sending(proxy.address, request("POST /", &lines));
+    let mut server = backend.accept();
+    server.read_head();
+    server.send(format!("HTTP/1.1 200 OK\r\n{lines}\r\n"));
+    client.read_head();
+    let bytes = crate::support::noise(7, SIZE);
+    let echo = std::thread::spawn(move || {
+        let mut got = 0;
+        while got < SIZE {
+            let part = server.read_exactly((SIZE - got).min(10_000));
+            got += part.len();
+            server.send(part);
+        }
+    });
+    let (mut sender, sent) = (client.clone_handle(), bytes.clone());
+    let sending = std::thread::spawn(move || sender.send(sent));
+    assert!(client.read_exactly(SIZE) == bytes);
+    sending.join().unwrap();
+    echo.join().unwrap();
+}
+
+#[test]
+fn a_drain_closes_idle_connections_and_lets_exchanges_end() {
+    let backend = Backend::start();
+    let mut program = Program::with_config(&format!(
+        "{}plain_http = \"forward\"\nforwarded = \"off\"\n",
+        section(backend.address)
+    ));
+    let address = program.address();
+    let mut idle = Peer::sending(address, request("GET /", ""));
+    answer_next(&backend, &ok(""));
+    idle.expect(ok(""));
+    let mut busy = Peer::sending(address, request("GET /", ""));
+    let mut server = backend.accept();
+    server.read_head();
+    program.signal(rustix::process::Signal::TERM);
+    idle.expect_eof();
+    server.send(ok("late"));
+    let answer = busy.read_text_to_end();
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate");
+    assert!(program.wait().success());
+}
+
+#[test]
+fn a_key_brings_requests_and_upgrades_to_one_backend() {
+    let backends = [Backend::start(), Backend::start()];
+    let backends = [&backends[0], &backends[1]];
+    let proxy = Proxy::start(forwarding(&backends).balance(Balance::Hash).hash_on("query:key"));
+    let mut met = [0, 0];
+    for key in 0..8 {
+        let start = format!("GET /chat?key={key}");
+        let mut client = Peer::sending(proxy.address, request(&start, ""));
+        let index = Backend::wait_for_any(&backends);
+        met[index] += 1;
+        answer_next(backends[index], &ok("poll"));
+        client.expect(ok("poll"));
+        client.send(upgrade_but("GET /chat", &start));
+        let (_server, _) = backends[index].accept_tunnel();
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    }
+    assert!(met[0] > 0 && met[1] > 0, "{met:?}");
+}
+
+#[test]
+fn exchanges_are_counted_and_told() {
+    let backend = Backend::start();
+    let metrics = Metrics::new();
+    let proxy = Proxy::start(forwarding(&[&backend]).metrics(&metrics).name("plain"));
+    for status in table([200, 204, 302, 404, 500]) {
+        let mut client = Peer::sending(proxy.address, request("GET /", ""));
+        answer_next(&backend, &format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n"));
+        client.read_head();
+    }
+    let has = |line: &str| metrics.render(MetricsFormat::Prometheus).lines().any(|one| one == line);
+    for (class, count) in table([("2xx", 2), ("3xx", 1), ("4xx", 1), ("5xx", 1), ("none", 0)]) {
+        let labels = format!("section=\"plain\",status_class=\"{class}\"");
+        let line = format!("ws_proxy_requests_total{{{labels}}} {count}");
+        wait_until(&line, || has(&line));
+    }
+    wait_until("times are counted", || {
+        has("ws_proxy_request_duration_seconds_count{section=\"plain\"} 5")
+    });
+
+    let dead = Backend::refusing();
+    let mut program = Program::with_config(&format!(
+        "[log]\nlevel = \"debug\"\n{}plain_http = \"forward\"\n\n{}plain_http = \"forward\"\n",
+        section(backend.address),
+        section(dead.address)
+    ));
+    let (good, bad) = (program.address(), program.address());
+    let mut client = Peer::sending(good, request("GET /a?secret", ""));
+    answer_next(&backend, &ok(""));
+    client.expect(ok(""));
+    let line = program.wait_for("event=request");
+    for part in [
+        "level=debug",
+        "method=GET",
+        "status=200",
+        "reason=whole",
+        "path=\"/a\"",
+        "request_id=0123456789abcdef",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    assert_eq!(Peer::sending(bad, request("GET /b", "")).read_refusal().0, 502);
+    let line = program.wait_for("event=request");
+    for part in ["level=info", "status=502", "reason=unreachable"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
 }
