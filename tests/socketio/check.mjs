@@ -1,0 +1,213 @@
+// Socket.IO and SignalR, servers and clients as they come, through one ws-proxy.
+//
+// Arguments: the program. Prints a line for each step, and exits with 1 at the first failure.
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { createInterface } from "node:readline";
+
+import signalr from "@microsoft/signalr";
+import { Server } from "socket.io";
+import { io } from "socket.io-client";
+import { WebSocketServer } from "ws";
+
+const PATIENCE = 20_000;
+const program = process.argv[2];
+
+/// Fails where a promise takes too long.
+function inTime(promise, what) {
+    let timer;
+    const late = new Promise((_, reject) => {
+        timer = setTimeout(() => reject(new Error(`in vain waited for ${what}`)), PATIENCE);
+    });
+    return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+async function listen(server) {
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    return server.address().port;
+}
+
+/// A Socket.IO server that echoes, and tells its name.
+async function socketIo(name) {
+    const http = createServer();
+    const server = new Server(http, { pingInterval: 1_000 });
+    server.on("connection", (socket) => {
+        socket.on("echo", (value, answer) => answer(value, name));
+    });
+    return { port: await listen(http), close: () => server.close() };
+}
+
+/// A server of SignalR's negotiation and of its JSON protocol, over WebSockets and server-sent
+/// events, with a hub whose only method echoes.
+async function signalR() {
+    const END = "\x1e";
+    const streams = new Map();
+    const answer = (text, send) => {
+        for (const record of text.split(END).filter((record) => record !== "")) {
+            const message = JSON.parse(record);
+            if (message.protocol === "json") send(`{}${END}`);
+            if (message.type === 1) {
+                const completion = { type: 3, invocationId: message.invocationId };
+                send(JSON.stringify({ ...completion, result: message.arguments[0] }) + END);
+            }
+        }
+    };
+    const http = createServer(async (request, response) => {
+        const url = new URL(request.url, "http://a");
+        let body = "";
+        for await (const part of request) body += part;
+        if (url.pathname === "/hub/negotiate") {
+            const id = `${streams.size}-${Date.now()}`;
+            const transport = (transport, ...formats) => ({ transport, transferFormats: formats });
+            response.setHeader("Content-Type", "application/json");
+            response.end(JSON.stringify({
+                negotiateVersion: 1,
+                connectionId: id,
+                connectionToken: id,
+                availableTransports: [
+                    transport("WebSockets", "Text", "Binary"),
+                    transport("ServerSentEvents", "Text"),
+                ],
+            }));
+        } else if (request.method === "GET") {
+            response.writeHead(200, { "Content-Type": "text/event-stream" });
+            response.write("\r\n");
+            streams.set(url.searchParams.get("id"), response);
+        } else if (request.method === "POST") {
+            const stream = streams.get(url.searchParams.get("id"));
+            answer(body, (text) => stream.write(`data: ${text}\r\n\r\n`));
+            response.end();
+        } else {
+            streams.get(url.searchParams.get("id"))?.end();
+            response.writeHead(202).end();
+        }
+    });
+    new WebSocketServer({ server: http }).on("connection", (socket) => {
+        socket.on("message", (data) => answer(data.toString(), (text) => socket.send(text)));
+    });
+    return { port: await listen(http), close: () => http.close() };
+}
+
+/// The program with sections in front of these backends; gives their ports in order.
+async function startProxy(sections) {
+    const tables = sections.map(({ backends, more = "" }) =>
+        `[[ws_proxy]]\nbind = "127.0.0.1:0"\nplain_http = "forward"\nhost = "preserve"\n` +
+        `backends = [${backends.map(({ port }) => `"127.0.0.1:${port}"`)}]\n${more}\n`);
+    writeFileSync("check.toml", tables.join("\n"));
+    const child = spawn(program, ["--config", "check.toml"], { stdio: ["ignore", "ignore", "pipe"] });
+    process.on("exit", () => child.kill("SIGKILL"));
+    const ports = [];
+    const lines = [];
+    const listening = new Promise((resolve) => {
+        createInterface({ input: child.stderr }).on("line", (line) => {
+            lines.push(line);
+            const port = line.match(/event=listening .*address=127\.0\.0\.1:(\d+)/)?.[1];
+            if (port !== undefined && ports.push(port) === sections.length) resolve();
+        });
+    });
+    await inTime(listening, "the proxy to listen");
+    return { child, ports, lines };
+}
+
+async function connect(port, options = {}) {
+    const client = io(`http://127.0.0.1:${port}`, { forceNew: true, reconnection: false, ...options });
+    const failed = once(client, "connect_error").then(([error]) => {
+        throw error;
+    });
+    failed.catch(() => {});
+    await inTime(Promise.race([once(client, "connect"), failed]), "a connection");
+    return client;
+}
+
+async function upgraded(client) {
+    const { engine } = client.io;
+    if (engine.transport.name !== "websocket") await inTime(once(engine, "upgrade"), "an upgrade");
+    assert.equal(engine.transport.name, "websocket");
+}
+
+/// Asks for an echo; gives the name of the server.
+async function echo(client, value) {
+    const [echoed, name] = await inTime(
+        new Promise((resolve) => client.emit("echo", value, (...values) => resolve(values))),
+        "an echo",
+    );
+    assert.deepEqual(echoed, value);
+    return name;
+}
+
+const [one, other] = [await socketIo("one"), await socketIo("other")];
+const hub = await signalR();
+const proxy = await startProxy([
+    { backends: [one] },
+    { backends: [one, other], more: 'balance = "hash"\nhash_on = "query:key"' },
+    { backends: [hub] },
+]);
+const [single, sticky, forHub] = proxy.ports;
+
+const client = await connect(single);
+for (let count = 0; count < 50; count += 1) await echo(client, { count });
+await upgraded(client);
+for (let count = 0; count < 50; count += 1) await echo(client, { count });
+client.close();
+console.log("Socket.IO: polling, then an upgrade");
+
+const poller = await connect(single, { transports: ["polling"] });
+await echo(poller, "x".repeat(700_000));
+await echo(poller, Buffer.alloc(500_000, 7));
+// Longer than two intervals of its pings, so that polls have waited for them.
+for (let count = 0; count < 30; count += 1) {
+    await echo(poller, count);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+}
+poller.close();
+console.log("Socket.IO: polling alone, with large messages");
+
+const direct = await connect(single, { transports: ["websocket"] });
+await echo(direct, "at once");
+direct.close();
+console.log("Socket.IO: WebSockets alone");
+
+const keys = Array.from({ length: 16 }, (_, key) => key);
+const names = await Promise.all(keys.map(async (key) => {
+    const client = await connect(sticky, { query: { key } });
+    const before = await echo(client, key);
+    await upgraded(client);
+    assert.equal(await echo(client, key), before);
+    client.close();
+    return before;
+}));
+assert.equal(new Set(names).size, 2, `all came to ${names[0]}`);
+console.log("Socket.IO: two backends, each session at one");
+
+const { WebSockets, ServerSentEvents } = signalr.HttpTransportType;
+for (const transport of [WebSockets, ServerSentEvents]) {
+    const connection = new signalr.HubConnectionBuilder()
+        .withUrl(`http://127.0.0.1:${forHub}/hub`, { transport })
+        .configureLogging(signalr.LogLevel.Warning)
+        .build();
+    await inTime(connection.start(), "SignalR to start");
+    for (let count = 0; count < 20; count += 1) {
+        assert.equal(await inTime(connection.invoke("Echo", count), "an echo"), count);
+    }
+    await inTime(connection.stop(), "SignalR to stop");
+}
+console.log("SignalR: negotiation, then a WebSocket, and server-sent events");
+
+const last = [await connect(single), await connect(single, { transports: ["polling"] })];
+await upgraded(last[0]);
+const ended = last.map((client) => inTime(once(client, "disconnect"), "a disconnect"));
+proxy.child.kill("SIGTERM");
+const [code] = await inTime(once(proxy.child, "exit"), "the proxy to stop");
+assert.equal(code, 0);
+await Promise.all(ended);
+console.log("Socket.IO: a drain disconnects the clients");
+
+const faults = proxy.lines.filter((line) => /level=(warn|error)/.test(line));
+assert.deepEqual(faults, []);
+for (const server of [one, other, hub]) server.close();
+process.exit(0);
