@@ -10,8 +10,12 @@ use crate::backend::balance::{Balance, key_of};
 use crate::backend::pool::{BackendSettings, Pool, PoolRules};
 use crate::handshake::body::{Body, BodyProgress, Framing};
 use crate::handshake::error_response::ErrorResponse;
-use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, request_head};
+use crate::handshake::forward::{
+    ForwardPolicy, Forwarded, HostHeader, plain_request_head, request_head,
+};
 use crate::handshake::http::{RequestHead, ResponseHead};
+use crate::handshake::plain::{PlainRequest, is_upgrade};
+use crate::handshake::reframe::{Reframed, Reframer};
 use crate::handshake::response::Answer;
 use crate::handshake::scan::{HeadScan, Scan, with_crlf};
 use crate::handshake::upgrade::{HandshakeRules, UpgradeRequest};
@@ -115,6 +119,37 @@ pub fn answer(head: &[u8], answer: &[u8], is_strict: bool) -> Option<Vec<u8>> {
     match Answer::judge(&ResponseHead::parse(answer).ok()?, &request, rules).ok()?? {
         Answer::Switched { head, .. } => Some(head),
         Answer::Declined { .. } => None,
+    }
+}
+
+/// Returns what a backend gets of the request that is no upgrade with which these bytes begin, and
+/// the offset of its end; `None` if it may not pass, or is not whole.
+pub fn plain(bytes: &[u8], piece: usize) -> Option<(Vec<u8>, usize)> {
+    let end = scan(bytes)?;
+    let head = RequestHead::parse(&bytes[..end]).ok()?;
+    if is_upgrade(&head) {
+        return None;
+    }
+    let request = PlainRequest::judge(&head, HandshakeRules::default(), None).ok()?;
+    let policy = ForwardPolicy {
+        client: None,
+        backend: "chat-backend:9000",
+        host: HostHeader::Preserve,
+        forwarded: Forwarded::Replace,
+        request_id: "0123456789abcdef0123456789abcdef",
+    };
+    let mut out = plain_request_head(&request, &policy);
+    let framing = request.framing.unwrap_or(Framing::Length(0));
+    let is_chunked = framing == Framing::Chunked;
+    let mut body = Reframer::new(Body::strict(framing), is_chunked, None);
+    let mut at = end;
+    loop {
+        let piece = &bytes[at..(at + piece.max(1)).min(bytes.len())];
+        match body.advance(piece, &mut out).ok()? {
+            Reframed::End(end) => return Some((out, at + end)),
+            Reframed::More if piece.is_empty() => return None,
+            Reframed::More => at += piece.len(),
+        }
     }
 }
 

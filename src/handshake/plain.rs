@@ -80,7 +80,7 @@ impl<'a> PlainRequest<'a> {
         max_body: Option<u64>,
     ) -> Result<Self, ErrorResponse> {
         let fields = &head.fields;
-        if head.method == "CONNECT" {
+        if head.method.eq_ignore_ascii_case("CONNECT") {
             return Err(ErrorResponse::connect_method());
         }
         let (target, authority) = target_of(head, rules)?;
@@ -256,9 +256,16 @@ fn length_of(response: &ResponseHead<'_>) -> Result<Option<u64>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
+    use crate::handshake::body::Body;
     use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, plain_request_head};
+    use crate::handshake::reframe::{Reframed, Reframer};
     use crate::handshake::samples::table;
+    use crate::handshake::scan::{HeadScan, Scan};
 
     const RULES: HandshakeRules = HandshakeRules { is_strict: false, preserves_host: false };
 
@@ -487,6 +494,93 @@ mod tests {
         ]);
         for response in rows {
             assert!(answer("GET / HTTP/1.1", response).is_err(), "{response:?}");
+        }
+    }
+
+    /// A second reader of requests, which knows nothing but `split`: start line, body, and the
+    /// bytes after it.
+    fn read_naively(bytes: &[u8]) -> Option<(String, Vec<u8>, usize)> {
+        let head_end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+        let head = String::from_utf8_lossy(&bytes[..head_end]).to_ascii_lowercase();
+        let start = String::from_utf8_lossy(&bytes[..bytes.iter().position(|&b| b == b'\r')?]);
+        let values = |name: &str| -> Vec<String> {
+            let fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+            let same = fields.filter(|(field, _)| field.trim().replace('_', "-") == name);
+            same.map(|(_, value)| value.trim().to_owned()).collect()
+        };
+        let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
+        assert!(lengths.len() + codings.len() <= 1, "{head}");
+        if let Some(length) = lengths.first() {
+            let end = head_end + length.parse::<usize>().ok()?;
+            return Some((start.into(), bytes.get(head_end..end)?.to_vec(), end));
+        }
+        let (mut body, mut at) = (Vec::new(), head_end);
+        while !codings.is_empty() {
+            let line = bytes[at..].windows(2).position(|two| two == b"\r\n")?;
+            let size = std::str::from_utf8(&bytes[at..at + line]).ok()?;
+            let size = usize::from_str_radix(size, 16).ok()?;
+            at += line + 2;
+            if size == 0 {
+                let end = bytes[at - 2..].windows(4).position(|four| four == b"\r\n\r\n")?;
+                at += end + 2;
+                break;
+            }
+            body.extend_from_slice(bytes.get(at..at + size)?);
+            at += size + 2;
+        }
+        Some((start.into(), body, at))
+    }
+
+    /// What a backend gets of the request that these bytes begin with, and its end.
+    fn forward(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+        let Scan::End(end) = HeadScan::default().advance(bytes) else { return None };
+        let head = RequestHead::parse(&bytes[..end]).ok()?;
+        let request = PlainRequest::judge(&head, RULES, None).ok()?;
+        let policy = ForwardPolicy {
+            client: None,
+            backend: "b",
+            host: HostHeader::Backend,
+            forwarded: Forwarded::Append,
+            request_id: "0123456789abcdef",
+        };
+        let mut out = plain_request_head(&request, &policy);
+        let framing = request.framing.unwrap_or(Framing::Length(0));
+        let body = Body::strict(framing);
+        let mut body = Reframer::new(body, framing == Framing::Chunked, None);
+        match body.advance(&bytes[end..], &mut out).ok()? {
+            Reframed::End(after) => Some((out, end + after)),
+            Reframed::More => None,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_096))]
+
+        #[test]
+        fn two_readers_see_the_same_request(
+            lines in vec(select(&[
+                "Content-Length: 3", "content-length:3", "Content-Length: 13", "Content-Length: 0",
+                "Content-Length: +3", "Content_Length: 3", "Transfer-Encoding: chunked",
+                "transfer-encoding:CHUNKED", "Transfer-Encoding: identity", "Transfer_Encoding: x",
+                "Transfer-Encoding : chunked", "X: y", "Connection: close, X, Content-Length",
+                "Connection: transfer-encoding", "Trailer: Z", "X: Content-Length: 3",
+                "Expect: 100-continue",
+            ][..]), 0..4),
+            body in vec(select(&[
+                "3\r\nabc\r\n", "03\r\nabc\r\n", "3;a\r\nabc\r\n", "3\nabc\r\n", "A\r\n0123456789\r\n",
+                "0\r\n\r\n", "0\r\nZ: 1\r\n\r\n", "0\r\nContent-Length: 1\r\n\r\n", "abc", "\r\n",
+                "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+            ][..]), 0..5),
+        ) {
+            let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+            let bytes = format!("POST /x HTTP/1.1\r\nHost: a\r\n{lines}\r\n{}", body.concat());
+            let Some((out, end)) = forward(bytes.as_bytes()) else { return Ok(()) };
+            let came = read_naively(bytes.as_bytes());
+            let went = read_naively(&out);
+            let Some((start, body, went_end)) = went else { panic!("{out:?} is no request") };
+            // All that the backend gets is this one request.
+            prop_assert_eq!(went_end, out.len());
+            prop_assert_eq!(came, Some((start, body, end)));
         }
     }
 }
