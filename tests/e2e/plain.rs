@@ -5,7 +5,8 @@ use std::time::Duration;
 use ws_proxy::{Balance, Forwarded, Metrics, MetricsFormat, PlainHttp, WsProxy};
 
 use crate::support::{
-    Backend, Peer, Program, Proxy, assert_alive, section, table, upgrade, upgrade_but, wait_until,
+    Backend, Peer, Program, Proxy, Site, assert_alive, element, section, table, upgrade,
+    upgrade_but, wait_until,
 };
 
 /// A request id that is taken as it is.
@@ -651,4 +652,113 @@ fn exchanges_are_counted_and_told() {
     for part in ["level=info", "status=502", "reason=unreachable"] {
         assert!(line.contains(part), "{part} in {line}");
     }
+}
+
+/// Lines of a section that forwards plain HTTP.
+const FORWARD: &str = "plain_http = \"forward\"\nforwarded = \"off\"\n";
+
+#[test]
+fn the_next_request_on_a_connection_has_the_settings_of_a_reload() {
+    let (first, second) = (Backend::start(), Backend::start());
+    let element = |backend: &Backend| [element(backend.address, "")];
+    let site = Site::start(&element(&first), FORWARD);
+    let mut client = Peer::sending(site.proxy, request("GET /", ""));
+    answer_next(&first, &ok("first"));
+    client.expect(ok("first"));
+    site.reload(&element(&second), FORWARD);
+    client.send(request("GET /", ""));
+    answer_next(&second, &ok("second"));
+    client.expect(ok("second"));
+    site.reload(&element(&second), "");
+    client.send(request("GET /", ""));
+    assert_eq!(client.read_refusal().0, 400);
+}
+
+#[test]
+fn a_request_waits_for_a_place_as_a_handshake_does() {
+    let backend = Backend::start();
+    let more = format!("{FORWARD}queue_timeout_ms = 600000");
+    let site = Site::start(&[element(backend.address, "max_tunnels = 1")], &more);
+    let tunnel = Peer::tunnel(site.proxy, &backend);
+    let mut client = Peer::sending(site.proxy, request("GET /", ""));
+    wait_until("the request waits", || site.section()["queue"] == 1);
+    assert!(!backend.has_waiting());
+    drop(tunnel);
+    answer_next(&backend, &ok("now"));
+    client.expect(ok("now"));
+    // An idle connection has no place.
+    let _tunnel = Peer::tunnel(site.proxy, &backend);
+}
+
+#[test]
+fn answers_tell_of_the_health_of_a_backend() {
+    let backends = [Backend::start(), Backend::start()];
+    let elements: Vec<_> = backends.iter().map(|one| element(one.address, "")).collect();
+    let site = Site::start(&elements, &format!("{FORWARD}max_failures = 1"));
+    let backends = [&backends[0], &backends[1]];
+    for status in table([404, 500, 503]) {
+        let mut client = Peer::sending(site.proxy, request("GET /", ""));
+        let index = Backend::wait_for_any(&backends);
+        let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n");
+        answer_next(backends[index], &answer);
+        client.expect(answer);
+        let state = if status == 503 { "ejected" } else { "healthy" };
+        assert_eq!(site.state(backends[index].address), state, "{status}");
+    }
+}
+
+#[test]
+fn answers_end_their_connection_from_the_beginning_of_a_drain() {
+    let backend = Backend::start();
+    let mut program = Program::with_config(&format!(
+        "[drain]\ndelay_ms = 7000\n{}{FORWARD}",
+        section(backend.address)
+    ));
+    let mut client = Peer::sending(program.address(), request("GET /", ""));
+    answer_next(&backend, &ok(""));
+    client.expect(ok(""));
+    program.signal(rustix::process::Signal::TERM);
+    program.wait_for("event=lame_duck");
+    client.send(request("GET /", ""));
+    answer_next(&backend, &ok(""));
+    assert!(client.read_text_to_end().contains("\r\nConnection: close\r\n"));
+}
+
+#[test]
+fn the_end_of_a_drain_cuts_what_is_left() {
+    let backend = Backend::start();
+    let mut program = Program::with_config(&format!(
+        "[drain]\ntimeout_ms = 300\n[log]\nlevel = \"debug\"\n{}{FORWARD}",
+        section(backend.address)
+    ));
+    let address = program.address();
+    let mut unanswered = Peer::sending(address, request("GET /", ""));
+    let mut silent = backend.accept();
+    silent.read_head();
+    let mut answered = Peer::sending(address, request("GET /", ""));
+    let mut server = backend.accept();
+    server.read_head();
+    server.send("HTTP/1.1 200 OK\r\n\r\nabc");
+    let start = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    answered.expect(start);
+    program.signal(rustix::process::Signal::TERM);
+    assert_eq!(unanswered.read_refusal().0, 503);
+    answered.expect_end();
+    assert!(program.wait_for("event=request").contains("reason=cut"));
+    program.wait();
+}
+
+#[test]
+fn an_idle_connection_counts_and_an_upgrade_on_it_is_judged() {
+    let backend = Backend::start();
+    let proxy = forwarding(&[&backend]).max_connections(1).origins(["https://app.example"]);
+    let proxy = Proxy::start(proxy);
+    // The backend judges what others than upgrades may do.
+    let mut client = Peer::sending(proxy.address, request("GET /", "Origin: https://evil\r\n"));
+    answer_next(&backend, &ok(""));
+    client.expect(ok(""));
+    assert_eq!(Peer::connect(proxy.address).read_refusal().0, 503);
+    client.send(upgrade("Origin: https://evil\r\n"));
+    assert_eq!(client.read_refusal().0, 403);
+    assert!(!backend.has_waiting());
 }
