@@ -1,12 +1,14 @@
-//! Heads as they are forwarded: the client's to the backend, the backend's to the client.
+//! Heads as they are forwarded: the client's to the backend, the backend's to the client. [`plain`]
+//! has those of requests that are no upgrades.
+
+mod plain;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use super::body::Framing;
+pub(crate) use self::plain::{plain_answer_head, plain_request_head, push_trailers};
 use super::fields::{Field, Fields, is_same_variable};
-use super::http::{ResponseHead, Version};
-use super::plain::{PlainRequest, Sent};
+use super::http::ResponseHead;
 use super::trace::{self, REQUEST_ID};
 use super::upgrade::UpgradeRequest;
 use super::via;
@@ -93,25 +95,6 @@ const FORWARDED: [&str; 2] = ["X-Forwarded-", "X-Original-Forwarded-"];
 /// Prefix of the handshake's own fields (RFC 6455, 11.3).
 const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
 
-/// Fields that are for no trailer, besides the hop-by-hop ones and those of proxies: they frame,
-/// route or admit a message, and were judged before (RFC 9110, 6.5.1).
-const NO_TRAILER: [&str; 14] = [
-    "Content-Length",
-    "Content-Encoding",
-    "Content-Type",
-    "Content-Range",
-    "Host",
-    "Authorization",
-    "Cookie",
-    "Set-Cookie",
-    "Expect",
-    "Range",
-    "Cache-Control",
-    "Max-Forwards",
-    "Origin",
-    "Via",
-];
-
 /// What a request asks for that is forwarded, be it an upgrade or not.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
@@ -143,30 +126,6 @@ pub(crate) struct ForwardPolicy<'a> {
 /// without the hop-by-hop ones, with Host in its old place, and the fields of this hop at the end.
 pub(crate) fn request_head(request: &UpgradeRequest<'_>, policy: &ForwardPolicy<'_>) -> Vec<u8> {
     head_of(request.asked(), UPGRADE, policy, |_, forwards| forwards)
-}
-
-/// Returns the head for the backend of a request that is no upgrade, likewise. The connection to
-/// the backend ends with its answer.
-pub(crate) fn plain_request_head(
-    request: &PlainRequest<'_>,
-    policy: &ForwardPolicy<'_>,
-) -> Vec<u8> {
-    let own = match request.framing {
-        None => Cow::from("Connection: close\r\n"),
-        Some(Framing::Length(length)) => {
-            format!("Content-Length: {length}\r\nConnection: close\r\n").into()
-        }
-        Some(_) => Cow::from("Transfer-Encoding: chunked\r\nConnection: close\r\n"),
-    };
-    let is_chunked = request.framing == Some(Framing::Chunked);
-    head_of(request.asked(), &own, policy, |field, forwards| {
-        if field.is("Trailer") {
-            // It tells of trailers, which chunks alone can have.
-            return is_chunked;
-        }
-        // Of HTTP/1.0 it has no meaning (RFC 9110, 10.1.1).
-        forwards && (request.version == Version::Http11 || !field.is("Expect"))
-    })
 }
 
 /// Returns a head with these lines of the connection to the backend. `passes` has the last word on
@@ -233,55 +192,6 @@ pub(crate) fn declined_head(response: &ResponseHead<'_>) -> Vec<u8> {
         }
         field.is("Transfer-Encoding") || field.is("Trailer") || options.forwards(field)
     })
-}
-
-/// Returns the head of an answer to a request that is no upgrade. `connection` is a line of this
-/// connection's own, or empty.
-pub(crate) fn plain_answer_head(
-    response: &ResponseHead<'_>,
-    sent: Sent,
-    connection: &str,
-) -> Vec<u8> {
-    let options = ConnectionOptions::by(&response.fields);
-    let framing = match sent {
-        Sent::Nothing(None) | Sent::Body(Framing::UntilClose) => Cow::from(""),
-        Sent::Nothing(Some(length)) | Sent::Body(Framing::Length(length)) => {
-            format!("Content-Length: {length}\r\n").into()
-        }
-        Sent::Body(Framing::Chunked) => Cow::from("Transfer-Encoding: chunked\r\n"),
-    };
-    let tells_upgrade =
-        response.status == 426 && response.fields.values("Upgrade").next().is_some();
-    let upgrade = if tells_upgrade { "Connection: Upgrade\r\n" } else { "" };
-    let own = [&framing, connection, upgrade].concat();
-    let is_chunked = sent == Sent::Body(Framing::Chunked);
-    response_head(response, &own, |field| {
-        tells_upgrade && field.is("Upgrade")
-            || is_chunked && field.is("Trailer")
-            || options.forwards(field)
-    })
-}
-
-/// Appends the trailers of a body that may go on, each with its CRLF. `trailers` ends with a blank
-/// line, or is empty. `None` if they are no fields.
-pub(crate) fn push_trailers(out: &mut Vec<u8>, trailers: &[u8]) -> Option<()> {
-    if trailers.is_empty() {
-        return Some(());
-    }
-    let head = [b"trailers\r\n", trailers].concat();
-    let lines = trailers.iter().filter(|&&byte| byte == b'\n').count();
-    let mut slots = vec![httparse::EMPTY_HEADER; lines];
-    let parsed = httparse::parse_headers(&head[b"trailers\r\n".len()..], &mut slots);
-    let Ok(httparse::Status::Complete((end, parsed))) = parsed else { return None };
-    let fields = Fields::new(&head, parsed).filter(|_| end == trailers.len())?;
-    let is_kept = |field: &&Field<'_>| {
-        let is = |name: &&str| field.is_same_variable(name);
-        !HOP_BY_HOP.iter().any(is)
-            && !NO_TRAILER.iter().any(is)
-            && !is_replaced(field, Forwarded::Replace)
-    };
-    fields.iter().filter(is_kept).for_each(|field| push_line(out, field));
-    Some(())
 }
 
 fn response_head(

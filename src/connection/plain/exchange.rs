@@ -1,200 +1,42 @@
-//! The requests of a client that are no upgrades, one after the other.
-//!
-//! Each has a connection of its own to a backend, on which its body and the answer are relayed at
-//! once, with one buffer for each direction. [`serve`] tells the story, [`Exchange`] that of one
-//! request, [`relay`] moves a body.
+//! Exchange of one request that is no upgrade with a backend.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, pending};
+use std::future::pending;
 use std::io;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
 
-use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+use futures_lite::future;
 
-use super::exchange::{
-    Failed, hash_key, kind_of, outcome_of, policy_for, response_for, tell_unreachable, unanswered,
-};
-use super::report;
-use super::response::send;
-use super::turn::Turns;
-use super::unanswered::Unanswered;
+use super::relay::{RelayError, relay, write};
+use super::told::Told;
 use crate::answer::{AnswerError, Answers};
 use crate::backend::dial::{dial, graver};
 use crate::backend::pool::Pick;
 use crate::backend::{Lease, Trial};
-use crate::events::{self, Event, Exchanged};
+use crate::connection::exchange::{
+    Failed, hash_key, kind_of, outcome_of, policy_for, response_for, tell_unreachable, unanswered,
+};
+use crate::connection::report;
+use crate::connection::turn::Turns;
+use crate::connection::unanswered::Unanswered;
+use crate::events::Event;
 use crate::handshake::body::{Body, Framing};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::plain_request_head;
-use crate::handshake::http::{RequestHead, ResponseHead, Version};
-use crate::handshake::plain::{PlainAnswer, PlainRequest, Sent, is_upgrade};
-use crate::handshake::probe::is_probe;
-use crate::handshake::reframe::{BodyFault, Reframed, Reframer};
+use crate::handshake::http::{ResponseHead, Version};
+use crate::handshake::plain::{PlainAnswer, PlainRequest, Sent};
+use crate::handshake::reframe::{BodyFault, Reframer};
 use crate::handshake::scan::HeadScan;
-use crate::handshake::summary::Summary;
-use crate::handshake::trace::request_id;
-use crate::head::{Head, HeadError};
-use crate::net::close::{linger, linger_now};
-use crate::net::reactor::Reactor;
+use crate::net::close::linger_now;
 use crate::net::socket::Socket;
-use crate::net::timer::{Timer, io_within};
-use crate::section::{Client, Section};
-use crate::settings::PlainHttp;
-use crate::shutdown::{Guard, WeakGuard};
-use crate::worker::Handle;
-
-/// Most bytes of a body that one read takes.
-const STEP: usize = 16 * 1024;
-/// Bytes that are read of the next request while a connection waits for it.
-const FIRST_STEP: usize = 1_024;
-
-/// A client whose next request is for the handshake: an upgrade, or what has no answer but the
-/// proxy's own.
-pub(super) struct Handshake {
-    pub(super) socket: Socket,
-    pub(super) client: Client,
-    /// The head, or why there is none.
-    pub(super) head: Result<Head, HeadError>,
-    /// Bytes that have come where there is no head.
-    pub(super) bytes: Vec<u8>,
-    pub(super) alive: Guard,
-}
-
-/// What becomes of a connection after a request.
-enum After {
-    /// The request is none of these.
-    Handshake,
-    /// The next one follows, and begins with these bytes.
-    Next(Vec<u8>),
-    /// The answer was the last one.
-    Last,
-    /// The connection is of no use any more.
-    Broken,
-}
-
-/// Answers a client's requests, up to one that is for the handshake; `None` where the connection
-/// ends before.
-pub(super) async fn serve(
-    handle: &Handle,
-    socket: Socket,
-    mut client: Client,
-    waiting: &WeakGuard,
-) -> Option<Handshake> {
-    let mut bytes = Vec::new();
-    loop {
-        let unanswered = Unanswered::new(&socket, &client);
-        unanswered.note(&bytes);
-        let head = super::read_head(&unanswered, handle, &client.section, &mut bytes).await;
-        let alive = waiting.upgrade()?;
-        let after = match &head {
-            Ok(head) => answer(&unanswered, head).await,
-            Err(_) => After::Handshake,
-        };
-        unanswered.begin_answer();
-        drop(unanswered);
-        match after {
-            After::Handshake => return Some(Handshake { socket, client, head, bytes, alive }),
-            After::Next(rest) => bytes = rest,
-            After::Last => {
-                linger(socket).await;
-                return None;
-            }
-            After::Broken => return None,
-        }
-        // A client that has not begun its next request does not keep the proxy from stopping.
-        drop((head, alive));
-        if !has_next(&socket, &client.section, &mut bytes).await {
-            return None;
-        }
-        client.begin_anew(handle.reactor().now());
-    }
-}
-
-/// Waits for the first bytes of the next request; returns false where none come in time, or the
-/// connection is to end before.
-async fn has_next(socket: &Socket, section: &Section, bytes: &mut Vec<u8>) -> bool {
-    if !bytes.is_empty() {
-        return true;
-    }
-    // A connection that waits holds little.
-    *bytes = vec![0; FIRST_STEP];
-    let count = {
-        let mut source = socket;
-        let read = async { source.read(bytes).await.unwrap_or(0) };
-        let late = async {
-            Timer::after(socket.reactor(), section.settings.plain.keep_alive_timeout).await;
-            0
-        };
-        let leaving = async {
-            section.life.closing.begun().await;
-            0
-        };
-        future::or(read, future::or(late, leaving)).await
-    };
-    bytes.truncate(count);
-    count > 0
-}
-
-/// Answers one request, by way of a backend if it may pass.
-async fn answer(unanswered: &Unanswered<'_>, head: &Head) -> After {
-    let client = unanswered.client;
-    let settings = &client.section.settings;
-    // The handshake has an answer for whatever cannot be parsed.
-    let Ok(parsed) = RequestHead::parse(head.bytes()) else { return After::Handshake };
-    let asks_for_health =
-        settings.plain.health_path.as_ref().is_some_and(|path| is_probe(&parsed, path));
-    // A reload may have turned plain HTTP off since the connection began.
-    if asks_for_health || is_upgrade(&parsed) || settings.plain.treatment == PlainHttp::Reject {
-        return After::Handshake;
-    }
-    let request_id = &*request_id(&parsed.fields, fastrand::u128(..));
-    if events::tells_of_tunnels() {
-        unanswered.set_summary(Summary::of(&parsed, settings.forwarded, request_id));
-    }
-    let told = Told::new(unanswered, parsed.method);
-    let (rules, max_body) = (settings.handshake_rules(), settings.plain.max_body);
-    let request = match PlainRequest::judge(&parsed, rules, max_body) {
-        Ok(request) => request,
-        Err(response) => return refuse(unanswered, &told, response.to(head.bytes())).await,
-    };
-    let exchange = Exchange::new(unanswered, &request, request_id, &told);
-    match exchange.run(head.rest()).await {
-        Ok(Whole { closes: false }) => {
-            // Where the request has not ended, the answer has closed the connection.
-            exchange.rest.take().map_or(After::Last, After::Next)
-        }
-        Ok(Whole { closes: true }) => After::Last,
-        Err(Failure::Refused(response)) => {
-            refuse(unanswered, &told, response.to(head.bytes())).await
-        }
-        Err(Failure::Gone) => {
-            told.end(None, "client_gone", None);
-            After::Broken
-        }
-        Err(Failure::Cut(fault)) => {
-            told.end(told.status.get(), "cut", Some(fault.to_string()));
-            After::Broken
-        }
-    }
-}
-
-/// Sends a client a response of the proxy, the last one.
-async fn refuse(unanswered: &Unanswered<'_>, told: &Told<'_>, response: ErrorResponse) -> After {
-    unanswered.begin_answer();
-    told.is_own.set(true);
-    let bytes = response.to_bytes();
-    told.end(Some(response.status), response.reason, Some(response.detail));
-    if send(unanswered.socket, &bytes).await { After::Last } else { After::Broken }
-}
+use crate::net::timer::Timer;
 
 /// End of an exchange whose answer the client has got.
-struct Whole {
-    closes: bool,
+pub(super) struct Whole {
+    pub(super) closes: bool,
 }
 
 /// Reason for which an exchange has no whole answer.
-enum Failure {
+pub(super) enum Failure {
     /// The client is to get this response: no byte of an answer has gone to it.
     Refused(ErrorResponse),
     /// The client went away.
@@ -204,13 +46,13 @@ enum Failure {
 }
 
 /// Brings one request to a backend, and its answer to the client.
-struct Exchange<'a> {
+pub(super) struct Exchange<'a> {
     unanswered: &'a Unanswered<'a>,
     request: &'a PlainRequest<'a>,
     request_id: &'a str,
     told: &'a Told<'a>,
     /// Bytes that came after the request; `None` while it has not ended.
-    rest: RefCell<Option<Vec<u8>>>,
+    pub(super) rest: RefCell<Option<Vec<u8>>>,
     /// The head of the final answer has come.
     is_answered: Cell<bool>,
 }
@@ -223,7 +65,7 @@ struct Connected {
 }
 
 impl<'a> Exchange<'a> {
-    fn new(
+    pub(super) fn new(
         unanswered: &'a Unanswered<'a>,
         request: &'a PlainRequest<'a>,
         request_id: &'a str,
@@ -238,7 +80,7 @@ impl<'a> Exchange<'a> {
     /// came with its head.
     ///
     /// [repeatable]: PlainRequest::is_repeatable
-    async fn run(&self, early: &[u8]) -> Result<Whole, Failure> {
+    pub(super) async fn run(&self, early: &[u8]) -> Result<Whole, Failure> {
         let &Unanswered { socket, client, .. } = self.unanswered;
         let key = hash_key(self.request.asked(), client);
         let mut turns = Turns::new(socket.reactor(), &client.section, key);
@@ -471,114 +313,5 @@ impl Unanswerable {
 impl From<AnswerError> for Unanswerable {
     fn from(error: AnswerError) -> Self {
         Self::Backend(error)
-    }
-}
-
-/// Reason for which a body was not relayed to its end.
-enum RelayError {
-    Source(io::Error),
-    Sink(io::Error),
-    /// The source ended before the body did.
-    Ended,
-    Body(BodyFault),
-}
-
-/// Relays a body, after what is in `out`, and beginning with `bytes` that have come already;
-/// returns the bytes that came after it. At most one buffer of it is held. `timeout` bounds each
-/// wait.
-async fn relay(
-    mut from: &Socket,
-    to: &Socket,
-    (mut out, mut bytes): (Vec<u8>, Vec<u8>),
-    mut body: Reframer,
-    timeout: Option<Duration>,
-) -> Result<Vec<u8>, RelayError> {
-    loop {
-        let reframed = body.advance(&bytes, &mut out).map_err(RelayError::Body)?;
-        write(to, &out, timeout).await.map_err(RelayError::Sink)?;
-        out.clear();
-        if let Reframed::End(end) = reframed {
-            return Ok(bytes.split_off(end));
-        }
-        bytes.resize(STEP, 0);
-        let read = in_time(from.reactor(), timeout, from.read(&mut bytes)).await;
-        let count = read.map_err(RelayError::Source)?;
-        bytes.truncate(count);
-        if count == 0 {
-            if !body.end_by_close(&mut out) {
-                return Err(RelayError::Ended);
-            }
-            write(to, &out, timeout).await.map_err(RelayError::Sink)?;
-            return Ok(bytes);
-        }
-    }
-}
-
-/// Writes all bytes. `timeout` bounds the wait for room for some of them.
-async fn write(mut to: &Socket, bytes: &[u8], timeout: Option<Duration>) -> io::Result<()> {
-    let mut left = bytes;
-    while !left.is_empty() {
-        let count = in_time(to.reactor(), timeout, to.write(left)).await?;
-        left = &left[count..];
-    }
-    Ok(())
-}
-
-async fn in_time<T>(
-    reactor: &Rc<Reactor>,
-    timeout: Option<Duration>,
-    work: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    io_within(reactor, timeout.unwrap_or(Duration::MAX), work).await
-}
-
-/// Tells of an exchange when it is over, also where its task is cut.
-struct Told<'a> {
-    unanswered: &'a Unanswered<'a>,
-    method: &'a str,
-    began: Instant,
-    /// The backend that has the request.
-    lease: RefCell<Option<Lease>>,
-    /// Status that the client gets.
-    status: Cell<Option<u16>>,
-    /// It is the proxy's.
-    is_own: Cell<bool>,
-    is_told: Cell<bool>,
-}
-
-impl<'a> Told<'a> {
-    fn new(unanswered: &'a Unanswered<'a>, method: &'a str) -> Self {
-        let began = unanswered.socket.reactor().now();
-        let (lease, status, is_own, is_told) = Default::default();
-        Self { unanswered, method, began, lease, status, is_own, is_told }
-    }
-
-    /// Tells of the end, once.
-    fn end(&self, status: Option<u16>, reason: &'static str, fault: Option<String>) {
-        if self.is_told.replace(true) {
-            return;
-        }
-        let lease = self.lease.borrow();
-        let exchanged = Exchanged {
-            method: self.method,
-            lease: lease.as_ref(),
-            status,
-            reason,
-            fault: fault.as_deref(),
-            is_own: self.is_own.get(),
-            duration: self.unanswered.socket.reactor().now().saturating_duration_since(self.began),
-        };
-        let &Unanswered { client, .. } = self.unanswered;
-        let summary = self.unanswered.summary();
-        Event::Exchange { client, exchanged: &exchanged, summary }.emit();
-    }
-}
-
-impl Drop for Told<'_> {
-    fn drop(&mut self) {
-        // Before its answer, the guard of the client tells.
-        if let Some(status) = self.status.get() {
-            self.end(Some(status), "cut", Some("this proxy is shutting down".to_owned()));
-        }
     }
 }

@@ -1,0 +1,59 @@
+//! What is told of an exchange.
+
+use std::cell::{Cell, RefCell};
+use std::time::Instant;
+
+use crate::backend::Lease;
+use crate::connection::unanswered::Unanswered;
+use crate::events::{Event, Exchanged};
+
+/// Tells of an exchange when it is over, also where its task is cut.
+pub(super) struct Told<'a> {
+    unanswered: &'a Unanswered<'a>,
+    method: &'a str,
+    began: Instant,
+    /// The backend that has the request.
+    pub(super) lease: RefCell<Option<Lease>>,
+    /// Status that the client gets.
+    pub(super) status: Cell<Option<u16>>,
+    /// It is the proxy's.
+    pub(super) is_own: Cell<bool>,
+    is_told: Cell<bool>,
+}
+
+impl<'a> Told<'a> {
+    pub(super) fn new(unanswered: &'a Unanswered<'a>, method: &'a str) -> Self {
+        let began = unanswered.socket.reactor().now();
+        let (lease, status, is_own, is_told) = Default::default();
+        Self { unanswered, method, began, lease, status, is_own, is_told }
+    }
+
+    /// Tells of the end, once.
+    pub(super) fn end(&self, status: Option<u16>, reason: &'static str, fault: Option<String>) {
+        if self.is_told.replace(true) {
+            return;
+        }
+        let lease = self.lease.borrow();
+        let exchanged = Exchanged {
+            method: self.method,
+            lease: lease.as_ref(),
+            status,
+            reason,
+            fault: fault.as_deref(),
+            is_own: self.is_own.get(),
+            duration: self.unanswered.socket.reactor().now().saturating_duration_since(self.began),
+        };
+        let &Unanswered { client, .. } = self.unanswered;
+        let summary = self.unanswered.summary();
+        Event::Exchange { client, exchanged: &exchanged, summary }.emit();
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        // Before its answer, the guard of the client tells.
+        if let Some(status) = self.status.get() {
+            self.end(Some(status), "cut", Some("this proxy is shutting down".to_owned()));
+        }
+    }
+}
