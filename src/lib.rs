@@ -42,6 +42,7 @@
 //!    `handshake::scan` looks for the end.
 //! 3. `handshake::http` parses the head, `handshake::upgrade` and `handshake::origin` judge it. A
 //!    request that may not pass gets a `handshake::error_response`; no backend hears of it.
+//!    Where other requests are forwarded, `connection::plain` has answered them before.
 //! 4. `backend::pool` picks a backend, `backend::dial` connects to it. Meanwhile the client is
 //!    not read, but an end of its connection ends the attempt.
 //! 5. `handshake::forward` writes the head for the backend; `connection::exchange` brings it there

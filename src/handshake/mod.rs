@@ -4,8 +4,11 @@
 //! judges the client's, with its [`target`] and its way ([`via`]); [`origin`] decides who may come;
 //! [`forward`] writes the heads that go on; [`response`] judges the backend's; [`body`] finds the
 //! end of a body that is forwarded with any other answer than a 101; [`error_response`] is the
-//! proxy's own answer to a client that gets no tunnel, [`probe`] that to a load balancer. [`trace`] is what a request is known by,
-//! [`summary`] what the log tells of it.
+//! proxy's own answer to a client that gets no tunnel, [`probe`] that to a load balancer. [`trace`]
+//! is what a request is known by, [`summary`] what the log tells of it.
+//!
+//! [`plain`] judges requests that are no upgrades, and their answers; [`reframe`] writes their
+//! bodies anew.
 
 pub(crate) mod body;
 pub(crate) mod error_response;
