@@ -28,7 +28,7 @@ pub(crate) const OUTCOMES: [&str; 21] = [
     "loop",
 ];
 
-/// Returns the class of a status (RFC 9110, 15), one of [`STATUS_CLASSES`].
+/// Returns the class of a status (RFC 9110, 15), a label of the counts of requests.
 fn status_class(status: Option<u16>) -> &'static str {
     match status {
         None => "none",

@@ -72,7 +72,8 @@ pub(super) async fn serve(
         let head = super::read_head(&unanswered, handle, &client.section, &mut bytes).await;
         let alive = waiting.upgrade()?;
         let after = match &head {
-            Ok(head) => answer(&unanswered, head).await,
+            // Boxed: a connection that waits for its next request needs no room for it.
+            Ok(head) => Box::pin(answer(&unanswered, head)).await,
             Err(_) => After::Handshake,
         };
         unanswered.begin_answer();
