@@ -62,7 +62,7 @@ pub(crate) async fn converse<T>(
     }
 
     let mut deadline = Timer::after(backend.reactor(), timeout);
-    let mut answers = Answers::new(scan);
+    let mut answers = AnswerReader::new(scan);
     loop {
         if let Some(verdict) = answers.next(backend, &mut deadline, &judge).await? {
             return Ok((verdict, answers.into_rest()));
@@ -72,7 +72,7 @@ pub(crate) async fn converse<T>(
 
 /// The heads of a backend's answers to one request, in their order: interim ones and the final one,
 /// with one bound on their bytes and on their number.
-pub(crate) struct Answers {
+pub(crate) struct AnswerReader {
     scan: HeadScan,
     /// Bytes that may still come.
     left: usize,
@@ -81,7 +81,7 @@ pub(crate) struct Answers {
     rest: Vec<u8>,
 }
 
-impl Answers {
+impl AnswerReader {
     /// Creates one for answers that have not begun, and that this scan passes.
     pub(crate) fn new(scan: HeadScan) -> Self {
         Self { scan, left: RESPONSE_HEAD_MAX, count: 0, rest: Vec::new() }

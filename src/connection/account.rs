@@ -18,8 +18,8 @@ use crate::worker::Load;
 /// What is counted until a tunnel is over.
 pub(super) type Guards = ((Permit, Load), Guard);
 
-/// Account of a tunnel. Every idle tunnel has one, so that the fields of its [`Client`] stand beside
-/// the others, with no room between them.
+/// Account of a tunnel. Every idle tunnel has one, so that the fields of its [`Client`] stand
+/// beside the others, with no room between them.
 pub(super) struct TunnelAccount {
     id: u64,
     peer: Peer,

@@ -1,8 +1,8 @@
 //! The story of one client, from its first byte to its tunnel or its last response.
 //!
 //! [`serve`] tells it. [`mod@exchange`] brings the handshake to a backend, [`response`] ends what
-//! comes to no tunnel, [`unanswered`] what is cut before its answer. [`plain`] has the requests that
-//! are no upgrades.
+//! comes to no tunnel, [`unanswered`] what is cut before its answer. [`plain`] has the requests
+//! that are no upgrades.
 
 mod account;
 mod exchange;
@@ -103,7 +103,17 @@ pub(crate) async fn serve(
         Err(error) => without_head(error, &bytes, &client.section),
     };
     let summary = unanswered.settle();
+    conclude(&handle, socket, client, (outcome, summary), (counted, alive)).await;
+}
 
+/// Does what has become of a handshake: leaves the tunnel to this worker, or ends the connection.
+async fn conclude(
+    handle: &Handle,
+    socket: Socket,
+    client: Client,
+    (outcome, summary): (Outcome, Option<Summary>),
+    guards: Guards,
+) {
     match outcome {
         Outcome::Answered { exchanged, early } => match exchanged.answer {
             Answer::Switched { head, is_extended, .. } => {
@@ -118,7 +128,7 @@ pub(crate) async fn serve(
                     is_extended,
                     policy: Arc::clone(&client.section.settings.policy),
                 };
-                open_tunnel(&handle, tunnel, (client, lease, summary), (counted, alive));
+                open_tunnel(handle, tunnel, (client, lease, summary), guards);
             }
             Answer::Declined { status, head, framing } => {
                 let Exchanged { lease, backend, rest, .. } = exchanged;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use log::kv::{self, Key, Value, VisitSource};
 
-use super::Exchanged;
+use super::ExchangeEnd;
 use crate::backend::Lease;
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::summary::Summary;
@@ -52,7 +52,7 @@ pub(super) fn declined_fields(lease: &Lease, status: u16) -> [KeyValue<'_>; 3] {
 }
 
 /// Returns the fields of an exchange that is no handshake.
-pub(super) fn exchange_fields<'v>(exchanged: &Exchanged<'v>) -> [KeyValue<'v>; 6] {
+pub(super) fn exchange_fields<'v>(exchanged: &ExchangeEnd<'v>) -> [KeyValue<'v>; 6] {
     let backend = exchanged.lease.map(|lease| lease.backend().name());
     [
         ("backend", or_null(backend)),

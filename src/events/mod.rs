@@ -67,7 +67,7 @@ pub(crate) enum Event<'a> {
     /// one.
     Refused { client: &'a Client, response: &'a ErrorResponse, summary: Option<&'a Summary> },
     /// An exchange that is no handshake is over.
-    Exchange { client: &'a Client, exchanged: &'a Exchanged<'a>, summary: Option<&'a Summary> },
+    Exchange { client: &'a Client, exchanged: &'a ExchangeEnd<'a>, summary: Option<&'a Summary> },
     /// A client was told whether the section is ready.
     Probed { client: &'a Client, status: u16 },
     /// An error response could not be sent.
@@ -117,7 +117,7 @@ pub(crate) enum Event<'a> {
 
 /// An exchange that is no handshake, at its end.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Exchanged<'a> {
+pub(crate) struct ExchangeEnd<'a> {
     pub(crate) method: &'a str,
     /// Lease on the backend that had the request last.
     pub(crate) lease: Option<&'a Lease>,
@@ -132,7 +132,7 @@ pub(crate) struct Exchanged<'a> {
     pub(crate) duration: Duration,
 }
 
-impl Exchanged<'_> {
+impl ExchangeEnd<'_> {
     /// Returns whether the client got a 5xx of the proxy.
     fn is_fault_of_ours(&self) -> bool {
         self.is_own && self.status.is_some_and(|status| status >= 500)

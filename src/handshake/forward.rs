@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 pub(crate) use self::plain::{plain_answer_head, plain_request_head, push_trailers};
+use super::asked::Asked;
 use super::fields::{Field, Fields, is_same_variable};
 use super::http::ResponseHead;
 use super::trace::{self, REQUEST_ID};
@@ -94,18 +95,6 @@ const FORWARDED: [&str; 2] = ["X-Forwarded-", "X-Original-Forwarded-"];
 
 /// Prefix of the handshake's own fields (RFC 6455, 11.3).
 const SEC_WEBSOCKET: &str = "Sec-WebSocket-";
-
-/// What a request asks for that is forwarded, be it an upgrade or not.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked<'a> {
-    pub(crate) method: &'a str,
-    /// Path and query.
-    pub(crate) target: &'a str,
-    /// Host and port that the client addresses; `None` where HTTP/1.0 tells none.
-    pub(crate) authority: Option<&'a str>,
-    /// Fields as sent.
-    pub(crate) fields: &'a Fields<'a>,
-}
 
 /// Changes that a section and a connection make to the client's head.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::forward::Asked;
+use super::asked::Asked;
 
 /// Part of a request; the key `hash_on` of a section.
 #[derive(Clone, Debug, PartialEq, Eq)]

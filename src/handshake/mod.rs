@@ -10,6 +10,7 @@
 //! [`plain`] judges requests that are no upgrades, and their answers; [`reframe`] writes their
 //! bodies anew.
 
+pub(crate) mod asked;
 pub(crate) mod body;
 pub(crate) mod error_response;
 pub(crate) mod fields;

@@ -5,10 +5,11 @@
 
 use std::borrow::Cow;
 
+use super::asked::Asked;
 use super::body::Framing;
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
-use super::forward::{Asked, plain_answer_head};
+use super::forward::plain_answer_head;
 use super::http::{RequestHead, ResponseHead, Version};
 use super::reframe::framing_to;
 use super::response::framing;
@@ -567,7 +568,8 @@ mod tests {
                 "Expect: 100-continue",
             ][..]), 0..4),
             body in vec(select(&[
-                "3\r\nabc\r\n", "03\r\nabc\r\n", "3;a\r\nabc\r\n", "3\nabc\r\n", "A\r\n0123456789\r\n",
+                "3\r\nabc\r\n", "03\r\nabc\r\n", "3;a\r\nabc\r\n", "3\nabc\r\n",
+                "A\r\n0123456789\r\n",
                 "0\r\n\r\n", "0\r\nZ: 1\r\n\r\n", "0\r\nContent-Length: 1\r\n\r\n", "abc", "\r\n",
                 "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
             ][..]), 0..5),

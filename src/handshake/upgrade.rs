@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
+use super::asked::Asked;
 use super::error_response::ErrorResponse;
 use super::fields::Fields;
-use super::forward::Asked;
 use super::http::{RequestHead, Version};
 use super::target::{Target, is_authority, is_loose_ipv6};
 use super::via;

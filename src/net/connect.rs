@@ -30,7 +30,7 @@ pub(super) fn not_available(address: SocketAddr) -> io::Error {
 
 /// Returns whether the system may dial from this port, so that a dial to it may meet itself
 /// (ip(7), `ip_local_port_range`).
-pub(super) fn may_be_dialled_from(port: u16) -> bool {
+fn may_be_dialled_from(port: u16) -> bool {
     static RANGE: LazyLock<RangeInclusive<u16>> = LazyLock::new(|| {
         let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
         // Where it is not told, it may be any.
@@ -54,6 +54,9 @@ fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
 ///
 /// `ConnectionRefused` for such a connection; those of getsockname(2) and getpeername(2).
 pub(super) fn refuse_itself(socket: impl AsFd, port: u16) -> io::Result<()> {
+    if !may_be_dialled_from(port) {
+        return Ok(());
+    }
     let local = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
     // The peer is asked for, since 0.0.0.0 dials the loopback address.
     if local.port() != port || rustix::net::getpeername(&socket)? != Some(local.into()) {

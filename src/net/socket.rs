@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketAddrUnix, acceptfrom_with, sockopt};
 use rustix::pipe::{SpliceFlags, splice};
 
-use super::connect::{may_be_dialled_from, not_available, refuse_itself, set_reset_on_close};
+use super::connect::{not_available, refuse_itself, set_reset_on_close};
 use super::listen::{BoundListener, FLAGS, SocketFile, limit_buffers, open, open_unix};
 use super::name::Peer;
 use super::reactor::{Key, Reactor, Waiters};
@@ -93,9 +93,7 @@ impl Socket {
         if registered.with(|known| known.failed) {
             sockopt::socket_error(&socket)??;
         }
-        if may_be_dialled_from(address.port()) {
-            refuse_itself(&socket, address.port())?;
-        }
+        refuse_itself(&socket, address.port())?;
         Ok(Self { registered, fd: socket })
     }
 

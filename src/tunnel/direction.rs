@@ -3,6 +3,7 @@
 use super::buffers::{Buffers, READ};
 use super::filter::FrameFilter;
 use super::filtered::{Filtered, Stop};
+use super::flow::Flow;
 use super::limits::Violation;
 use super::pending::Pending;
 use super::policy::Policy;
@@ -45,17 +46,6 @@ pub(super) struct Direction {
     /// Bytes that have been copied from the source.
     #[cfg(test)]
     copied: u64,
-}
-
-/// How much the source sends, as the last read has shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    /// Less than a read takes.
-    Trickle,
-    /// More than a read takes, and the sink takes it all: reads are large.
-    Flood,
-    /// Large payloads: they go through a pipe rather than through memory.
-    Bulk,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,11 +275,7 @@ impl Direction {
         // Between two large payloads only the header is read, so that all the rest can go through a
         // pipe. A payload for which there is no pipe is read in pieces as large as they come.
         let is_between = self.flow == Flow::Bulk && !self.is_worth_a_pipe();
-        let room = match self.flow {
-            _ if is_between => HEADER,
-            Flow::Flood => scratch.len(),
-            Flow::Trickle | Flow::Bulk => READ,
-        };
+        let room = if is_between { HEADER } else { self.flow.room() };
         match source.try_read(&mut scratch[..room]) {
             Ok(None) => Ok(()),
             Ok(Some(0)) => {
@@ -307,18 +293,10 @@ impl Direction {
                     self.copied += count as u64;
                 }
                 self.relay(&scratch[..count], sink, policy, filtered)?;
-                // A read that fills its room, within a large payload, is the sign of bulk. What may
-                // be held back or dropped stays little.
-                let is_flood = self.is_flushed() && !is_between && self.filter.passes_all();
-                self.flow = if count < room.min(READ) {
-                    Flow::Trickle
-                } else if self.is_worth_a_pipe() {
-                    Flow::Bulk
-                } else if is_flood {
-                    Flow::Flood
-                } else {
-                    Flow::Trickle
-                };
+                // What may be held back or dropped stays little.
+                let may_flood = self.is_flushed() && !is_between && self.filter.passes_all();
+                let is_full = count >= room.min(READ);
+                self.flow = Flow::after(is_full, self.is_worth_a_pipe(), may_flood);
                 Ok(())
             }
         }

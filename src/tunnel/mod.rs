@@ -19,6 +19,7 @@ mod direction;
 mod end;
 pub(crate) mod filter;
 mod filtered;
+mod flow;
 pub(crate) mod frames;
 mod group;
 mod keepalive;

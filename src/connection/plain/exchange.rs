@@ -6,9 +6,9 @@ use std::io;
 
 use futures_lite::future;
 
-use super::relay::{RelayError, relay, write};
+use super::relay::{BodyError, relay, write};
 use super::told::Told;
-use crate::answer::{AnswerError, Answers};
+use crate::answer::{AnswerError, AnswerReader};
 use crate::backend::dial::{dial, graver};
 use crate::backend::pool::Pick;
 use crate::backend::{Lease, Trial};
@@ -36,7 +36,7 @@ pub(super) struct Whole {
 }
 
 /// Reason for which an exchange has no whole answer.
-pub(super) enum Failure {
+pub(super) enum Unserved {
     /// The client is to get this response: no byte of an answer has gone to it.
     Refused(ErrorResponse),
     /// The client went away.
@@ -80,7 +80,7 @@ impl<'a> Exchange<'a> {
     /// came with its head.
     ///
     /// [repeatable]: PlainRequest::is_repeatable
-    pub(super) async fn run(&self, early: &[u8]) -> Result<Whole, Failure> {
+    pub(super) async fn run(&self, early: &[u8]) -> Result<Whole, Unserved> {
         let &Unanswered { socket, client, .. } = self.unanswered;
         let key = hash_key(self.request.asked(), client);
         let mut turns = Turns::new(socket.reactor(), &client.section, key);
@@ -89,7 +89,7 @@ impl<'a> Exchange<'a> {
             let connected = async { self.connect(&mut turns, &mut faults).await };
             let gone = async {
                 socket.ended().await;
-                Err(Failure::Gone)
+                Err(Unserved::Gone)
             };
             let connected = future::or(gone, connected).await?;
             match self.converse(&connected.backend, early.to_vec()).await {
@@ -108,7 +108,7 @@ impl<'a> Exchange<'a> {
         &self,
         turns: &mut Turns<'_>,
         faults: &mut Faults,
-    ) -> Result<Connected, Failure> {
+    ) -> Result<Connected, Unserved> {
         let &Unanswered { socket, client, .. } = self.unanswered;
         let (section, reactor) = (&client.section, socket.reactor());
         while let Some(Pick { lease, trial }) = turns.next(true).await {
@@ -120,12 +120,12 @@ impl<'a> Exchange<'a> {
                 }
                 Err(error) => {
                     let told = tell_unreachable(section, lease.backend(), &error, reactor.now());
-                    told.map_err(|Failed { response, .. }| Failure::Refused(response))?;
+                    told.map_err(|Failed { response, .. }| Unserved::Refused(response))?;
                     faults.gravest = Some(graver(faults.gravest.take(), error));
                 }
             }
         }
-        Err(Failure::Refused(if turns.ended_full() {
+        Err(Unserved::Refused(if turns.ended_full() {
             ErrorResponse::backends_full()
         } else {
             unanswered(faults.gravest.as_ref(), faults.has_hung_up)
@@ -137,13 +137,13 @@ impl<'a> Exchange<'a> {
     /// # Errors
     ///
     /// `None` where the backend hung up without a byte, and another one may be asked.
-    async fn converse(&self, backend: &Socket, early: Vec<u8>) -> Result<Whole, Option<Failure>> {
+    async fn converse(&self, backend: &Socket, early: Vec<u8>) -> Result<Whole, Option<Unserved>> {
         let failed = async { Err(Some(self.send_request(backend, early).await)) };
         let answered = async {
             match self.forward_answer(backend).await {
                 Err(Unanswerable::Backend(error)) => Err(self.tell_fault(error)),
-                Err(Unanswerable::Cut(fault)) => Err(Some(Failure::Cut(fault))),
-                Err(Unanswerable::Gone) => Err(Some(Failure::Gone)),
+                Err(Unanswerable::Cut(fault)) => Err(Some(Unserved::Cut(fault))),
+                Err(Unanswerable::Gone) => Err(Some(Unserved::Gone)),
                 Ok(whole) => Ok(whole),
             }
         };
@@ -151,7 +151,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Sends the request, and waits for a reason to give the exchange up.
-    async fn send_request(&self, backend: &Socket, early: Vec<u8>) -> Failure {
+    async fn send_request(&self, backend: &Socket, early: Vec<u8>) -> Unserved {
         let &Unanswered { socket, client, .. } = self.unanswered;
         let settings = &client.section.settings;
         let head = {
@@ -168,12 +168,12 @@ impl<'a> Exchange<'a> {
         match relay(socket, backend, (out, early), body, settings.plain.body_timeout).await {
             Ok(rest) => drop(self.rest.replace(Some(rest))),
             // Its answer, if there is one, tells why.
-            Err(RelayError::Sink(error)) if error.kind() != io::ErrorKind::TimedOut => {}
+            Err(BodyError::Sink(error)) if error.kind() != io::ErrorKind::TimedOut => {}
             Err(error) => return self.failure_of_request(error),
         }
         let gone = async {
             socket.ended().await;
-            Failure::Gone
+            Unserved::Gone
         };
         let late = async {
             Timer::after(socket.reactor(), settings.response_timeout).await;
@@ -184,37 +184,37 @@ impl<'a> Exchange<'a> {
             if let Some(lease) = lease.as_ref() {
                 self.report_fault(lease, AnswerError::TimedOut);
             }
-            Failure::Refused(ErrorResponse::response_timeout())
+            Unserved::Refused(ErrorResponse::response_timeout())
         };
         future::or(gone, late).await
     }
 
     /// Returns what becomes of the client after an error in its request's body.
-    fn failure_of_request(&self, error: RelayError) -> Failure {
+    fn failure_of_request(&self, error: BodyError) -> Unserved {
         let max = self.unanswered.client.section.settings.plain.max_body.unwrap_or_default();
         let response = match error {
-            RelayError::Ended => return Failure::Gone,
-            RelayError::Source(error) if error.kind() != io::ErrorKind::TimedOut => {
-                return Failure::Gone;
+            BodyError::Ended => return Unserved::Gone,
+            BodyError::Source(error) if error.kind() != io::ErrorKind::TimedOut => {
+                return Unserved::Gone;
             }
-            RelayError::Source(_) => ErrorResponse::body_timeout(),
-            RelayError::Sink(_) => ErrorResponse::response_timeout(),
-            RelayError::Body(BodyFault::TooLarge) => ErrorResponse::body_too_large(max),
-            RelayError::Body(BodyFault::Broken) => {
+            BodyError::Source(_) => ErrorResponse::body_timeout(),
+            BodyError::Sink(_) => ErrorResponse::response_timeout(),
+            BodyError::Body(BodyFault::TooLarge) => ErrorResponse::body_too_large(max),
+            BodyError::Body(BodyFault::Broken) => {
                 ErrorResponse::malformed("the request's body has broken chunks")
             }
         };
         if self.is_answered.get() {
-            return Failure::Cut(io::Error::other(response.detail));
+            return Unserved::Cut(io::Error::other(response.detail));
         }
-        Failure::Refused(response)
+        Unserved::Refused(response)
     }
 
     /// Reads the backend's answers, and forwards them.
     async fn forward_answer(&self, backend: &Socket) -> Result<Whole, Unanswerable> {
         let &Unanswered { socket, client, .. } = self.unanswered;
         let timeout = client.section.settings.plain.body_timeout;
-        let mut answers = Answers::new(HeadScan::default());
+        let mut answers = AnswerReader::new(HeadScan::default());
         let (status, head, framing, sent, closes) = loop {
             // No scan but one that allows it passes a bare LF.
             let judge = |response: &ResponseHead<'_>, _: bool| {
@@ -259,23 +259,23 @@ impl<'a> Exchange<'a> {
                 self.told.end(Some(status), "whole", None);
                 Ok(Whole { closes })
             }
-            Err(RelayError::Ended) => Err(Unanswerable::cut("the backend's body is cut short")),
-            Err(RelayError::Body(_)) => {
+            Err(BodyError::Ended) => Err(Unanswerable::cut("the backend's body is cut short")),
+            Err(BodyError::Body(_)) => {
                 Err(Unanswerable::cut("the backend's body has broken chunks"))
             }
-            Err(RelayError::Source(error)) => Err(Unanswerable::Cut(error)),
-            Err(RelayError::Sink(_)) => Err(Unanswerable::Gone),
+            Err(BodyError::Source(error)) => Err(Unanswerable::Cut(error)),
+            Err(BodyError::Sink(_)) => Err(Unanswerable::Gone),
         }
     }
 
     /// Tells that a backend has not answered; `None` where another one may be asked.
-    fn tell_fault(&self, error: AnswerError) -> Option<Failure> {
+    fn tell_fault(&self, error: AnswerError) -> Option<Unserved> {
         // An idempotent request goes on to the next one; any other one may have been acted on.
         if let Some(lease) = self.told.lease.borrow().as_ref() {
             self.report_fault(lease, error);
         }
         let is_repeated = error == AnswerError::HungUp && self.request.is_repeatable();
-        (!is_repeated).then(|| Failure::Refused(response_for(error)))
+        (!is_repeated).then(|| Unserved::Refused(response_for(error)))
     }
 
     fn report_fault(&self, lease: &Lease, error: AnswerError) {

@@ -10,7 +10,7 @@ mod told;
 
 use futures_lite::{AsyncReadExt, future};
 
-use self::exchange::{Exchange, Failure, Whole};
+use self::exchange::{Exchange, Unserved, Whole};
 use self::told::Told;
 use super::response::send;
 use super::unanswered::Unanswered;
@@ -150,14 +150,14 @@ async fn answer(unanswered: &Unanswered<'_>, head: &Head) -> After {
             exchange.rest.take().map_or(After::Last, After::Next)
         }
         Ok(Whole { closes: true }) => After::Last,
-        Err(Failure::Refused(response)) => {
+        Err(Unserved::Refused(response)) => {
             refuse(unanswered, &told, response.to(head.bytes())).await
         }
-        Err(Failure::Gone) => {
+        Err(Unserved::Gone) => {
             told.end(None, "client_gone", None);
             After::Broken
         }
-        Err(Failure::Cut(fault)) => {
+        Err(Unserved::Cut(fault)) => {
             told.end(told.status.get(), "cut", Some(fault.to_string()));
             After::Broken
         }

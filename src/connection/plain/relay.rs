@@ -16,7 +16,7 @@ use crate::net::timer::io_within;
 const STEP: usize = 16 * 1024;
 
 /// Reason for which a body was not relayed to its end.
-pub(super) enum RelayError {
+pub(super) enum BodyError {
     Source(io::Error),
     Sink(io::Error),
     /// The source ended before the body did.
@@ -33,23 +33,23 @@ pub(super) async fn relay(
     (mut out, mut bytes): (Vec<u8>, Vec<u8>),
     mut body: Reframer,
     timeout: Option<Duration>,
-) -> Result<Vec<u8>, RelayError> {
+) -> Result<Vec<u8>, BodyError> {
     loop {
-        let reframed = body.advance(&bytes, &mut out).map_err(RelayError::Body)?;
-        write(to, &out, timeout).await.map_err(RelayError::Sink)?;
+        let reframed = body.advance(&bytes, &mut out).map_err(BodyError::Body)?;
+        write(to, &out, timeout).await.map_err(BodyError::Sink)?;
         out.clear();
         if let Reframed::End(end) = reframed {
             return Ok(bytes.split_off(end));
         }
         bytes.resize(STEP, 0);
         let read = in_time(from.reactor(), timeout, from.read(&mut bytes)).await;
-        let count = read.map_err(RelayError::Source)?;
+        let count = read.map_err(BodyError::Source)?;
         bytes.truncate(count);
         if count == 0 {
             if !body.end_by_close(&mut out) {
-                return Err(RelayError::Ended);
+                return Err(BodyError::Ended);
             }
-            write(to, &out, timeout).await.map_err(RelayError::Sink)?;
+            write(to, &out, timeout).await.map_err(BodyError::Sink)?;
             return Ok(bytes);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::backend::Lease;
 use crate::connection::unanswered::Unanswered;
-use crate::events::{Event, Exchanged};
+use crate::events::{Event, ExchangeEnd};
 
 /// Tells of an exchange when it is over, also where its task is cut.
 pub(super) struct Told<'a> {
@@ -34,7 +34,7 @@ impl<'a> Told<'a> {
             return;
         }
         let lease = self.lease.borrow();
-        let exchanged = Exchanged {
+        let exchanged = ExchangeEnd {
             method: self.method,
             lease: lease.as_ref(),
             status,
