@@ -399,6 +399,9 @@ impl Direction {
 }
 
 #[cfg(test)]
+mod bulk;
+
+#[cfg(test)]
 mod tests {
     use std::io::{self, Read, Write};
     use std::net::{TcpListener, TcpStream};

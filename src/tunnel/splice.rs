@@ -28,6 +28,12 @@ pub(super) struct Pipes {
 }
 
 impl Pipes {
+    /// Pipes of which all are lent: everything is copied.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self { spare: Vec::new(), lent: MAX_PIPES }
+    }
+
     /// Lends an empty pipe; `None` if all are lent, or no descriptors are left.
     pub(super) fn borrow(&mut self) -> Option<Pipe> {
         if self.lent == MAX_PIPES {
