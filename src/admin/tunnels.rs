@@ -21,8 +21,6 @@ const LIMIT_MAX: u64 = 10_000;
 pub(super) const LONG_LISTS: usize = 2;
 /// Code of the Close where none is given: going away (RFC 6455, 7.4.1).
 const CODE: u16 = 1_001;
-/// Reason in the Close where none is given.
-const REASON: &str = "closed by the operator";
 /// Most bytes of the reason in a Close, besides its code (RFC 6455, 5.5).
 const REASON_MAX: usize = 123;
 /// Longest time over which tunnels are closed: a day.
@@ -119,7 +117,7 @@ fn order(request: &Request) -> Result<CloseOrder, Reply> {
     let code = u16::try_from(code).ok().filter(|&code| is_sendable(code)).ok_or_else(|| {
         Reply::error(400, format!("code={code} is not a sendable close code ({SENDABLE})"))
     })?;
-    let reason = request.query("reason").unwrap_or(REASON);
+    let reason = request.query("reason").unwrap_or(OrderCause::Operator.text());
     if reason.len() > REASON_MAX {
         let problem = format!("the reason is longer than {REASON_MAX} bytes");
         return Err(Reply::error(400, problem));

@@ -66,8 +66,7 @@ pub(super) async fn exchange(
     client: &Client,
 ) -> Result<Exchanged, Failed> {
     let (section, settings) = (&client.section, &client.section.settings);
-    let mut gravest: Option<io::Error> = None;
-    let mut has_hung_up = false;
+    let mut faults = Faults::default();
     // The answer after which another backend is asked, if there is one. Boxed: few need the room.
     let mut first: Option<Box<Result<Exchanged, Failed>>> = None;
     let mut turns = Turns::new(reactor, section, hash_key(request.asked(), client));
@@ -78,7 +77,7 @@ pub(super) async fn exchange(
             Ok(backend) => backend,
             Err(error) => {
                 tell_unreachable(section, lease.backend(), &error, reactor.now())?;
-                gravest = Some(graver(gravest, error));
+                faults.add(error);
                 continue;
             }
         };
@@ -91,11 +90,9 @@ pub(super) async fn exchange(
                 Ok(Exchanged { lease, backend, answer, rest })
             }
             Err(error) => {
-                let response = response_for(error);
-                Event::BackendFaulty { backend: lease.backend(), response: &response }.emit();
-                report::handshake(section, lease.backend(), Err(kind_of(error)), reactor.now());
+                let response = tell_faulty(section, lease.backend(), error, reactor.now());
                 if error == AnswerError::HungUp {
-                    has_hung_up = true;
+                    faults.has_hung_up = true;
                     continue;
                 }
                 Err(Failed { response, backend: Some((lease, backend)) })
@@ -111,10 +108,45 @@ pub(super) async fn exchange(
     }
     let response = match first {
         Some(first) => return *first,
-        None if turns.ended_full() => ErrorResponse::backends_full(),
-        None => unanswered(gravest.as_ref(), has_hung_up),
+        None => faults.response(turns.ended_full()),
     };
     Err(Failed { response, backend: None })
+}
+
+/// Faults of the backends that one request has come to.
+#[derive(Default)]
+pub(super) struct Faults {
+    gravest: Option<io::Error>,
+    pub(super) has_hung_up: bool,
+}
+
+impl Faults {
+    /// Adds the error of an attempt to connect.
+    pub(super) fn add(&mut self, error: io::Error) {
+        self.gravest = Some(graver(self.gravest.take(), error));
+    }
+
+    /// Returns the response for a client where no backend is left, or all that are left are full.
+    pub(super) fn response(&self, are_full: bool) -> ErrorResponse {
+        if are_full {
+            return ErrorResponse::backends_full();
+        }
+        unanswered(self.gravest.as_ref(), self.has_hung_up)
+    }
+}
+
+/// Tells that a backend gave no answer, or none that can be forwarded; returns the response for the
+/// client.
+pub(super) fn tell_faulty(
+    section: &Section,
+    backend: &Backend,
+    error: AnswerError,
+    now: Instant,
+) -> ErrorResponse {
+    let response = response_for(error);
+    Event::BackendFaulty { backend, response: &response }.emit();
+    report::handshake(section, backend, Err(kind_of(error)), now);
+    response
 }
 
 /// Tells that a backend could not be connected to.
@@ -158,7 +190,7 @@ pub(super) fn outcome_of(status: u16) -> Result<(), FailureKind> {
 }
 
 /// Returns what a missing answer tells of the backend.
-pub(super) fn kind_of(error: AnswerError) -> FailureKind {
+fn kind_of(error: AnswerError) -> FailureKind {
     match error {
         AnswerError::HungUp => FailureKind::NoAnswer,
         AnswerError::TimedOut => FailureKind::ResponseTimeout,
@@ -235,7 +267,7 @@ fn out_of_sockets(error: &io::Error) -> Option<ErrorResponse> {
 
 /// Returns the response for the gravest error of all attempts to connect; `has_hung_up` tells that
 /// a backend was connected and hung up.
-pub(super) fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
+fn unanswered(gravest: Option<&io::Error>, has_hung_up: bool) -> ErrorResponse {
     match gravest {
         Some(error) if net::out_of_ports(error) => ErrorResponse::out_of_ports(),
         _ if has_hung_up => ErrorResponse::bad_answer(HUNG_UP),

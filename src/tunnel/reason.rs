@@ -161,6 +161,13 @@ impl Cause {
     }
 }
 
+impl CloseOrder {
+    /// Creates an order of the proxy itself, with the reason that goes with the cause.
+    pub(crate) fn by_proxy(cause: OrderCause, code: u16, spread: Duration) -> Self {
+        Self { cause, code, reason: cause.text().to_owned(), spread }
+    }
+}
+
 impl OrderCause {
     /// Returns the reason for the Close that the client gets.
     pub(crate) fn text(self) -> &'static str {

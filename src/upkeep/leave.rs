@@ -49,11 +49,6 @@ pub(super) async fn close_tunnels(
     backend: &Backend,
     cause: OrderCause,
 ) {
-    let order = CloseOrder {
-        code: section.drain.close_code,
-        reason: cause.text().to_owned(),
-        spread: section.drain.spread,
-        cause,
-    };
+    let order = CloseOrder::by_proxy(cause, section.drain.close_code, section.drain.spread);
     access.handle.close(TunnelFilter::to_backend(backend.id()), Arc::new(order)).await;
 }

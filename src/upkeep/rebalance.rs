@@ -132,9 +132,7 @@ async fn close_surplus(
     by: RebalanceSettings,
 ) -> Vec<u64> {
     let (handle, reactor) = (&access.handle, access.handle.reactor());
-    let cause = OrderCause::Rebalance;
-    let reason = cause.text().to_owned();
-    let order = CloseOrder { code: by.code, reason, spread: Duration::ZERO, cause };
+    let order = CloseOrder::by_proxy(OrderCause::Rebalance, by.code, Duration::ZERO);
     let order = Arc::new(order);
     let mut pace = Pace::new(by.per_second);
     let mut pool = Arc::clone(&section.pool);

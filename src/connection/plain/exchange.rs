@@ -9,16 +9,15 @@ use futures_lite::future;
 use super::relay::{BodyError, relay, write};
 use super::told::Told;
 use crate::answer::{AnswerError, AnswerReader};
-use crate::backend::dial::{dial, graver};
+use crate::backend::Trial;
+use crate::backend::dial::dial;
 use crate::backend::pool::Pick;
-use crate::backend::{Lease, Trial};
 use crate::connection::exchange::{
-    Failed, hash_key, kind_of, outcome_of, policy_for, response_for, tell_unreachable, unanswered,
+    Failed, Faults, hash_key, outcome_of, policy_for, response_for, tell_faulty, tell_unreachable,
 };
 use crate::connection::report;
 use crate::connection::turn::Turns;
 use crate::connection::unanswered::Unanswered;
-use crate::events::Event;
 use crate::handshake::body::{Body, Framing};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::plain_request_head;
@@ -121,15 +120,11 @@ impl<'a> Exchange<'a> {
                 Err(error) => {
                     let told = tell_unreachable(section, lease.backend(), &error, reactor.now());
                     told.map_err(|Failed { response, .. }| Unserved::Refused(response))?;
-                    faults.gravest = Some(graver(faults.gravest.take(), error));
+                    faults.add(error);
                 }
             }
         }
-        Err(Unserved::Refused(if turns.ended_full() {
-            ErrorResponse::backends_full()
-        } else {
-            unanswered(faults.gravest.as_ref(), faults.has_hung_up)
-        }))
+        Err(Unserved::Refused(faults.response(turns.ended_full())))
     }
 
     /// Relays the request to a backend, and the answer to the client, both at once.
@@ -180,11 +175,7 @@ impl<'a> Exchange<'a> {
             if self.is_answered.get() {
                 pending::<()>().await;
             }
-            let lease = self.told.lease.borrow();
-            if let Some(lease) = lease.as_ref() {
-                self.report_fault(lease, AnswerError::TimedOut);
-            }
-            Unserved::Refused(ErrorResponse::response_timeout())
+            Unserved::Refused(self.faulty(AnswerError::TimedOut))
         };
         future::or(gone, late).await
     }
@@ -270,28 +261,22 @@ impl<'a> Exchange<'a> {
 
     /// Tells that a backend has not answered; `None` where another one may be asked.
     fn tell_fault(&self, error: AnswerError) -> Option<Unserved> {
+        let response = self.faulty(error);
         // An idempotent request goes on to the next one; any other one may have been acted on.
-        if let Some(lease) = self.told.lease.borrow().as_ref() {
-            self.report_fault(lease, error);
-        }
         let is_repeated = error == AnswerError::HungUp && self.request.is_repeatable();
-        (!is_repeated).then(|| Unserved::Refused(response_for(error)))
+        (!is_repeated).then_some(Unserved::Refused(response))
     }
 
-    fn report_fault(&self, lease: &Lease, error: AnswerError) {
+    /// Tells of the fault of the backend that has the request; returns the response for the client.
+    fn faulty(&self, error: AnswerError) -> ErrorResponse {
         let &Unanswered { socket, client, .. } = self.unanswered;
-        let (backend, response) = (lease.backend(), &response_for(error));
-        Event::BackendFaulty { backend, response }.emit();
-        let now = socket.reactor().now();
-        report::handshake(&client.section, backend, Err(kind_of(error)), now);
+        match self.told.lease.borrow().as_ref() {
+            Some(lease) => {
+                tell_faulty(&client.section, lease.backend(), error, socket.reactor().now())
+            }
+            None => response_for(error),
+        }
     }
-}
-
-/// Faults of the backends of one exchange.
-#[derive(Default)]
-struct Faults {
-    gravest: Option<io::Error>,
-    has_hung_up: bool,
 }
 
 /// Reason for which an answer does not come to its end.
