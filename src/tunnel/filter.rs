@@ -80,10 +80,8 @@ impl FrameFilter {
     }
 
     /// Returns how many of the next bytes may pass unseen; [`skip`](FrameFilter::skip) must follow.
-    /// A Close does not: its code is looked at, however large it is.
     pub(crate) fn unseen(&self) -> u64 {
-        let is_looked_at = self.closed || self.frames.close_mask().is_some();
-        if is_looked_at { 0 } else { self.frames.unseen() }
+        if self.closed { 0 } else { self.frames.unseen() }
     }
 
     /// Records that bytes have passed unseen.

@@ -199,10 +199,11 @@ impl Frames {
     }
 
     /// Returns how many of the next bytes may pass unseen: payload of the current frame, all but
-    /// its last byte.
+    /// its last byte. That of a Close is looked at, however large it is.
     pub(crate) fn unseen(&self) -> u64 {
         match self.0 {
             Position::Header(..) => 0,
+            Position::Payload { .. } if self.close_mask().is_some() => 0,
             Position::Payload { left, .. } => left.saturating_sub(1),
             Position::Opaque => u64::MAX,
         }

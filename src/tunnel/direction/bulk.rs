@@ -1,5 +1,7 @@
 //! Tests that what goes through pipes is the same as what is copied.
 
+mod courses;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -11,6 +13,7 @@ use proptest::prelude::*;
 use rustix::net::{SendFlags, send, sockopt};
 use rustix::pipe::fcntl_setpipe_size;
 
+use self::courses::{Act, Course, End, SentFrame, courses, to_bytes};
 use super::*;
 use crate::net::reactor::Reactor;
 use crate::tunnel::buffers::SCRATCH;
@@ -26,51 +29,6 @@ const KEY: [u8; 4] = [1, 2, 3, 4];
 const FLOOD: usize = 8 << 20;
 /// A byte that nothing else begins with.
 const URGENT: u8 = 0xee;
-
-/// Frame of a source.
-#[derive(Clone, Debug)]
-struct Sent {
-    first: u8,
-    is_masked: bool,
-    payload: usize,
-}
-
-/// What is done to a direction after a part of its source's bytes has been sent.
-#[derive(Clone, Debug)]
-enum Act {
-    Nothing,
-    Ping,
-    Close,
-    GiveUp,
-    /// The source sends a byte of urgent data.
-    Urgent,
-}
-
-/// How a source ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Fin,
-    Reset,
-}
-
-/// Course of a direction.
-#[derive(Clone, Debug)]
-struct Course {
-    bytes: Vec<u8>,
-    policy: Policy,
-    /// Pongs that are awaited.
-    pongs: usize,
-    /// Bytes that are sent at a time, over and over.
-    writes: Vec<usize>,
-    /// Bytes that the sink's peer reads at a time, over and over.
-    reads: Vec<usize>,
-    act: Act,
-    /// Bytes of the source after which that is done.
-    act_at: usize,
-    end: End,
-    /// The source is reached through a Unix socket.
-    is_unix: bool,
-}
 
 /// What has become of it.
 #[derive(Debug)]
@@ -117,19 +75,11 @@ fn run(course: &Course, pipes: Pipes) -> Result {
     let begin = Instant::now();
     for tick in 1.. {
         assert!(begin.elapsed() < PATIENCE, "it hangs after {} bytes", got.len());
-        if let Some(socket) = &mut sending {
-            let most = if acted { course.bytes.len() } else { course.act_at };
-            let piece = &course.bytes[sent..most.min(sent + writes.next().unwrap())];
-            match socket.write(piece) {
-                Ok(count) => sent += count,
-                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
-            }
-            if sent == course.bytes.len() && acted {
-                if course.end == End::Reset && !course.is_unix {
-                    sockopt::set_socket_linger(&*socket, Some(Duration::ZERO)).unwrap();
-                }
-                sending = None;
-            }
+        let most = if acted { course.bytes.len() } else { course.act_at };
+        let piece = &course.bytes[sent..most.min(sent + writes.next().unwrap())];
+        sent += sending.as_mut().map_or(0, |socket| send_piece(socket, piece));
+        if sent == course.bytes.len() && acted {
+            end(course, sending.take());
         }
         reactor.wait(true).unwrap();
         let _ = reactor.dispatch(|_| {});
@@ -148,18 +98,7 @@ fn run(course: &Course, pipes: Pipes) -> Result {
         };
         assert!(held <= PIPE_BYTES, "{held} bytes in a pipe");
         if sent == course.act_at && !acted {
-            acted = true;
-            match course.act {
-                Act::Urgent if course.is_unix => {}
-                Act::Urgent => {
-                    let socket = sending.as_ref().unwrap();
-                    acted = send(socket, &[URGENT], SendFlags::OOB).is_ok();
-                }
-                Act::Nothing => {}
-                Act::Ping => direction.insert(control::ping(OURS, None), false),
-                Act::Close => direction.insert(close(), true),
-                Act::GiveUp => direction.give_up(),
-            }
+            acted = act(course, &mut direction, sending.as_ref());
         }
         match receiving.read(&mut buffer[..*reads.next().unwrap()]) {
             Ok(0) => break,
@@ -173,6 +112,37 @@ fn run(course: &Course, pipes: Pipes) -> Result {
     Result { got, direction, violation }
 }
 
+/// Sends what there is room for of these bytes; returns their number.
+fn send_piece(socket: &mut TcpStream, piece: &[u8]) -> usize {
+    socket.write(piece).unwrap_or_else(|error| {
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        0
+    })
+}
+
+/// Ends a source, unless that was done.
+fn end(course: &Course, sending: Option<TcpStream>) {
+    if let Some(socket) = sending
+        && course.end == End::Reset
+        && !course.is_unix
+    {
+        sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap();
+    }
+}
+
+/// Does to a direction what the course has it; returns whether that could be done.
+fn act(course: &Course, direction: &mut Direction, sending: Option<&TcpStream>) -> bool {
+    match course.act {
+        Act::Urgent if course.is_unix => {}
+        Act::Urgent => return send(sending.unwrap(), &[URGENT], SendFlags::OOB).is_ok(),
+        Act::Nothing => {}
+        Act::Ping => direction.insert(control::ping(OURS, None), false),
+        Act::Close => direction.insert(close(), true),
+        Act::GiveUp => direction.give_up(),
+    }
+    true
+}
+
 /// Pipes of which the first is soon full, with whatever is next in the socket.
 fn narrow() -> Pipes {
     let mut pipes = Pipes::default();
@@ -183,7 +153,7 @@ fn narrow() -> Pipes {
 }
 
 /// Runs a flood of these frames, whose sink takes all.
-fn flood(frames: &[Sent]) -> Direction {
+fn flood(frames: &[SentFrame]) -> Direction {
     let bytes = to_bytes(frames);
     let course = Course {
         bytes: bytes.repeat(FLOOD / bytes.len()),
@@ -203,7 +173,7 @@ fn flood(frames: &[Sent]) -> Direction {
 
 #[test]
 fn the_code_of_a_close_is_seen_however_large_it_is() {
-    let large = |first| Sent { first, is_masked: true, payload: 100_000 };
+    let large = |first| SentFrame { first, is_masked: true, payload: 100_000 };
     let direction = flood(&[vec![large(0x82); FLOOD / 120_000], vec![large(0x88)]].concat());
     assert!(direction.copied < FLOOD as u64 / 2);
     assert!(direction.filter().counters().close_code().is_some());
@@ -213,7 +183,7 @@ fn the_code_of_a_close_is_seen_however_large_it_is() {
 fn what_goes_through_a_pipe_alone_is_a_sign_of_life() {
     let reactor = Rc::new(Reactor::new().unwrap().0);
     let (source, mut sending) = connection(&reactor, 1 << 20);
-    let early = &to_bytes(&[Sent { first: 0x82, is_masked: false, payload: 1_000 }])[..10];
+    let early = &to_bytes(&[SentFrame { first: 0x82, is_masked: false, payload: 1_000 }])[..10];
     let (policy, mut buffers) = (Policy::default(), Buffers::default());
     let (mut direction, _) = Direction::new(Vec::new(), early, FrameFilter::default(), &policy);
     direction.filter_mut().take_fresh_data();
@@ -300,128 +270,6 @@ fn source_bytes(course: &Course, policy: &Policy, place: usize) -> usize {
         at += taken;
         assert!(event.is_some_and(|event| event != FrameEvent::Opaque), "not at a boundary");
     }
-}
-
-fn to_bytes(frames: &[Sent]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (number, Sent { first, is_masked, payload }) in frames.iter().enumerate() {
-        let mask_bit = if *is_masked { 0x80 } else { 0 };
-        bytes.push(*first);
-        match payload {
-            0..126 => bytes.push(mask_bit | *payload as u8),
-            126..0x1_0000 => {
-                bytes.push(mask_bit | 126);
-                bytes.extend_from_slice(&(*payload as u16).to_be_bytes());
-            }
-            _ => {
-                bytes.push(mask_bit | 127);
-                bytes.extend_from_slice(&(*payload as u64).to_be_bytes());
-            }
-        }
-        if *is_masked {
-            bytes.extend_from_slice(&KEY);
-        }
-        if *first == 0x8a && *payload == OURS.len() {
-            let ours = OURS.iter().zip(KEY.iter().cycle());
-            bytes.extend(ours.map(|(byte, key)| byte ^ if *is_masked { *key } else { 0 }));
-        } else {
-            // A byte that no header of ours begins with, and that tells frames from each other.
-            bytes.extend((0..*payload).map(|at| ((at / 7 + number) % 100) as u8));
-        }
-    }
-    bytes
-}
-
-/// Lengths at which something changes.
-fn lengths() -> impl Strategy<Value = usize> {
-    let worth = WORTH_A_PIPE;
-    prop_oneof![
-        4 => 0_usize..20,
-        2 => 100_usize..200,
-        1 => 900_usize..1_100,
-        4 => worth - 20..worth + 20,
-        4 => Just(16 << 10),
-        2 => READ - 20..READ + 20,
-        1 => SCRATCH - 20..SCRATCH + 20,
-        1 => PIPE_BYTES - 20..PIPE_BYTES + 20,
-        1 => Just(700_000),
-    ]
-}
-
-fn frames() -> impl Strategy<Value = Vec<Sent>> {
-    let first = prop_oneof![
-        6 => Just(0x82_u8),
-        1 => Just(0x01),
-        1 => Just(0x80),
-        1 => Just(0x89),
-        1 => Just(0x8a),
-    ];
-    let one = (first, any::<bool>(), lengths());
-    // Runs of frames of one kind, since bulk is nothing else.
-    let run = (one, prop_oneof![Just(1_usize), 2_usize..6, 20_usize..40]);
-    // A Close that is far too large.
-    let close = (Just(0x88), any::<bool>(), prop_oneof![Just(2), Just(100_000)]);
-    (prop::collection::vec(run, 1..12), proptest::option::weighted(0.2, close)).prop_map(
-        |(runs, close)| {
-            const MOST: usize = 3 << 20;
-            let runs = runs.into_iter().flat_map(|(one, count)| vec![one; count]);
-            let mut total = 0;
-            runs.take_while(|(_, _, payload)| {
-                total += payload;
-                total < MOST
-            })
-            .chain(close)
-            .map(|(first, is_masked, payload)| Sent { first, is_masked, payload })
-            .collect()
-        },
-    )
-}
-
-fn policies() -> impl Strategy<Value = Policy> {
-    prop_oneof![
-        4 => Just(Policy::default()),
-        1 => Just(Policy { max_frame: Some(1 << 20), ..Policy::default() }),
-        1 => Just(Policy { max_frame: Some(PIPE_BYTES as u64 - 1), ..Policy::default() }),
-        1 => Just(Policy {
-            max_frames_per_second: Some(16),
-            rate_action: RateAction::Pause,
-            ..Policy::default()
-        }),
-    ]
-}
-
-fn sizes() -> impl Strategy<Value = Vec<usize>> {
-    let size = prop_oneof![
-        1 => 1_usize..20,
-        1 => 1_000_usize..20_000,
-        2 => 60_000_usize..300_000,
-        2 => Just(1 << 20),
-    ];
-    // With one that comes to an end.
-    prop::collection::vec(size, 0..6).prop_map(|sizes| [&sizes[..], &[200_000]].concat())
-}
-
-fn courses() -> impl Strategy<Value = Course> {
-    let act = prop_oneof![
-        3 => Just(Act::Nothing),
-        3 => Just(Act::Ping),
-        3 => Just(Act::Close),
-        1 => Just(Act::GiveUp),
-        1 => Just(Act::Urgent),
-    ];
-    let end = prop_oneof![5 => Just(End::Fin), 1 => Just(End::Reset)];
-    let cut = prop_oneof![Just(None), any::<prop::sample::Index>().prop_map(Some)];
-    let places = (any::<prop::sample::Index>(), cut, any::<bool>());
-    (frames(), policies(), 0_usize..3, sizes(), sizes(), (act, end), places).prop_map(
-        |(frames, policy, pongs, writes, reads, (act, end), (act_at, cut, is_unix))| {
-            let mut bytes = to_bytes(&frames);
-            if let Some(cut) = cut {
-                bytes.truncate(cut.index(bytes.len() + 1));
-            }
-            let act_at = act_at.index(bytes.len() + 1);
-            Course { bytes, policy, pongs, writes, reads, act, act_at, end, is_unix }
-        },
-    )
 }
 
 proptest! {
