@@ -183,16 +183,28 @@ impl Pool {
     /// Returns the picks for one handshake in the order in which they are to be tried, each backend
     /// once, but those at their limits: backups come after the others, and those that are out of
     /// use last, where no other is to be had at all. A lease is taken only when the iterator
-    /// reaches it. `key` is what [`Balance::Hash`] chooses by.
+    /// reaches it. `key` is what [`Balance::Hash`] chooses by; the backend that it was
+    /// [bound](Self::bind) to is tried first, also with a weight of 0.
     pub(crate) fn pick(&self, now: Instant, key: Option<u64>) -> Picks<'_> {
         self.update_weights(now);
-        Picks::new(self, self.chooser.order(&self.board, key), now)
+        let bound = key.and_then(|key| self.lineage.affinity.get(key));
+        let bound = bound.and_then(|id| self.backends().position(|one| one.id == id));
+        Picks::new(self, bound, self.chooser.order(&self.board, key), now)
+    }
+
+    /// Has a key belong to a backend for as long as requests with it keep coming.
+    pub(crate) fn bind(&self, key: u64, backend: &Backend) {
+        self.lineage.affinity.insert(key, backend.id);
     }
 
     /// Takes the first pick of a handshake, or has it wait where all backends in use are full and
-    /// fewer than `max_waiting` wait. Nobody is overtaken who waits.
+    /// fewer than `max_waiting` wait. Nobody is overtaken who waits, but by sessions that are at a
+    /// backend already.
     pub(crate) fn enter(&self, picks: &mut Picks<'_>, max_waiting: usize) -> Entered<Pick> {
         let queue = &self.lineage.queue;
+        if let Some(pick) = picks.take_bound() {
+            return Entered::Place(pick);
+        }
         if (max_waiting == 0 || queue.len() == 0)
             && let Some(pick) = picks.next()
         {

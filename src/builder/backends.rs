@@ -21,6 +21,20 @@ impl WsProxy {
         self
     }
 
+    /// Sets the part of an answer that tells the value by which a session's next requests are known
+    /// to belong to the same backend, whatever its hash is: `cookie:NAME` (set by the answer),
+    /// `json:NAME` (a member in the first KiB of its body, if the request had no value), or `none`.
+    /// At least the 65,536 values that were used last are remembered, in this process.
+    ///
+    /// For [`PlainHttp::Forward`](crate::PlainHttp::Forward). Default: what has the name in
+    /// [`hash_on`](Self::hash_on), the cookie for `cookie:NAME` and the member for `query:NAME`, as
+    /// for `query:sid` of Socket.IO. SignalR needs `hash_on("query:id")` and
+    /// `learn_from("json:connectionToken")`.
+    pub fn learn_from(mut self, part: impl Into<String>) -> Self {
+        self.raw.learn_from = Some(part.into());
+        self
+    }
+
     /// Sets the time that a handshake waits while every backend is at its `max_tunnels`, in
     /// milliseconds; those that wait are served in the order in which they came. At its end the
     /// client gets 503 with `Retry-After`. Default: 0, no waiting.

@@ -22,9 +22,9 @@ struct Document {
 impl Config {
     /// Returns the configuration in force as TOML that can be [parsed](Config::parse) again: each
     /// key with its value or its default. Without a default, and left out where they are not given,
-    /// are `name`, `hash_on`, `origins`, `socket_mode`, `health_path` and `health_check` of a
-    /// section, `host` of a health check and the keys that its kind does not take, and the tables
-    /// and keys of other programs.
+    /// are `name`, `hash_on`, `learn_from`, `origins`, `socket_mode`, `health_path` and
+    /// `health_check` of a section, `host` of a health check and the keys that its kind does not
+    /// take, and the tables and keys of other programs.
     ///
     /// Secrets are not in it. The token of `[admin]` is in a file of its own, of which the text has
     /// the path. In `headers` of a health check the value of a field is `***` if its name tells of
@@ -80,6 +80,7 @@ mod tests {
         ]
         balance = "hash"
         hash_on = "cookie:io"
+        learn_from = "json:sid"
         connect_timeout_ms = 1
         resolve = "watch"
         resolve_interval_ms = 2
@@ -183,8 +184,16 @@ mod tests {
         let keys = |table: &toml::Table| table.keys().cloned().collect::<BTreeSet<_>>();
         let mut expected: BTreeSet<_> = RawSection::KEYS.iter().map(|&key| key.into()).collect();
         expected.retain(|key: &String| {
-            !["name", "hash_on", "origins", "socket_mode", "health_path", "health_check"]
-                .contains(&key.as_str())
+            ![
+                "name",
+                "hash_on",
+                "learn_from",
+                "origins",
+                "socket_mode",
+                "health_path",
+                "health_check",
+            ]
+            .contains(&key.as_str())
         });
         let sections = table["ws_proxy"].as_array().unwrap();
         assert_eq!(sections.len(), 2);

@@ -394,6 +394,7 @@ mod tests {
 
     use super::*;
     use crate::handshake::hash_on::HashOn;
+    use crate::handshake::learn_from::LearnFrom;
 
     const GOOD: &str = "[[ws_proxy]]\nbind = \"127.0.0.1:8080\"\nbackends = [\"a:1\"]\n";
 
@@ -498,6 +499,7 @@ bind = "unix:/run/ws-proxy.sock"
 backends = ["ws://a:1", { address = "[::1]", weight = 3, max_tunnels = 5, backup = true }]
 balance = "hash"
 hash_on = "query:sid"
+learn_from = "json:id"
 connect_timeout_ms = 1
 resolve = "watch"
 resolve_interval_ms = 12
@@ -584,6 +586,7 @@ on_unhealthy = "drain"
         assert_eq!(second.address.authority, "[::1]");
         assert_eq!(settings.balance, crate::Balance::Hash);
         assert_eq!(settings.hash_on, Some(HashOn::Query("sid".to_owned())));
+        assert_eq!(settings.learn_from, Some(LearnFrom::Json("id".to_owned())));
         assert_eq!(settings.connect_timeout, Duration::from_millis(1));
         assert_eq!(settings.resolve, crate::Resolve::Watch);
         assert_eq!(settings.resolve_interval, Duration::from_millis(12));
@@ -780,6 +783,24 @@ on_unhealthy = "drain"
             (with("rebalance = 1"), "4: rebalance: invalid type: integer `1`, expected a boolean"),
             (with("balance = \"hash\""), "1: hash_on: is missing: name what balance"),
             (with("hash_on = \"path\""), "4: hash_on: has no effect without balance"),
+            (
+                with("learn_from = \"none\""),
+                "4: learn_from: has no effect without plain_http = \"forward\" and a hash_on of ",
+            ),
+            (
+                with(
+                    "balance = \"hash\"\nhash_on = \"path\"\nplain_http = \"forward\"\n\
+                      learn_from = \"none\"",
+                ),
+                "7: learn_from: has no effect without",
+            ),
+            (
+                with(
+                    "balance = \"hash\"\nhash_on = \"query:id\"\nplain_http = \"forward\"\n\
+                      learn_from = \"query:id\"",
+                ),
+                "7: learn_from: \"query:id\" is no part of an answer: write cookie:NAME, json:NAME",
+            ),
             (
                 with("hash_on = \"ip\"\nbalance = \"hash\""),
                 "4: hash_on: \"ip\" is no part of a request: write client_ip, path, header:NAME",

@@ -80,7 +80,7 @@ pub(crate) enum Value<'r> {
 }
 
 /// Returns the value of a pair `name=value` with this name.
-fn value_of<'p>(pair: &'p [u8], name: &str) -> Option<&'p [u8]> {
+pub(super) fn value_of<'p>(pair: &'p [u8], name: &str) -> Option<&'p [u8]> {
     pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod fields;
 pub(crate) mod forward;
 pub(crate) mod hash_on;
 pub(crate) mod http;
+pub(crate) mod learn_from;
 pub(crate) mod origin;
 pub(crate) mod plain;
 pub(crate) mod probe;

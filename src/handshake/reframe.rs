@@ -5,6 +5,7 @@
 
 use super::body::{Body, BodyPart, Framing};
 use super::forward::push_trailers;
+use super::learn_from::Seeker;
 
 /// Most bytes of all trailers of a body.
 const MAX_TRAILERS: usize = 8_192;
@@ -18,6 +19,8 @@ pub(crate) struct Reframer {
     /// Payload bytes that may still come.
     left: Option<u64>,
     trailers: Vec<u8>,
+    /// Looks at the beginning of the payload.
+    seeker: Option<Box<Seeker>>,
 }
 
 /// State of a body after some bytes.
@@ -41,7 +44,17 @@ pub(crate) enum BodyFault {
 impl Reframer {
     /// Creates one for a body that has not begun, and that is written in chunks or as it is.
     pub(crate) fn new(body: Body, writes_chunks: bool, max: Option<u64>) -> Self {
-        Self { body, writes_chunks, left: max, trailers: Vec::new() }
+        Self { body, writes_chunks, left: max, trailers: Vec::new(), seeker: None }
+    }
+
+    /// Has the payload looked through for a value.
+    pub(crate) fn seeking(self, seeker: Option<Box<Seeker>>) -> Self {
+        Self { seeker, ..self }
+    }
+
+    /// Takes the value that is sought, once it has come.
+    pub(crate) fn take_found(&mut self) -> Option<Vec<u8>> {
+        self.seeker.as_mut()?.take_found()
     }
 
     /// Takes the next bytes of the connection, and appends to `out` what is to be sent for them.
@@ -86,6 +99,9 @@ impl Reframer {
     fn write(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), BodyFault> {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(payload.len() as u64).ok_or(BodyFault::TooLarge)?;
+        }
+        if let Some(seeker) = &mut self.seeker {
+            seeker.advance(payload);
         }
         if !self.writes_chunks {
             out.extend_from_slice(payload);

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use super::values::limit;
-use super::{Invalid, RawSection};
+use super::{Invalid, PlainHttp, RawSection};
 use crate::backend::balance::Balance;
 use crate::backend::pool::BackendSettings;
 use crate::handshake::hash_on::HashOn;
+use crate::handshake::learn_from::LearnFrom;
 use crate::handshake::retry::RetryOn;
 use crate::net::address::Address;
 
@@ -125,6 +126,30 @@ impl RawSection {
                 Err(Invalid::new(KEY, mend))
             }
             None => Ok(None),
+        }
+    }
+
+    /// Returns what tells of the values that requests have for `hash_on`: by default, where plain
+    /// HTTP is forwarded, what goes with it.
+    pub(super) fn learn_from(
+        &self,
+        hash_on: Option<&HashOn>,
+    ) -> Result<Option<LearnFrom>, Invalid> {
+        const KEY: &str = "learn_from";
+        let part = hash_on.filter(|part| {
+            let is_of_session = !matches!(part, HashOn::ClientIp | HashOn::Path);
+            is_of_session && self.plain_http == Some(PlainHttp::Forward)
+        });
+        match (self.learn_from.as_deref(), part) {
+            (None, part) => Ok(part.and_then(LearnFrom::for_requests_with)),
+            (Some(text), Some(_)) => {
+                LearnFrom::parse(text).map_err(|problem| Invalid::new(KEY, problem))
+            }
+            (Some(_), None) => {
+                let mend = "has no effect without plain_http = \"forward\" and a hash_on of \
+                            cookie:NAME, query:NAME or header:NAME: set these, or leave it out";
+                Err(Invalid::new(KEY, mend))
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::backend::health::states::CheckRules;
 
 impl Settings {
     /// Returns the table that these settings come from, `given`, with the default of every key that
-    /// is not in it. `name`, `hash_on`, `origins`, `socket_mode`,
-    /// `health_path` and `health_check` have none.
+    /// is not in it. `name`, `hash_on`, `learn_from`, `origins`, `socket_mode`, `health_path` and
+    /// `health_check` have none.
     pub(crate) fn to_raw(&self, given: &RawSection) -> RawSection {
         let policy = &self.policy;
         let checks = self.health_check.as_deref().zip(self.health.checks);
@@ -22,6 +22,7 @@ impl Settings {
             backends: Some(self.backends.iter().map(BackendConfig::of).collect()),
             balance: Some(self.balance),
             hash_on: given.hash_on.clone(),
+            learn_from: given.learn_from.clone(),
             connect_timeout_ms: ms(self.connect_timeout),
             resolve: Some(self.resolve),
             resolve_interval_ms: ms(self.resolve_interval),

@@ -10,6 +10,7 @@ use crate::backend::health::states::HealthRules;
 use crate::backend::pool::{BackendSettings, PoolRules};
 use crate::handshake::forward::{Forwarded, HostHeader};
 use crate::handshake::hash_on::HashOn;
+use crate::handshake::learn_from::LearnFrom;
 use crate::handshake::origin::OriginList;
 use crate::handshake::retry::RetryOn;
 use crate::handshake::upgrade::HandshakeRules;
@@ -102,6 +103,7 @@ raw_table! {
         backends: Vec<BackendConfig>,
         balance: Balance,
         hash_on: String,
+        learn_from: String,
         connect_timeout_ms: i64,
         resolve: Resolve,
         resolve_interval_ms: i64,
@@ -164,6 +166,8 @@ pub(crate) struct Settings {
     pub(crate) balance: Balance,
     /// What [`Balance::Hash`] chooses by; `None` for the other rules.
     pub(crate) hash_on: Option<HashOn>,
+    /// What tells of the value that later requests have for [`Self::hash_on`].
+    pub(crate) learn_from: Option<LearnFrom>,
     /// Time for each connection attempt to a backend, and for each look-up of its name.
     pub(crate) connect_timeout: Duration,
     /// Whether names are looked up for each handshake, or watched.
@@ -247,12 +251,14 @@ impl RawSection {
             timeout("connect_timeout_ms", self.connect_timeout_ms, CONNECT_TIMEOUT_MS)?;
         let max_connections = limit("max_connections", self.max_connections)?;
         let (health_check, checks) = self.health_check()?.unzip();
+        let hash_on = self.hash_on()?;
         Ok(Settings {
             name: self.name.clone(),
             bind,
             backends,
             balance: self.balance.unwrap_or_default(),
-            hash_on: self.hash_on()?,
+            learn_from: self.learn_from(hash_on.as_ref())?,
+            hash_on,
             connect_timeout,
             resolve: self.resolve.unwrap_or_default(),
             resolve_interval: self.resolve_interval()?,

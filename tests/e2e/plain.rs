@@ -606,6 +606,144 @@ fn a_key_brings_requests_and_upgrades_to_one_backend() {
     assert!(met[0] > 0 && met[1] > 0, "{met:?}");
 }
 
+/// Answers the next connection of any backend; gives the backend's index.
+fn answer_any(backends: &[&Backend], answer: &str) -> usize {
+    let index = Backend::wait_for_any(backends);
+    answer_next(backends[index], answer);
+    index
+}
+
+/// Begins a session without a value, then goes on with polls and an upgrade that have one; gives
+/// the indexes of the backends that they have come to.
+fn session(
+    proxy: &Proxy,
+    backends: &[&Backend],
+    begin: &str,
+    first: &str,
+    later: &str,
+) -> [usize; 4] {
+    let (start, lines) = later.split_once('\n').unwrap_or((later, ""));
+    let mut client = Peer::sending(proxy.address, request(begin, ""));
+    let begun = answer_any(backends, first);
+    client.expect(first);
+    client.send(request(&format!("GET {start}"), lines));
+    let polled = answer_any(backends, &ok("2"));
+    client.expect(ok("2"));
+    let post = request(&format!("POST {start}"), &format!("{lines}Content-Length: 1\r\n"));
+    client.send(post + "2");
+    let posted = answer_any(backends, &ok("ok"));
+    client.expect(ok("ok"));
+    // As any client does, on a connection of its own.
+    let mut client = Peer::sending(
+        proxy.address,
+        upgrade(lines).replacen("GET /chat", &format!("GET {start}"), 1),
+    );
+    let upgraded = Backend::wait_for_any(backends);
+    let (_server, _) = backends[upgraded].accept_tunnel();
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    [begun, polled, posted, upgraded]
+}
+
+#[test]
+fn a_session_stays_where_it_has_begun() {
+    let backends = [Backend::start(), Backend::start(), Backend::start()];
+    let backends = [&backends[0], &backends[1], &backends[2]];
+    let proxy = |hash_on: &str, learn_from: Option<&str>| {
+        let proxy = forwarding(&backends).balance(Balance::Hash).hash_on(hash_on);
+        Proxy::start(match learn_from {
+            Some(part) => proxy.learn_from(part),
+            None => proxy,
+        })
+    };
+    let chunked = |first: &str, second: &str| {
+        let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+        let chunks = [first, second].map(chunk).concat();
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n")
+    };
+    // Socket.IO as it comes, its cookie, and SignalR.
+    let (by_sid, by_cookie) = (proxy("query:sid", None), proxy("cookie:io", None));
+    let by_token = proxy("query:id", Some("json:connectionToken"));
+    let mut met = [0; 3];
+    for number in 0..9 {
+        let begin = "GET /io/?EIO=4&transport=polling";
+        let later = format!("/io/?EIO=4&sid=S-{number}&transport=polling");
+        let body = format!("0{{\"sid\":\"S-{number}\",\"upgrades\":[\"websocket\"]}}");
+        let first = if number % 2 == 0 { ok(&body) } else { chunked(&body[..11], &body[11..]) };
+        let came = session(&by_sid, &backends, begin, &first, &later);
+        assert!(came.iter().all(|&index| index == came[0]), "{came:?}");
+        met[came[0]] += 1;
+
+        let first = format!(
+            "HTTP/1.1 200 OK\r\nSet-Cookie: io=c{number}; Path=/\r\nContent-Length: 0\r\n\r\n"
+        );
+        let later = format!("/io/?EIO=4\nCookie: a=b; io=c{number}\r\n");
+        let came = session(&by_cookie, &backends, begin, &first, &later);
+        assert!(came.iter().all(|&index| index == came[0]), "{came:?}");
+
+        let begin = "POST /hub/negotiate?negotiateVersion=1";
+        let body = format!("{{\"connectionId\":\"x\",\"connectionToken\":\"t_{number}\"}}");
+        let came = session(&by_token, &backends, begin, &ok(&body), &format!("/hub?id=t_{number}"));
+        assert!(came.iter().all(|&index| index == came[0]), "{came:?}");
+    }
+    // What has no value goes round.
+    assert_eq!(met, [3; 3]);
+}
+
+#[test]
+fn a_new_cookie_takes_the_place_of_an_old_one() {
+    let backends = [Backend::start(), Backend::start()];
+    let backends = [&backends[0], &backends[1]];
+    let proxy = Proxy::start(forwarding(&backends).balance(Balance::Hash).hash_on("cookie:io"));
+    for number in 0..8 {
+        let mut client = Peer::sending(proxy.address, request("GET /", "Cookie: io=old\r\n"));
+        let answer =
+            format!("HTTP/1.1 403 x\r\nSet-Cookie: io=new{number}\r\nContent-Length: 0\r\n\r\n");
+        let begun = answer_any(&backends, &answer);
+        client.expect(answer);
+        client.send(request("GET /", &format!("Cookie: io=new{number}\r\n")));
+        assert_eq!(answer_any(&backends, &ok("")), begun, "{number}");
+        client.expect(ok(""));
+    }
+}
+
+#[test]
+fn nothing_is_learned_from_what_begins_no_session() {
+    let backends = [Backend::start(), Backend::start()];
+    let backends = [&backends[0], &backends[1]];
+    let body = |number: i32| format!("{{\"sid\":\"n{number}\"}}");
+    let hashed = forwarding(&backends).balance(Balance::Hash).hash_on("query:sid");
+    // Where each value belongs by its hash alone.
+    let proxy = Proxy::start(hashed.clone().learn_from("none"));
+    let by_hash = |number: i32| {
+        let mut client = Peer::sending(proxy.address, request(&format!("GET /?sid=n{number}"), ""));
+        let index = answer_any(&backends, &ok(&body(number)));
+        client.expect(ok(&body(number)));
+        index
+    };
+    let expected: Vec<_> = (0..12).map(by_hash).collect();
+    assert!(expected.contains(&0) && expected.contains(&1));
+    let learning = Proxy::start(hashed);
+    for (proxy, begin, answer) in table([
+        // Turned off.
+        (&proxy, "GET /", &ok as &dyn Fn(&str) -> String),
+        // A request of a session.
+        (&learning, "GET /?sid=old", &ok),
+        // An error page.
+        (&learning, "GET /", &|body: &str| ok(body).replacen("200 OK", "500 Oh", 1)),
+    ]) {
+        for number in 0..12 {
+            let mut client = Peer::sending(proxy.address, request(begin, ""));
+            let first = answer(&body(number));
+            answer_any(&backends, &first);
+            client.expect(first);
+            client.send(request(&format!("GET /?sid=n{number}"), ""));
+            let came = answer_any(&backends, &ok(""));
+            assert_eq!(came, expected[number as usize], "{begin} {number}");
+            client.expect(ok(""));
+        }
+    }
+}
+
 #[test]
 fn exchanges_are_counted_and_told() {
     let backend = Backend::start();

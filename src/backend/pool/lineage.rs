@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use super::{Pick, Pool};
+use crate::backend::affinity::SharedAffinity;
 use crate::backend::balance::CountSlab;
 use crate::backend::queue::HandshakeQueue;
 use crate::lock::lock;
@@ -16,6 +17,8 @@ pub(in crate::backend) struct Lineage {
     pub(in crate::backend) counts: CountSlab,
     /// Handshakes that wait while all backends are full.
     pub(in crate::backend) queue: Arc<HandshakeQueue<Pick>>,
+    /// Keys that belong to a backend, whatever their hash is.
+    pub(super) affinity: SharedAffinity,
     /// Pool that new handshakes choose from.
     current: Mutex<Weak<Pool>>,
     /// Number of changes of the usage of a backend.

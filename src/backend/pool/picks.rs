@@ -19,6 +19,8 @@ pub(crate) struct Pick {
 /// The picks for one handshake, in the order in which they are to be tried.
 pub(crate) struct Picks<'a> {
     pool: &'a Pool,
+    /// The backend that the key belongs to.
+    bound: Option<usize>,
     /// The choice among those in use.
     order: Option<Order<'a>>,
     /// Those that the choice has not named: spare ones, and those that are out of use.
@@ -31,9 +33,22 @@ pub(crate) struct Picks<'a> {
 }
 
 impl<'a> Picks<'a> {
-    pub(super) fn new(pool: &'a Pool, order: Order<'a>, now: Instant) -> Self {
+    pub(super) fn new(
+        pool: &'a Pool,
+        bound: Option<usize>,
+        order: Order<'a>,
+        now: Instant,
+    ) -> Self {
         let (rest, tried) = (Vec::new().into_iter(), Vec::new());
-        Self { pool, order: Some(order), rest, first: None, tried, now }
+        Self { pool, bound, order: Some(order), rest, first: None, tried, now }
+    }
+
+    /// Takes the backend that the key belongs to, if it is in use and has a place.
+    pub(super) fn take_bound(&mut self) -> Option<Pick> {
+        let index = self.bound.take()?;
+        let pick = self.pool.take(index, self.now)?;
+        self.first = Some(index);
+        Some(pick)
     }
 
     /// Goes on after a pick that was not taken here: it is not to be tried again.
@@ -78,6 +93,9 @@ impl Iterator for Picks<'_> {
     type Item = Pick;
 
     fn next(&mut self) -> Option<Pick> {
+        if let Some(pick) = self.take_bound() {
+            return Some(pick);
+        }
         loop {
             let (index, pick) = match self.order.as_mut().map(Iterator::next) {
                 Some(Some(index)) if self.has_tried(index) => continue,

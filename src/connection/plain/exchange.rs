@@ -10,6 +10,7 @@ use super::relay::{BodyError, relay, write};
 use super::told::Told;
 use crate::answer::{AnswerError, AnswerReader};
 use crate::backend::Trial;
+use crate::backend::balance::key_of;
 use crate::backend::dial::dial;
 use crate::backend::pool::Pick;
 use crate::connection::exchange::{
@@ -22,6 +23,7 @@ use crate::handshake::body::{Body, Framing};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::plain_request_head;
 use crate::handshake::http::{ResponseHead, Version};
+use crate::handshake::learn_from::LearnFrom;
 use crate::handshake::plain::{PlainAnswer, PlainRequest, Sent};
 use crate::handshake::reframe::{BodyFault, Reframer};
 use crate::handshake::scan::HeadScan;
@@ -49,6 +51,8 @@ pub(super) struct Exchange<'a> {
     unanswered: &'a Unanswered<'a>,
     request: &'a PlainRequest<'a>,
     request_id: &'a str,
+    /// What [`Balance::Hash`](crate::Balance::Hash) chooses by.
+    key: Option<u64>,
     told: &'a Told<'a>,
     /// Bytes that came after the request; `None` while it has not ended.
     pub(super) rest: RefCell<Option<Vec<u8>>>,
@@ -70,8 +74,9 @@ impl<'a> Exchange<'a> {
         request_id: &'a str,
         told: &'a Told<'a>,
     ) -> Self {
+        let key = hash_key(request.asked(), unanswered.client);
         let (rest, is_answered) = Default::default();
-        Self { unanswered, request, request_id, told, rest, is_answered }
+        Self { unanswered, request, request_id, key, told, rest, is_answered }
     }
 
     /// Brings the request to the first backend that accepts, in the pool's order, and to the next
@@ -81,8 +86,7 @@ impl<'a> Exchange<'a> {
     /// [repeatable]: PlainRequest::is_repeatable
     pub(super) async fn run(&self, early: &[u8]) -> Result<Whole, Unserved> {
         let &Unanswered { socket, client, .. } = self.unanswered;
-        let key = hash_key(self.request.asked(), client);
-        let mut turns = Turns::new(socket.reactor(), &client.section, key);
+        let mut turns = Turns::new(socket.reactor(), &client.section, self.key);
         let mut faults = Faults::default();
         loop {
             let connected = async { self.connect(&mut turns, &mut faults).await };
@@ -160,7 +164,8 @@ impl<'a> Exchange<'a> {
         let is_chunked = framing == Framing::Chunked;
         let body = Reframer::new(Body::strict(framing), is_chunked, settings.plain.max_body);
         let out = head.unwrap_or_default();
-        match relay(socket, backend, (out, early), body, settings.plain.body_timeout).await {
+        let timeout = settings.plain.body_timeout;
+        match relay(socket, backend, (out, early), body, timeout, |_| {}).await {
             Ok(rest) => drop(self.rest.replace(Some(rest))),
             // Its answer, if there is one, tells why.
             Err(BodyError::Sink(error)) if error.kind() != io::ErrorKind::TimedOut => {}
@@ -204,14 +209,19 @@ impl<'a> Exchange<'a> {
     /// Reads the backend's answers, and forwards them.
     async fn forward_answer(&self, backend: &Socket) -> Result<Whole, Unanswerable> {
         let &Unanswered { socket, client, .. } = self.unanswered;
-        let timeout = client.section.settings.plain.body_timeout;
+        let settings = &client.section.settings;
+        let (learn_from, timeout) = (settings.learn_from.as_ref(), settings.plain.body_timeout);
         let mut answers = AnswerReader::new(HeadScan::default());
         let (status, head, framing, sent, closes) = loop {
             // No scan but one that allows it passes a bare LF.
             let judge = |response: &ResponseHead<'_>, _: bool| {
                 // What the client still sends of a body cannot be told from a next request.
                 let closes = self.rest.borrow().is_none() || client.section.life.is_leaving();
-                PlainAnswer::judge(response, self.request, closes)
+                let judged = PlainAnswer::judge(response, self.request, closes)?;
+                if let Some(value) = learn_from.and_then(|part| part.in_head(response)) {
+                    self.bind(value);
+                }
+                Ok(judged)
             };
             match answers.next(backend, pending::<()>(), judge).await? {
                 PlainAnswer::Interim { head } => {
@@ -240,9 +250,12 @@ impl<'a> Exchange<'a> {
             socket.reset_on_close(true);
         }
         let framing = framing.unwrap_or(Framing::Length(0));
+        // A request that has a value is of a session that has begun.
+        let begins = self.key.is_none() && (200..300).contains(&status);
+        let seeker = learn_from.filter(|_| begins).and_then(LearnFrom::seeker);
         let body = Reframer::new(Body::new(framing), sent == Sent::Body(Framing::Chunked), None);
-        let rest = answers.into_rest();
-        match relay(backend, socket, (head, rest), body, timeout).await {
+        let (body, rest) = (body.seeking(seeker), answers.into_rest());
+        match relay(backend, socket, (head, rest), body, timeout, |value| self.bind(value)).await {
             Ok(_) => {
                 if is_delimited_by_end {
                     socket.reset_on_close(false);
@@ -256,6 +269,13 @@ impl<'a> Exchange<'a> {
             }
             Err(BodyError::Source(error)) => Err(Unanswerable::Cut(error)),
             Err(BodyError::Sink(_)) => Err(Unanswerable::Gone),
+        }
+    }
+
+    /// Has the requests with this value come to the backend that has the request.
+    fn bind(&self, value: &[u8]) {
+        if let Some(lease) = self.told.lease.borrow().as_ref() {
+            self.unanswered.client.section.pool.bind(key_of(value), lease.backend());
         }
     }
 

@@ -26,16 +26,20 @@ pub(super) enum BodyError {
 
 /// Relays a body, after what is in `out`, and beginning with `bytes` that have come already;
 /// returns the bytes that came after it. At most one buffer of it is held. `timeout` bounds each
-/// wait.
+/// wait. `found` gets what the body [is sought for](Reframer::seeking), before it goes on.
 pub(super) async fn relay(
     mut from: &Socket,
     to: &Socket,
     (mut out, mut bytes): (Vec<u8>, Vec<u8>),
     mut body: Reframer,
     timeout: Option<Duration>,
+    found: impl Fn(&[u8]),
 ) -> Result<Vec<u8>, BodyError> {
     loop {
         let reframed = body.advance(&bytes, &mut out).map_err(BodyError::Body)?;
+        if let Some(value) = body.take_found() {
+            found(&value);
+        }
         write(to, &out, timeout).await.map_err(BodyError::Sink)?;
         out.clear();
         if let Reframed::End(end) = reframed {

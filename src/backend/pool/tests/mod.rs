@@ -343,3 +343,38 @@ fn evening_out_brings_handshakes_to_those_with_few_tunnels() {
     let names: Vec<_> = (0..4).map(|_| name(&first(&pool, now).unwrap()).to_owned()).collect();
     assert_eq!(names.iter().filter(|name| *name == "a:1").count(), 2);
 }
+
+#[test]
+fn a_key_comes_to_the_backend_that_it_is_bound_to() {
+    let (pool, now) = (create(settings(&["a:1", "b:2", "c:3"]), Balance::Hash), Instant::now());
+    let by_hash = order(&pool, now, Some(7));
+    let last = by_hash[2..].to_owned();
+    let index = usize::from(last.as_bytes()[0] - b'a');
+    pool.bind(7, backend(&pool, index));
+    let bound = format!("{last}{}", &by_hash[..2]);
+    assert_eq!(order(&pool, now, Some(7)), bound);
+    // Of others nothing has changed.
+    let fresh = create(settings(&["a:1", "b:2", "c:3"]), Balance::Hash);
+    assert!((8..40).all(|key| order(&pool, now, Some(key)) == order(&fresh, now, Some(key))));
+
+    // Through a reload; one that new sessions do not come to keeps those that it has.
+    let mut closed = settings(&["a:1", "b:2", "c:3"]);
+    closed[index].weight = 0;
+    let closed = next(&pool, closed, Balance::Hash);
+    assert_eq!(order(&closed, now, Some(7))[..1], last);
+    assert_ne!(order(&closed, now, Some(8))[..1], last);
+    let other = next(&closed, settings(&["a:1", "b:2", "c:3"]), Balance::Hash);
+    assert_eq!(order(&other, now, Some(7)), bound);
+
+    // Out of use it comes last.
+    assert!(eject(&other, index, now));
+    assert_eq!(order(&other, now, Some(7)), by_hash);
+    // A later backend at the same address is another one.
+    let mut without = settings(&["a:1", "b:2", "c:3"]);
+    without.remove(index);
+    let without = next(&other, without, Balance::Hash);
+    assert_eq!(order(&without, now, Some(7)), by_hash[..2]);
+    drop((pool, closed, other));
+    let again = next(&without, settings(&["a:1", "b:2", "c:3"]), Balance::Hash);
+    assert_eq!(order(&again, now, Some(7)), by_hash);
+}

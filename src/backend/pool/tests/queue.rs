@@ -93,3 +93,19 @@ fn who_waits_is_served_by_a_backend_that_comes_back() {
     let pick = served(&mut ticket).unwrap();
     assert_eq!(name(&pick), "b:2");
 }
+
+#[test]
+fn a_session_that_is_at_a_backend_does_not_wait_behind_new_ones() {
+    let (now, mut settings) = (Instant::now(), settings(&["a:1", "b:2"]));
+    settings.iter_mut().for_each(|one| one.max_tunnels = Some(1));
+    // It gets no new ones.
+    settings[1].weight = 0;
+    let pool = create(settings, Balance::Hash);
+    let Entered::Place(_held) = enter(&pool, now) else { panic!("there is a place") };
+    let Entered::Waits(_new) = enter(&pool, now) else { panic!("the one in use is full") };
+    pool.bind(7, backend(&pool, 1));
+    let of_session = || pool.enter(&mut pool.pick(now, Some(7)), 2);
+    let Entered::Place(poll) = of_session() else { panic!("its backend has a place") };
+    assert_eq!(name(&poll), "b:2");
+    let Entered::Waits(_poll) = of_session() else { panic!("its backend is full") };
+}
