@@ -33,9 +33,9 @@ async function listen(server) {
 }
 
 /// A Socket.IO server that echoes, and tells its name.
-async function socketIo(name) {
+async function socketIo(name, options = {}) {
     const http = createServer();
-    const server = new Server(http, { pingInterval: 1_000 });
+    const server = new Server(http, { pingInterval: 1_000, ...options });
     server.on("connection", (socket) => {
         socket.on("echo", (value, answer) => answer(value, name));
     });
@@ -141,13 +141,16 @@ async function echo(client, value) {
 }
 
 const [one, other] = [await socketIo("one"), await socketIo("other")];
+const withCookies = [await socketIo("one", { cookie: true }), await socketIo("other", { cookie: true })];
 const hub = await signalR();
 const proxy = await startProxy([
     { backends: [one] },
     { backends: [one, other], more: 'balance = "hash"\nhash_on = "query:key"' },
+    { backends: [one, other], more: 'balance = "hash"\nhash_on = "query:sid"' },
+    { backends: withCookies, more: 'balance = "hash"\nhash_on = "cookie:io"' },
     { backends: [hub] },
 ]);
-const [single, sticky, forHub] = proxy.ports;
+const [single, byKey, bySid, byCookie, forHub] = proxy.ports;
 
 const client = await connect(single);
 for (let count = 0; count < 50; count += 1) await echo(client, { count });
@@ -172,17 +175,27 @@ await echo(direct, "at once");
 direct.close();
 console.log("Socket.IO: WebSockets alone");
 
-const keys = Array.from({ length: 16 }, (_, key) => key);
-const names = await Promise.all(keys.map(async (key) => {
-    const client = await connect(sticky, { query: { key } });
-    const before = await echo(client, key);
-    await upgraded(client);
-    assert.equal(await echo(client, key), before);
-    client.close();
-    return before;
-}));
-assert.equal(new Set(names).size, 2, `all came to ${names[0]}`);
-console.log("Socket.IO: two backends, each session at one");
+/// Lets 16 clients each poll and then upgrade; they come to two servers, and each stays at one.
+async function staysAtOne(port, options) {
+    const clients = Array.from({ length: 16 }, async (_, key) => {
+        const client = await connect(port, options(key));
+        const before = await echo(client, key);
+        // More polls, which may come on other connections.
+        await Promise.all(Array.from({ length: 4 }, (_, count) => echo(client, count)));
+        await upgraded(client);
+        assert.equal(await echo(client, key), before);
+        client.close();
+        return before;
+    });
+    const names = await Promise.all(clients);
+    assert.equal(new Set(names).size, 2, `all came to ${names[0]}`);
+}
+await staysAtOne(byKey, (key) => ({ query: { key } }));
+console.log("Socket.IO: two backends, each session at one, by a parameter of the client");
+await staysAtOne(bySid, () => ({}));
+console.log("Socket.IO: two backends, each session at one, by its id");
+await staysAtOne(byCookie, () => ({ withCredentials: true }));
+console.log("Socket.IO: two backends, each session at one, by its cookie");
 
 const { WebSockets, ServerSentEvents } = signalr.HttpTransportType;
 for (const transport of [WebSockets, ServerSentEvents]) {
@@ -209,5 +222,5 @@ console.log("Socket.IO: a drain disconnects the clients");
 
 const faults = proxy.lines.filter((line) => /level=(warn|error)/.test(line));
 assert.deepEqual(faults, []);
-for (const server of [one, other, hub]) server.close();
+for (const server of [one, other, ...withCookies, hub]) server.close();
 process.exit(0);
