@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::lock::lock;
 
-/// Sessions of a generation: 1 to 2 MiB of memory.
+/// Sessions of a generation, which take 2.2 MiB.
 const GENERATION_MAX: usize = 65_536;
 
 /// Remembers the backend of each key: at least of the [`GENERATION_MAX`] that were used last. Two
