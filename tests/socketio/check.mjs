@@ -42,55 +42,123 @@ async function socketIo(name, options = {}) {
     return { port: await listen(http), close: () => server.close() };
 }
 
-/// A server of SignalR's negotiation and of its JSON protocol, over WebSockets and server-sent
-/// events, with a hub whose only method echoes.
+/// A server of SignalR's negotiation (version 1) and of its JSON protocol over all its transports.
+/// Its hub echoes, tells something by a message of its own, and closes the connection.
 async function signalR() {
     const END = "\x1e";
-    const streams = new Map();
-    const answer = (text, send) => {
+    const POLL = 200;
+    const sessions = new Map();
+
+    /// Ends a poll with what there is for it: messages, nothing (200) or the end (204).
+    const answerPoll = (session) => {
+        const { poll, waiting } = session;
+        if (poll === undefined) return;
+        session.poll = undefined;
+        clearTimeout(session.timer);
+        poll.writeHead(waiting.length === 0 && session.ended ? 204 : 200).end(waiting.join(""));
+        session.waiting = [];
+    };
+    const send = (session, message) => {
+        const record = JSON.stringify(message) + END;
+        if (session.transport === "ServerSentEvents") {
+            session.stream.write(`data: ${record}\r\n\r\n`);
+        } else if (session.transport === "WebSockets") {
+            session.stream.send(record);
+        } else {
+            session.waiting.push(record);
+            answerPoll(session);
+        }
+    };
+    const methods = {
+        Echo: (_, value) => value,
+        // Later than its own completion; by long polling, after some polls with nothing.
+        Tell: (session, value) => {
+            session.afterEmpty = { left: 3, message: { type: 1, target: "told", arguments: [value] } };
+            if (session.transport !== "LongPolling") {
+                setTimeout(() => send(session, session.afterEmpty.message), POLL);
+            }
+        },
+        // A poll has a status for it, the others a message.
+        Close: (session) => {
+            setImmediate(() => {
+                session.ended = true;
+                if (session.transport === "LongPolling") return answerPoll(session);
+                send(session, { type: 7 });
+                session.stream[session.transport === "WebSockets" ? "close" : "end"]();
+            });
+        },
+    };
+    const receive = (session, text) => {
         for (const record of text.split(END).filter((record) => record !== "")) {
-            const message = JSON.parse(record);
-            if (message.protocol === "json") send(`{}${END}`);
-            if (message.type === 1) {
-                const completion = { type: 3, invocationId: message.invocationId };
-                send(JSON.stringify({ ...completion, result: message.arguments[0] }) + END);
+            const { type, protocol, invocationId, target, arguments: values } = JSON.parse(record);
+            if (protocol === "json") send(session, {});
+            if (type === 1) {
+                const result = methods[target](session, ...values);
+                send(session, { type: 3, invocationId, result });
             }
         }
     };
+    /// The routes of a session; the first GET of a long poll is answered at once.
+    const routes = {
+        GET: (session, request, response) => {
+            if (request.headers.accept === "text/event-stream") {
+                session.transport = "ServerSentEvents";
+                session.stream = response;
+                response.writeHead(200, { "Content-Type": "text/event-stream" });
+                response.write(":\r\n\r\n");
+                return;
+            }
+            const isFirst = session.transport === undefined;
+            session.transport = "LongPolling";
+            session.poll = response;
+            response.on("close", () => session.poll === response && (session.poll = undefined));
+            if (isFirst || session.waiting.length > 0 || session.ended) return answerPoll(session);
+            session.timer = setTimeout(() => {
+                session.empty += 1;
+                answerPoll(session);
+                if (session.afterEmpty && (session.afterEmpty.left -= 1) === 0) {
+                    send(session, session.afterEmpty.message);
+                }
+            }, POLL);
+        },
+        POST: (session, _, response, body) => {
+            receive(session, body);
+            response.end();
+        },
+        DELETE: (session, _, response) => {
+            session.deleted = true;
+            session.ended = true;
+            answerPoll(session);
+            response.writeHead(202).end();
+        },
+    };
+    const sessionOf = ({ url }) => sessions.get(new URL(url, "http://a").searchParams.get("id"));
     const http = createServer(async (request, response) => {
-        const url = new URL(request.url, "http://a");
         let body = "";
         for await (const part of request) body += part;
-        if (url.pathname === "/hub/negotiate") {
-            const id = `${streams.size}-${Date.now()}`;
-            const transport = (transport, ...formats) => ({ transport, transferFormats: formats });
+        if (request.url.startsWith("/hub/negotiate?")) {
+            assert.equal(request.method, "POST");
+            const connectionToken = `token-${sessions.size}`;
+            const connectionId = `id-${sessions.size}`;
+            sessions.set(connectionToken, { connectionId, waiting: [], empty: 0 });
+            const availableTransports = ["WebSockets", "ServerSentEvents", "LongPolling"]
+                .map((transport) => ({ transport, transferFormats: ["Text"] }));
             response.setHeader("Content-Type", "application/json");
-            response.end(JSON.stringify({
-                negotiateVersion: 1,
-                connectionId: id,
-                connectionToken: id,
-                availableTransports: [
-                    transport("WebSockets", "Text", "Binary"),
-                    transport("ServerSentEvents", "Text"),
-                ],
-            }));
-        } else if (request.method === "GET") {
-            response.writeHead(200, { "Content-Type": "text/event-stream" });
-            response.write("\r\n");
-            streams.set(url.searchParams.get("id"), response);
-        } else if (request.method === "POST") {
-            const stream = streams.get(url.searchParams.get("id"));
-            answer(body, (text) => stream.write(`data: ${text}\r\n\r\n`));
-            response.end();
-        } else {
-            streams.get(url.searchParams.get("id"))?.end();
-            response.writeHead(202).end();
+            const negotiated = { negotiateVersion: 1, connectionId, connectionToken };
+            response.end(JSON.stringify({ ...negotiated, availableTransports }));
+            return;
         }
+        const session = sessionOf(request);
+        if (session === undefined) return response.writeHead(404).end();
+        routes[request.method](session, request, response, body);
     });
-    new WebSocketServer({ server: http }).on("connection", (socket) => {
-        socket.on("message", (data) => answer(data.toString(), (text) => socket.send(text)));
+    new WebSocketServer({ server: http }).on("connection", (socket, request) => {
+        const session = sessionOf(request);
+        session.transport = "WebSockets";
+        session.stream = socket;
+        socket.on("message", (data) => receive(session, data.toString()));
     });
-    return { port: await listen(http), close: () => http.close() };
+    return { port: await listen(http), sessions, close: () => http.close() };
 }
 
 /// The program with sections in front of these backends; gives their ports in order.
@@ -197,19 +265,37 @@ console.log("Socket.IO: two backends, each session at one, by its id");
 await staysAtOne(byCookie, () => ({ withCredentials: true }));
 console.log("Socket.IO: two backends, each session at one, by its cookie");
 
-const { WebSockets, ServerSentEvents } = signalr.HttpTransportType;
-for (const transport of [WebSockets, ServerSentEvents]) {
-    const connection = new signalr.HubConnectionBuilder()
-        .withUrl(`http://127.0.0.1:${forHub}/hub`, { transport })
-        .configureLogging(signalr.LogLevel.Warning)
-        .build();
-    await inTime(connection.start(), "SignalR to start");
-    for (let count = 0; count < 20; count += 1) {
-        assert.equal(await inTime(connection.invoke("Echo", count), "an echo"), count);
+for (const name of ["WebSockets", "ServerSentEvents", "LongPolling"]) {
+    const open = async () => {
+        const connection = new signalr.HubConnectionBuilder()
+            .withUrl(`http://127.0.0.1:${forHub}/hub`, { transport: signalr.HttpTransportType[name] })
+            .configureLogging(signalr.LogLevel.Warning)
+            .build();
+        await inTime(connection.start(), `SignalR to start with ${name}`);
+        const session = [...hub.sessions.values()].at(-1);
+        assert.equal(session.transport, name);
+        assert.equal(session.connectionId, connection.connectionId);
+        const closed = new Promise((resolve) => connection.onclose(resolve));
+        return { connection, session, closed };
+    };
+
+    const { connection, session, closed } = await open();
+    for (const value of [...Array(20).keys(), "x".repeat(300_000)]) {
+        assert.equal(await inTime(connection.invoke("Echo", value), "an echo"), value);
     }
+    const told = new Promise((resolve) => connection.on("told", resolve));
+    await inTime(connection.invoke("Tell", name), "a completion");
+    assert.equal(await inTime(told, `a message of the server by ${name}`), name);
     await inTime(connection.stop(), "SignalR to stop");
+    assert.equal(await inTime(closed, "the end"), undefined);
+    assert.equal(session.deleted, name === "LongPolling" ? true : undefined);
+    assert.equal(session.empty >= 3, name === "LongPolling");
+
+    const other = await open();
+    await inTime(other.connection.invoke("Close"), "a completion");
+    assert.equal(await inTime(other.closed, `the server's end by ${name}`), undefined);
+    console.log(`SignalR: negotiation, then ${name}`);
 }
-console.log("SignalR: negotiation, then a WebSocket, and server-sent events");
 
 const last = [await connect(single), await connect(single, { transports: ["polling"] })];
 await upgraded(last[0]);
