@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Uses the page of the admin listener in a headless Chromium, and writes pictures of it into
-# target/browser/. Chromium: $CHROMIUM, else the one in PATH, else Debian's, which is installed.
+# target/browser/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -8,11 +8,8 @@ cd "$(dirname "$0")/../.."
 # shellcheck source=tests/deploy/python.sh
 . tests/deploy/python.sh
 
-chromium=${CHROMIUM:-$(command -v chromium || command -v google-chrome || true)}
-if [ -z "$chromium" ]; then
-    install_package chromium "a Chromium (CHROMIUM names one)"
-    chromium=$(command -v chromium)
-fi
+# shellcheck source=tests/browser/install.sh
+. tests/browser/install.sh
 
 cargo build --quiet --locked
 target="${CARGO_TARGET_DIR:-target}"

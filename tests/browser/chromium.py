@@ -12,7 +12,9 @@ from pathlib import Path
 import websockets
 
 PATIENCE = 30
-# Completes when the expression is true, which is looked at whenever the page changes.
+# Error of the DevTools protocol.
+NAVIGATED = "Inspected target navigated or closed"
+# Completes when the expression is true, which is looked at whenever the page changes or has loaded.
 WHEN = """new Promise((done) => {
   const look = () => {
     let is;
@@ -21,6 +23,7 @@ WHEN = """new Promise((done) => {
   };
   const stop = new MutationObserver(look);
   stop.observe(document, { attributes: true, characterData: true, childList: true, subtree: true });
+  addEventListener("load", look);
   look();
 })"""
 # Text that is too faint on its ground for WCAG 2.1, 1.4.3 (AA).
@@ -50,11 +53,15 @@ FAINT = """(() => {
 })()"""
 
 
+class Navigated(AssertionError):
+    """The page has been left for another one, or loaded again."""
+
+
 class Chromium:
     """A browser of its own, with an empty profile."""
 
-    def __init__(self, program):
-        self.program = program
+    def __init__(self, program, *arguments):
+        self.program, self.arguments = program, arguments
 
     async def __aenter__(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -77,6 +84,7 @@ class Chromium:
         self.process = await asyncio.create_subprocess_exec(
             self.program,
             *arguments,
+            *self.arguments,
             "about:blank",
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -120,7 +128,9 @@ class Chromium:
         async with asyncio.timeout(PATIENCE):
             message = await answer
         if "error" in message:
-            raise AssertionError(f"{method}: {message['error']}")
+            error = message["error"]
+            kind = Navigated if error["message"] == NAVIGATED else AssertionError
+            raise kind(f"{method}: {error}")
         return message["result"]
 
     async def page(self):
@@ -150,6 +160,8 @@ class Page:
     def on(self, method, params):
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
+        elif method == "Network.webSocketCreated":
+            self.requests.append(params["url"])
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(params["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
@@ -192,9 +204,14 @@ class Page:
         return result["result"].get("value")
 
     async def when(self, expression):
-        """Waits until an expression is true of the page; returns its value."""
+        """Waits until an expression is true of the page, also of one that takes its place; returns
+        its value.
+        """
         try:
-            return await self.js(WHEN % expression)
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    with contextlib.suppress(Navigated):
+                        return await self.js(WHEN % expression)
         except TimeoutError:
             text = await self.js("document.body.innerText")
             raise AssertionError(f"never true: {expression}\n{text}") from None

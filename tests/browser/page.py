@@ -7,7 +7,6 @@ Writes pictures into a folder, for people to look at.
 import argparse
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import websockets
 from chromium import PATIENCE, Chromium
+from program import Program, free_ports
 
 TOKEN = "0123456789abcdef"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -23,46 +23,6 @@ FEED = 'feed <b>"x"</b>'
 ENTER, BACKSPACE = ("Enter", 13, "\r"), ("Backspace", 8)
 MODIFIER_CONTROL = 2
 SCREENS = [("desktop", 1280, 800), ("phone", 360, 740), ("tiny", 320, 568)]
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-class Program:
-    """A running ws-proxy, killed at the end."""
-
-    def __init__(self, binary, *arguments):
-        self.command = [binary, *map(str, arguments)]
-
-    async def __aenter__(self):
-        self.process = await asyncio.create_subprocess_exec(
-            *self.command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        return self
-
-    async def __aexit__(self, *_):
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
-        if reading := getattr(self, "reading", None):
-            reading.cancel()
-
-    async def says(self, *parts):
-        """Waits for lines with these parts, in their order."""
-        async with asyncio.timeout(PATIENCE):
-            for part in parts:
-                while True:
-                    line = (await self.process.stdout.readline()).decode()
-                    assert line, f"{self.command} ended before it said {part}"
-                    if part in line:
-                        break
-        # The rest is nobody's concern, but must not fill the pipe.
-        self.reading = asyncio.create_task(self.process.stdout.read())
 
 
 class Setting:
