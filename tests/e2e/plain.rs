@@ -792,6 +792,33 @@ fn exchanges_are_counted_and_told() {
     }
 }
 
+#[test]
+fn a_client_that_leaves_is_told_with_the_status_that_it_got() {
+    let backend = Backend::start();
+    let metrics = Metrics::new();
+    let proxy = Proxy::start(forwarding(&[&backend]).metrics(&metrics).name("plain"));
+    let leave = |answer: &str| {
+        let mut client = Peer::sending(proxy.address, request("GET /", ""));
+        let mut server = backend.accept();
+        server.read_head();
+        if !answer.is_empty() {
+            server.send(answer);
+            assert!(client.read_head().starts_with("HTTP/1.1 200 "));
+        }
+        drop(client);
+        server.expect_end();
+    };
+    leave("HTTP/1.1 200 OK\r\n\r\ndata: 1\n\n");
+    leave("");
+    for class in table(["2xx", "none"]) {
+        let labels = format!("section=\"plain\",status_class=\"{class}\"");
+        let line = format!("ws_proxy_requests_total{{{labels}}} 1");
+        wait_until(&line, || {
+            metrics.render(MetricsFormat::Prometheus).lines().any(|one| one == line)
+        });
+    }
+}
+
 /// Lines of a section that forwards plain HTTP.
 const FORWARD: &str = "plain_http = \"forward\"\nforwarded = \"off\"\n";
 

@@ -154,7 +154,8 @@ async fn answer(unanswered: &Unanswered<'_>, head: &Head) -> After {
             refuse(unanswered, &told, response.to(head.bytes())).await
         }
         Err(Unserved::Gone) => {
-            told.end(None, "client_gone", None);
+            // A stream of events ends so, after its status.
+            told.end(told.status.get(), "client_gone", None);
             After::Broken
         }
         Err(Unserved::Cut(fault)) => {
