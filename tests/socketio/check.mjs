@@ -44,7 +44,7 @@ async function socketIo(name, options = {}) {
 
 /// A server of SignalR's negotiation (version 1) and of its JSON protocol over all its transports.
 /// Its hub echoes, tells something by a message of its own, and closes the connection.
-async function signalR() {
+async function signalR(name) {
     const END = "\x1e";
     const POLL = 200;
     const sessions = new Map();
@@ -138,8 +138,8 @@ async function signalR() {
         for await (const part of request) body += part;
         if (request.url.startsWith("/hub/negotiate?")) {
             assert.equal(request.method, "POST");
-            const connectionToken = `token-${sessions.size}`;
-            const connectionId = `id-${sessions.size}`;
+            const connectionToken = `token-of-${name}-${sessions.size}`;
+            const connectionId = `id-of-${name}-${sessions.size}`;
             sessions.set(connectionToken, { connectionId, waiting: [], empty: 0 });
             const availableTransports = ["WebSockets", "ServerSentEvents", "LongPolling"]
                 .map((transport) => ({ transport, transferFormats: ["Text"] }));
@@ -210,15 +210,18 @@ async function echo(client, value) {
 
 const [one, other] = [await socketIo("one"), await socketIo("other")];
 const withCookies = [await socketIo("one", { cookie: true }), await socketIo("other", { cookie: true })];
-const hub = await signalR();
+const hubs = [await signalR("one"), await signalR("other")];
 const proxy = await startProxy([
     { backends: [one] },
     { backends: [one, other], more: 'balance = "hash"\nhash_on = "query:key"' },
     { backends: [one, other], more: 'balance = "hash"\nhash_on = "query:sid"' },
     { backends: withCookies, more: 'balance = "hash"\nhash_on = "cookie:io"' },
-    { backends: [hub] },
+    {
+        backends: hubs,
+        more: 'balance = "hash"\nhash_on = "query:id"\nlearn_from = "json:connectionToken"',
+    },
 ]);
-const [single, byKey, bySid, byCookie, forHub] = proxy.ports;
+const [single, byKey, bySid, byCookie, forHubs] = proxy.ports;
 
 const client = await connect(single);
 for (let count = 0; count < 50; count += 1) await echo(client, { count });
@@ -268,13 +271,13 @@ console.log("Socket.IO: two backends, each session at one, by its cookie");
 for (const name of ["WebSockets", "ServerSentEvents", "LongPolling"]) {
     const open = async () => {
         const connection = new signalr.HubConnectionBuilder()
-            .withUrl(`http://127.0.0.1:${forHub}/hub`, { transport: signalr.HttpTransportType[name] })
+            .withUrl(`http://127.0.0.1:${forHubs}/hub`, { transport: signalr.HttpTransportType[name] })
             .configureLogging(signalr.LogLevel.Warning)
             .build();
         await inTime(connection.start(), `SignalR to start with ${name}`);
-        const session = [...hub.sessions.values()].at(-1);
+        const sessions = hubs.flatMap((hub) => [...hub.sessions.values()]);
+        const session = sessions.find((one) => one.connectionId === connection.connectionId);
         assert.equal(session.transport, name);
-        assert.equal(session.connectionId, connection.connectionId);
         const closed = new Promise((resolve) => connection.onclose(resolve));
         return { connection, session, closed };
     };
@@ -294,8 +297,9 @@ for (const name of ["WebSockets", "ServerSentEvents", "LongPolling"]) {
     const other = await open();
     await inTime(other.connection.invoke("Close"), "a completion");
     assert.equal(await inTime(other.closed, `the server's end by ${name}`), undefined);
-    console.log(`SignalR: negotiation, then ${name}`);
+    console.log(`SignalR: negotiation, then ${name} at the same one of two backends`);
 }
+assert.deepEqual(hubs.map((hub) => hub.sessions.size), [3, 3]);
 
 const last = [await connect(single), await connect(single, { transports: ["polling"] })];
 await upgraded(last[0]);
@@ -308,5 +312,5 @@ console.log("Socket.IO: a drain disconnects the clients");
 
 const faults = proxy.lines.filter((line) => /level=(warn|error)/.test(line));
 assert.deepEqual(faults, []);
-for (const server of [one, other, ...withCookies, hub]) server.close();
+for (const server of [one, other, ...withCookies, ...hubs]) server.close();
 process.exit(0);
