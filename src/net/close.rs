@@ -39,17 +39,57 @@ pub(crate) async fn linger(socket: Socket) {
     }
 }
 
-/// Ends the sending and drops what has come already, at most 256 KiB, without waiting for more.
+/// Drops what has come already, at most 256 KiB, without waiting for more, and ends the sending: by
+/// itself, or where the peer has ended too, by the close that the caller is to do next.
 pub(crate) fn linger_now(socket: &Socket, scratch: &mut [u8]) {
-    // An error changes nothing: the connection is closed next.
-    if socket.end_sending().is_err() {
-        return;
-    }
     let mut left = LINGER_BYTES;
-    while let Ok(Some(count @ 1..)) = socket.try_read(scratch) {
-        left = left.saturating_sub(count);
-        if left == 0 {
-            return;
+    while left > 0 {
+        match socket.try_read(scratch) {
+            Ok(Some(count @ 1..)) => left = left.saturating_sub(count),
+            Ok(None) => break,
+            // Nothing is left that could turn the close into a reset.
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
+    // An error changes nothing: the connection is closed next.
+    let _ = socket.end_sending();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::net::reactor::Reactor;
+    use crate::net::timer::tests::run;
+
+    #[test]
+    fn what_was_sent_last_arrives_though_the_peer_sent_more() {
+        for ends in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let reactor = Rc::new(Reactor::new().unwrap().0);
+            let socket = Socket::new(&reactor, stream).unwrap();
+            peer.write_all(&[0; 10_000]).unwrap();
+            if ends {
+                peer.shutdown(Shutdown::Write).unwrap();
+            }
+            run(&reactor, async move {
+                if ends {
+                    socket.ended().await;
+                }
+                assert_eq!(socket.try_write(b"last").unwrap(), Some(4));
+                linger_now(&socket, &mut [0; 1_024]);
+            });
+            let mut got = String::new();
+            peer.read_to_string(&mut got).unwrap();
+            assert_eq!(got, "last", "{ends}");
+            // A reset after the end would show here.
+            assert!(peer.take_error().unwrap().is_none(), "{ends}");
         }
     }
 }
