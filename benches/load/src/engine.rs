@@ -25,13 +25,13 @@ use crate::{Failure, while_doing};
 pub const OPENING: usize = 32;
 
 /// The token of the first listener; sockets have their place in the list.
-const LISTENER: u64 = u64::MAX / 2;
+pub(crate) const LISTENER: u64 = u64::MAX / 2;
 /// Connects of a storm between two looks at what has happened: its backend is in this thread too.
 const STORM_AT_ONCE: usize = 64;
 /// A head that is longer than this is no answer to what was sent.
-const LONGEST_HEAD: usize = 16 * 1024;
+pub(crate) const LONGEST_HEAD: usize = 16 * 1024;
 /// For a connect to the proxy, whose listener is on this machine, and for the end of all tunnels.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The end of a tunnel that a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -746,7 +746,7 @@ impl Frames {
 }
 
 /// Listens without blocking.
-fn listen(place: &Place) -> std::io::Result<OwnedFd> {
+pub(crate) fn listen(place: &Place) -> std::io::Result<OwnedFd> {
     let listener = match place {
         Place::Tcp(address) => OwnedFd::from(TcpListener::bind(address)?),
         Place::Unix(path) => {

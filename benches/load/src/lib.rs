@@ -9,7 +9,8 @@
 //!
 //! - [`wire`]    the heads and frames that are sent, made once
 //! - [`engine`]  the sockets of both sides on one epoll
-//! - [`modes`]   what is done with them: busy, idle, bulk, handshakes, many
+//! - `plain`     the same for plain HTTP, a connection to the backend for each exchange
+//! - [`modes`]   what is done with them: busy, idle, bulk, handshakes, many, plain
 //! - [`gate`]    how the harness learns when the measured stretch begins and ends
 //! - [`system`]  limits and epoll, shared with `bare`
 
@@ -18,6 +19,7 @@
 pub mod engine;
 pub mod gate;
 pub mod modes;
+mod plain;
 pub mod system;
 pub mod wire;
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::{Counts, Engine, OPENING, Place, Role, Rules};
 use crate::gate::pass;
+use crate::plain::Exchanges;
 use crate::wire::Frames;
 use crate::{Failure, system};
 
@@ -212,4 +213,26 @@ pub fn handshakes(setting: &Setting, parallel: usize, count: usize) -> Result<()
         &format!("\"seconds\":{:.6},\"handshakes\":{count}", took.as_secs_f64()),
         setting.gate,
     )
+}
+
+/// Plain HTTP on connections that the clients keep, one exchange at a time on each; `body` is the
+/// size of each request's body, none a GET.
+///
+/// The backend closes first, so that no port of the proxy's stays taken.
+///
+/// # Errors
+///
+/// If an exchange fails, or the proxy does not keep a client's connection.
+pub fn plain(setting: &Setting, clients: usize, body: usize, count: usize) -> Result<(), Failure> {
+    // What the proxy has not closed yet is on top of two ends for each exchange.
+    system::raise_open_files(4 * clients as u64 + 16)?;
+    let deadline = Instant::now() + setting.limit;
+    let mut exchanges =
+        Exchanges::new(setting.proxy, &setting.backends, (clients, body), deadline)?;
+    exchanges.run(count / 10)?;
+    pass("begin", "", setting.gate)?;
+    let start = Instant::now();
+    exchanges.run(count)?;
+    let took = start.elapsed().as_secs_f64();
+    pass("end", &format!("\"seconds\":{took:.6},\"exchanges\":{count}"), setting.gate)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use ws_proxy_load::engine::{Place, Role};
-use ws_proxy_load::modes::{Setting, bulk, busy, handshakes, idle, many};
+use ws_proxy_load::modes::{Setting, bulk, busy, handshakes, idle, many, plain};
 use ws_proxy_load::{Failure, engine};
 
 /// Drives WebSocket tunnels through a proxy, as its clients and as its backend, and prints what was
@@ -40,6 +40,7 @@ enum Mode {
     Bulk(Bulk),
     Handshakes(Handshakes),
     Many(Many),
+    Plain(Plain),
 }
 
 /// Each tunnel has one message on its way, there or back.
@@ -120,6 +121,21 @@ struct Many {
     seconds: f64,
 }
 
+/// Plain HTTP/1.1 on kept connections, to a backend that ends each with its answer.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "plain")]
+struct Plain {
+    /// number of clients, each with one exchange at a time (64)
+    #[argh(option, default = "64")]
+    clients: usize,
+    /// body of each request: a POST; a GET without (0)
+    #[argh(option, arg_name = "bytes", default = "0")]
+    body: usize,
+    /// how many exchanges in all, after a tenth of it for warming up (10000)
+    #[argh(option, default = "10000")]
+    count: usize,
+}
+
 fn sender(direction: &str) -> Result<Role, String> {
     match direction {
         "up" => Ok(Role::Client),
@@ -184,5 +200,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             at_least_one(mode.active, "active")?,
             seconds(mode.seconds)?,
         ),
+        Mode::Plain(mode) => {
+            plain(&setting, at_least_one(mode.clients, "clients")?, mode.body, mode.count)
+        }
     }
 }
