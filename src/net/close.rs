@@ -14,6 +14,8 @@ use super::timer::within;
 
 /// Time for a peer to end its sending after ours ended.
 const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Time for a peer that is to end a connection first.
+const SECOND_TIME: Duration = Duration::from_secs(1);
 /// Bytes that a peer may still send after our sending ended.
 const LINGER_BYTES: usize = 256 * 1024;
 
@@ -37,6 +39,22 @@ pub(crate) async fn linger(socket: Socket) {
         // The socket is closed either way.
         log::debug!(error:% = error; "close_failed");
     }
+}
+
+/// Waits for the peer's end, at most 1 s and 256 KiB of what it still sends, and closes. Whoever
+/// ends a connection first keeps its ports for a minute (TIME-WAIT: RFC 9293, 3.6.1), of which a
+/// proxy has few for each backend.
+pub(crate) async fn close_second(socket: Socket) {
+    within(socket.reactor(), SECOND_TIME, async {
+        let mut scratch = vec![0; 1_024];
+        let mut left = LINGER_BYTES;
+        while let Ok(count @ 1..) = (&socket).read(&mut scratch).await
+            && left > 0
+        {
+            left = left.saturating_sub(count);
+        }
+    })
+    .await;
 }
 
 /// Drops what has come already, at most 256 KiB, without waiting for more, and ends the sending: by

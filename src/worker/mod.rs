@@ -210,6 +210,11 @@ impl Handle {
         &self.local.reactor
     }
 
+    /// Starts a task of the same group on this worker.
+    pub(crate) fn start_task(&self, task: impl Future<Output = ()> + 'static) {
+        self.local.started.borrow_mut().push((self.group.clone(), Box::pin(task)));
+    }
+
     /// Starts what `start` makes as a task of the same group, on the worker with the fewest
     /// connections. It gets the [`Load`] that counts it there, to be held to the connection's end.
     pub(crate) fn start_connection<F>(&self, start: impl FnOnce(Self, Load) -> F + Send + 'static)
@@ -222,8 +227,7 @@ impl Handle {
         let load = Load::new(queue);
         if index == self.local.index {
             // Within the worker no command is needed.
-            let task = Box::pin(start(self.clone(), load));
-            self.local.started.borrow_mut().push((self.group.clone(), task));
+            self.start_task(start(self.clone(), load));
         } else {
             let start = boxed(move |handle| start(handle, load));
             queue.send(Command::Start(self.group.clone(), start));

@@ -134,6 +134,28 @@ fn requests_on_one_connection_have_a_connection_each_to_a_backend() {
 }
 
 #[test]
+fn a_backend_ends_its_connection_first() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let mut client = Peer::connect(proxy.address);
+    let mut answer = || {
+        client.send(request("GET /", ""));
+        let mut server = backend.accept();
+        server.read_head();
+        server.send(ok("a"));
+        client.expect(ok("a"));
+        server
+    };
+    // The next request does not wait for it.
+    let (mut first, mut second) = (answer(), answer());
+    first.expect_silence(Duration::from_millis(100));
+    first.end_sending();
+    first.expect_eof();
+    // One that does not is left.
+    second.expect_eof();
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_their_order() {
     let backend = Backend::start();
     let proxy = Proxy::start(forwarding(&[&backend]));

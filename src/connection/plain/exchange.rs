@@ -27,9 +27,10 @@ use crate::handshake::learn_from::LearnFrom;
 use crate::handshake::plain::{PlainAnswer, PlainRequest, Sent};
 use crate::handshake::reframe::{BodyFault, Reframer};
 use crate::handshake::scan::HeadScan;
-use crate::net::close::linger_now;
+use crate::net::close::close_second;
 use crate::net::socket::Socket;
 use crate::net::timer::Timer;
+use crate::worker::Handle;
 
 /// End of an exchange whose answer the client has got.
 pub(super) struct Whole {
@@ -48,6 +49,7 @@ pub(super) enum Unserved {
 
 /// Brings one request to a backend, and its answer to the client.
 pub(super) struct Exchange<'a> {
+    handle: &'a Handle,
     unanswered: &'a Unanswered<'a>,
     request: &'a PlainRequest<'a>,
     request_id: &'a str,
@@ -69,6 +71,7 @@ struct Connected {
 
 impl<'a> Exchange<'a> {
     pub(super) fn new(
+        handle: &'a Handle,
         unanswered: &'a Unanswered<'a>,
         request: &'a PlainRequest<'a>,
         request_id: &'a str,
@@ -76,7 +79,7 @@ impl<'a> Exchange<'a> {
     ) -> Self {
         let key = hash_key(request.asked(), unanswered.client);
         let (rest, is_answered) = Default::default();
-        Self { unanswered, request, request_id, key, told, rest, is_answered }
+        Self { handle, unanswered, request, request_id, key, told, rest, is_answered }
     }
 
     /// Brings the request to the first backend that accepts, in the pool's order, and to the next
@@ -98,11 +101,19 @@ impl<'a> Exchange<'a> {
             match self.converse(&connected.backend, early.to_vec()).await {
                 Err(None) => faults.has_hung_up = true,
                 Ok(whole) => {
-                    linger_now(&connected.backend, &mut [0; 4_096]);
+                    self.leave(connected.backend);
                     return Ok(whole);
                 }
                 Err(Some(failure)) => return Err(failure),
             }
+        }
+    }
+
+    /// Closes the connection to a backend whose answer is whole: after the backend, which was told
+    /// to.
+    fn leave(&self, backend: Socket) {
+        if !backend.has_ended() {
+            self.handle.start_task(close_second(backend));
         }
     }
 

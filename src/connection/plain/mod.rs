@@ -73,7 +73,7 @@ pub(super) async fn serve(
         let alive = waiting.upgrade()?;
         let after = match &head {
             // Boxed: a connection that waits for its next request needs no room for it.
-            Ok(head) => Box::pin(answer(&unanswered, head)).await,
+            Ok(head) => Box::pin(answer(handle, &unanswered, head)).await,
             Err(_) => After::Handshake,
         };
         unanswered.begin_answer();
@@ -122,7 +122,7 @@ async fn has_next(socket: &Socket, section: &Section, bytes: &mut Vec<u8>) -> bo
 }
 
 /// Answers one request, by way of a backend if it may pass.
-async fn answer(unanswered: &Unanswered<'_>, head: &Head) -> After {
+async fn answer(handle: &Handle, unanswered: &Unanswered<'_>, head: &Head) -> After {
     let client = unanswered.client;
     let settings = &client.section.settings;
     // The handshake has an answer for whatever cannot be parsed.
@@ -143,7 +143,7 @@ async fn answer(unanswered: &Unanswered<'_>, head: &Head) -> After {
         Ok(request) => request,
         Err(response) => return refuse(unanswered, &told, response.to(head.bytes())).await,
     };
-    let exchange = Exchange::new(unanswered, &request, request_id, &told);
+    let exchange = Exchange::new(handle, unanswered, &request, request_id, &told);
     match exchange.run(head.rest()).await {
         Ok(Whole { closes: false }) => {
             // Where the request has not ended, the answer has closed the connection.
