@@ -17,12 +17,14 @@ use smol::{LocalExecutor, Timer};
 use ws_proxy::WsProxy;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Nothing is served yet, but the port is open: its number can be told to others before the first client comes.
+    // Nothing is served yet, but the port is open: its number can be told to others before the
+    // first client comes.
     let bound =
         WsProxy::new(std::env::args().skip(1)).drain_timeout_ms(2_000).listen("127.0.0.1:0")?;
     println!("listening on {}", bound.local_addr());
 
-    // Any future is a shutdown. This one completes when the thread that reads standard input drops its sender.
+    // Any future is a shutdown. This one completes when the thread that reads standard input drops
+    // its sender.
     let (stop, stopped) = bounded::<()>(1);
     thread::spawn(move || {
         let _stop = stop;
@@ -42,7 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     });
 
-    // The proxy's future completes when the last tunnel has ended, or two seconds after the shutdown.
+    // The proxy's future completes when the last tunnel has ended, or two seconds after the
+    // shutdown.
     future::block_on(executor.run(proxy));
     println!("all tunnels have ended");
     Ok(())
