@@ -8,7 +8,7 @@ mod site;
 mod sockets;
 mod wire;
 
-pub use self::names::{NameServer, Reply, is_in_own_network};
+pub use self::names::{NameServer, Reply, is_in_own_network, is_own_network_allowed};
 pub use self::peer::{Backend, HeldPort, Peer};
 pub use self::program::{Directory, Program, value};
 pub use self::proxy::Proxy;
