@@ -428,11 +428,15 @@ mod tests {
     #[test]
     fn a_dial_that_meets_itself_is_refused_and_leaves_its_port_free() {
         let reactor = Rc::new(Reactor::new().unwrap().0);
-        // Another test may take the port in between, but hardly each time.
-        let is_free = (0..20).any(|_| {
-            // Linux dials from ports of one parity first, and binds to those of the other.
+        // Linux dials from ports of one parity first, and binds to those of the other.
+        let addresses = (0..1_000).filter_map(|_| {
             let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
             let address = SocketAddr::new(any.ip(), any.port() ^ 1);
+            // One that clients have dialled from lately cannot be bound to, whoever dials it now.
+            TcpListener::bind(address).is_ok().then_some(address)
+        });
+        // Another test may take the port in between, but hardly each time.
+        let is_free = addresses.take(20).any(|address| {
             let error = dial_until_met(&reactor, address).expect("a dial meets itself");
             assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
             TcpListener::bind(address).is_ok()
