@@ -83,7 +83,9 @@ fn each_address_of_a_watched_name_is_a_backend() {
     let line = proxy.program.wait_for("event=look_up_failed");
     assert!(line.contains("timed out"), "{line}");
     assert_eq!(open_three(address, &backends).0, BTreeSet::from([0, 1, 2]));
-    for reply in table([Reply::Failure, Reply::Addresses(Vec::new())]) {
+    // musl takes a failure for no answer, and waits on.
+    let failure = cfg!(not(target_env = "musl")).then_some(Reply::Failure);
+    for reply in failure.into_iter().chain([Reply::Addresses(Vec::new())]) {
         server.set(reply);
         server.wait_until_taken();
         assert_eq!(open_three(address, &backends).0, BTreeSet::from([0, 1, 2]));
