@@ -133,6 +133,13 @@ pub(super) fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static s
     if matches!(response.status, 204 | 304) {
         return Ok(Framing::Length(0));
     }
+    // A line without an element is one that each reader takes for something else.
+    let is_empty = |name| {
+        response.fields.values(name).next().is_some() && response.fields.list(name).next().is_none()
+    };
+    if is_empty("Transfer-Encoding") {
+        return Err("the backend's answer has an empty Transfer-Encoding");
+    }
     // An outermost coding other than chunked ends with the connection (RFC 9112, 6.3, item 4).
     if let Some(outermost) = response.fields.list("Transfer-Encoding").last() {
         let is_chunked = outermost.eq_ignore_ascii_case(b"chunked");
@@ -141,7 +148,10 @@ pub(super) fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static s
     // Repeated lengths are valid as long as they are equal (RFC 9110, 8.6).
     let mut lengths = response.fields.list("Content-Length");
     let Some(length) = lengths.next() else {
-        return Ok(Framing::UntilClose);
+        return match is_empty("Content-Length") {
+            true => Err("the backend's answer has a bad Content-Length"),
+            false => Ok(Framing::UntilClose),
+        };
     };
     if lengths.any(|other| other != length) {
         return Err("the backend's answer has several lengths");
@@ -278,6 +288,9 @@ mod tests {
             ("no status", "HTTP/1.1 600 x\r\n\r\n"),
             ("several", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"),
             ("several", "HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n"),
+            ("bad", "HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n"),
+            ("bad", "HTTP/1.1 200 OK\r\nContent-Length: ,\r\n\r\n"),
+            ("empty", "HTTP/1.1 200 OK\r\nTransfer-Encoding:\r\nContent-Length: 5\r\n\r\n"),
             ("bad", "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n"),
             ("bad", "HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n"),
             ("bad", "HTTP/1.1 200 OK\r\nContent-Length: 0x5\r\n\r\n"),

@@ -322,6 +322,24 @@ fn an_answer_that_is_cut_does_not_look_whole() {
 }
 
 #[test]
+fn an_answer_whose_framing_has_no_value_is_none() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]).max_failures(0));
+    for lines in table([
+        "Content-Length:\r\n",
+        "Content-Length: ,\r\n",
+        "Transfer-Encoding:\r\n",
+        "Transfer-Encoding:\r\nContent-Length: 2\r\n",
+    ]) {
+        for asked in table([request("GET /", ""), upgrade("")]) {
+            let mut client = Peer::sending(proxy.address, &asked);
+            answer_next(&backend, &format!("HTTP/1.1 404 x\r\n{lines}\r\nab"));
+            assert_eq!(client.read_refusal().0, 502, "{lines:?} for {asked:?}");
+        }
+    }
+}
+
+#[test]
 fn what_two_parsers_could_read_in_two_ways_reaches_no_backend() {
     const SMUGGLED: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     let long = format!("{}5", "0".repeat(16));
