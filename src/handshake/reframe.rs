@@ -61,7 +61,7 @@ impl Reframer {
     ///
     /// # Errors
     ///
-    /// The fault; `out` may hold a part of what came before it.
+    /// The fault; `out` has what came before it, and no end.
     pub(crate) fn advance(
         &mut self,
         bytes: &[u8],
@@ -115,8 +115,12 @@ impl Reframer {
 
     fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), BodyFault> {
         if self.writes_chunks {
+            let start = out.len();
             out.extend_from_slice(b"0\r\n");
-            push_trailers(out, &self.trailers).ok_or(BodyFault::Broken)?;
+            if push_trailers(out, &self.trailers).is_none() {
+                out.truncate(start);
+                return Err(BodyFault::Broken);
+            }
             out.extend_from_slice(b"\r\n");
         }
         Ok(())

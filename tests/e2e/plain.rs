@@ -322,6 +322,26 @@ fn an_answer_that_is_cut_does_not_look_whole() {
 }
 
 #[test]
+fn what_comes_before_broken_chunks_goes_on() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    let start = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = "3\r\nabc\r\n";
+    // All in one read: a client that got no byte would ask again on another connection.
+    for (broken, before) in table([
+        ("x", ""),
+        ("3\r\nabc\r\nx", chunk),
+        ("3\r\nabc\r\n4\r\nabcde\r\n", "3\r\nabc\r\n4\r\nabcd\r\n"),
+        // Not the last chunk without its trailers.
+        ("3\r\nabc\r\n0\r\nno colon\r\n\r\n", chunk),
+    ]) {
+        let mut client = Peer::sending(proxy.address, request("GET /", ""));
+        answer_next(&backend, &format!("{start}{broken}"));
+        assert_eq!(client.read_text_to_end(), format!("{start}{before}"), "{broken:?}");
+    }
+}
+
+#[test]
 fn an_answer_whose_framing_has_no_value_is_none() {
     let backend = Backend::start();
     let proxy = Proxy::start(forwarding(&[&backend]).max_failures(0));

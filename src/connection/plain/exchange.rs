@@ -174,9 +174,9 @@ impl<'a> Exchange<'a> {
         let framing = self.request.framing.unwrap_or(Framing::Length(0));
         let is_chunked = framing == Framing::Chunked;
         let body = Reframer::new(Body::strict(framing), is_chunked, settings.plain.max_body);
-        let out = head.unwrap_or_default();
+        let mut out = head.unwrap_or_default();
         let timeout = settings.plain.body_timeout;
-        match relay(socket, backend, (out, early), body, timeout, |_| {}).await {
+        match relay(socket, backend, (&mut out, early), body, timeout, |_| {}).await {
             Ok(rest) => drop(self.rest.replace(Some(rest))),
             // Its answer, if there is one, tells why.
             Err(BodyError::Sink(error)) if error.kind() != io::ErrorKind::TimedOut => {}
@@ -266,7 +266,9 @@ impl<'a> Exchange<'a> {
         let seeker = learn_from.filter(|_| begins).and_then(LearnFrom::seeker);
         let body = Reframer::new(Body::new(framing), sent == Sent::Body(Framing::Chunked), None);
         let (body, rest) = (body.seeking(seeker), answers.into_rest());
-        match relay(backend, socket, (head, rest), body, timeout, |value| self.bind(value)).await {
+        let mut out = head;
+        let bytes = (&mut out, rest);
+        match relay(backend, socket, bytes, body, timeout, |value| self.bind(value)).await {
             Ok(_) => {
                 if is_delimited_by_end {
                     socket.reset_on_close(false);
@@ -276,6 +278,10 @@ impl<'a> Exchange<'a> {
             }
             Err(BodyError::Ended) => Err(Unanswerable::cut("the backend's body is cut short")),
             Err(BodyError::Body(_)) => {
+                // The head may be in it: a client that got no byte could take the connection for
+                // one that was closed while idle, and ask again.
+                let written = write(socket, &out, timeout).await;
+                written.map_err(|_| Unanswerable::Gone)?;
                 Err(Unanswerable::cut("the backend's body has broken chunks"))
             }
             Err(BodyError::Source(error)) => Err(Unanswerable::Cut(error)),

@@ -27,20 +27,25 @@ pub(super) enum BodyError {
 /// Relays a body, after what is in `out`, and beginning with `bytes` that have come already;
 /// returns the bytes that came after it. At most one buffer of it is held. `timeout` bounds each
 /// wait. `found` gets what the body [is sought for](Reframer::seeking), before it goes on.
+///
+/// # Errors
+///
+/// The reason why the body has no end. After [`BodyError::Body`] `out` has what came before the
+/// fault, and was not sent.
 pub(super) async fn relay(
     mut from: &Socket,
     to: &Socket,
-    (mut out, mut bytes): (Vec<u8>, Vec<u8>),
+    (out, mut bytes): (&mut Vec<u8>, Vec<u8>),
     mut body: Reframer,
     timeout: Option<Duration>,
     found: impl Fn(&[u8]),
 ) -> Result<Vec<u8>, BodyError> {
     loop {
-        let reframed = body.advance(&bytes, &mut out).map_err(BodyError::Body)?;
+        let reframed = body.advance(&bytes, out).map_err(BodyError::Body)?;
         if let Some(value) = body.take_found() {
             found(&value);
         }
-        write(to, &out, timeout).await.map_err(BodyError::Sink)?;
+        write(to, out, timeout).await.map_err(BodyError::Sink)?;
         out.clear();
         if let Reframed::End(end) = reframed {
             return Ok(bytes.split_off(end));
@@ -50,10 +55,10 @@ pub(super) async fn relay(
         let count = read.map_err(BodyError::Source)?;
         bytes.truncate(count);
         if count == 0 {
-            if !body.end_by_close(&mut out) {
+            if !body.end_by_close(out) {
                 return Err(BodyError::Ended);
             }
-            write(to, &out, timeout).await.map_err(BodyError::Sink)?;
+            write(to, out, timeout).await.map_err(BodyError::Sink)?;
             return Ok(bytes);
         }
     }
