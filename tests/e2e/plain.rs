@@ -568,6 +568,22 @@ fn a_client_that_leaves_ends_its_exchange() {
 }
 
 #[test]
+fn a_client_that_resets_is_noticed_though_its_backend_reads_nothing() {
+    let backend = Backend::tight();
+    let mut program = Program::with_config(&format!(
+        "[log]\nlevel = \"debug\"\n{}{FORWARD}body_timeout_ms = 0\n",
+        section(backend.address)
+    ));
+    let mut client = Peer::connect_tight(program.address());
+    client.send(request("POST /", "Content-Length: 1000000000000\r\n"));
+    let _server = backend.accept();
+    client.flood();
+    client.reset();
+    let line = program.wait_for("event=request");
+    assert!(line.contains("reason=client_gone"), "{line}");
+}
+
+#[test]
 fn neither_direction_holds_much() {
     let backend = Backend::start();
     let mut program =

@@ -162,6 +162,16 @@ impl<'a> Exchange<'a> {
 
     /// Sends the request, and waits for a reason to give the exchange up.
     async fn send_request(&self, backend: &Socket, early: Vec<u8>) -> Unserved {
+        // Also while the backend takes nothing, so that nothing is read which would tell.
+        let gone = async {
+            self.unanswered.socket.ended().await;
+            Unserved::Gone
+        };
+        future::or(self.send_whole_request(backend, early), gone).await
+    }
+
+    /// Does the same, but for a client that ends its connection after its request.
+    async fn send_whole_request(&self, backend: &Socket, early: Vec<u8>) -> Unserved {
         let &Unanswered { socket, client, .. } = self.unanswered;
         let settings = &client.section.settings;
         let head = {
@@ -182,18 +192,11 @@ impl<'a> Exchange<'a> {
             Err(BodyError::Sink(error)) if error.kind() != io::ErrorKind::TimedOut => {}
             Err(error) => return self.failure_of_request(error),
         }
-        let gone = async {
-            socket.ended().await;
-            Unserved::Gone
-        };
-        let late = async {
-            Timer::after(socket.reactor(), settings.response_timeout).await;
-            if self.is_answered.get() {
-                pending::<()>().await;
-            }
-            Unserved::Refused(self.faulty(AnswerError::TimedOut))
-        };
-        future::or(gone, late).await
+        Timer::after(socket.reactor(), settings.response_timeout).await;
+        if self.is_answered.get() {
+            pending::<()>().await;
+        }
+        Unserved::Refused(self.faulty(AnswerError::TimedOut))
     }
 
     /// Returns what becomes of the client after an error in its request's body.
