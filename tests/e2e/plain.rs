@@ -178,6 +178,25 @@ fn pipelined_requests_are_answered_in_their_order() {
 }
 
 #[test]
+fn an_empty_line_after_a_request_begins_no_other_one() {
+    let backend = Backend::start();
+    let proxy = Proxy::start(forwarding(&[&backend]));
+    // Some old clients end a body so; it comes with the body, or later.
+    let asked = request("POST /", "Content-Length: 2\r\n");
+    let mut client = Peer::sending(proxy.address, format!("{asked}hi\r\n"));
+    answer_next(&backend, &ok("first"));
+    client.expect(ok("first"));
+    client.send(&asked);
+    client.send("hi");
+    answer_next(&backend, &ok("second"));
+    client.expect(ok("second"));
+    client.send("\r\n");
+    client.wait_until_read();
+    client.end_sending();
+    client.expect_eof();
+}
+
+#[test]
 fn the_chunks_of_a_request_are_written_anew_with_their_trailers() {
     let backend = Backend::start();
     let proxy = Proxy::start(forwarding(&[&backend]));

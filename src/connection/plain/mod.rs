@@ -99,26 +99,29 @@ pub(super) async fn serve(
 /// Waits for the first bytes of the next request; returns false where none come in time, or the
 /// connection is to end before.
 async fn has_next(socket: &Socket, section: &Section, bytes: &mut Vec<u8>) -> bool {
-    if !bytes.is_empty() {
-        return true;
-    }
-    // A connection that waits holds little.
-    *bytes = vec![0; FIRST_STEP];
-    let count = {
+    let read = async {
         let mut source = socket;
-        let read = async { source.read(bytes).await.unwrap_or(0) };
-        let late = async {
-            Timer::after(socket.reactor(), section.settings.plain.keep_alive_timeout).await;
-            0
-        };
-        let leaving = async {
-            section.life.closing.begun().await;
-            0
-        };
-        future::or(read, future::or(late, leaving)).await
+        // An empty line begins no request (RFC 9112, 2.2): some clients end a body with one.
+        while bytes.is_empty() || bytes == b"\r\n" {
+            // A connection that waits holds little.
+            *bytes = vec![0; FIRST_STEP];
+            let count = source.read(bytes).await.unwrap_or(0);
+            bytes.truncate(count);
+            if count == 0 {
+                return false;
+            }
+        }
+        true
     };
-    bytes.truncate(count);
-    count > 0
+    let late = async {
+        Timer::after(socket.reactor(), section.settings.plain.keep_alive_timeout).await;
+        false
+    };
+    let leaving = async {
+        section.life.closing.begun().await;
+        false
+    };
+    future::or(read, future::or(late, leaving)).await
 }
 
 /// Answers one request, by way of a backend if it may pass.
