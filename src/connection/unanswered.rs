@@ -66,6 +66,21 @@ impl<'a> Unanswered<'a> {
         self.is_settled.set(true);
     }
 
+    /// Ends the guard of a client that has begun to ask: answers it without waiting, and returns the
+    /// answer; `None` where the guard has ended before.
+    pub(super) fn turn_away(&self) -> Option<ErrorResponse> {
+        if self.is_settled.replace(true) {
+            return None;
+        }
+        let start = self.start.get();
+        let response = ErrorResponse::draining().to(&start[..self.have.get()]);
+        // Nothing was sent before, so there is room for all of it; where the connection broke,
+        // nobody reads it.
+        let _ = self.socket.try_write(&response.to_bytes());
+        linger_now(self.socket, &mut [0; 1_024]);
+        Some(response)
+    }
+
     /// Returns what the log tells of the request.
     pub(super) fn summary(&self) -> Option<&Summary> {
         self.summary.get()
@@ -95,21 +110,16 @@ impl Drop for Unanswered<'_> {
             return;
         }
         let Self { socket, client, .. } = &*self;
-        let mut scratch = [0; 1_024];
         // A first byte that came just now is a beginning too.
         if self.have.get() == 0 {
+            let mut scratch = [0; START];
             match socket.try_read(&mut scratch) {
                 Ok(Some(count @ 1..)) => self.note(&scratch[..count]),
                 _ => return Event::Silent { client, ended_by: "proxy" }.emit(),
             }
         }
-        let start = self.start.get();
-        let response = &ErrorResponse::draining().to(&start[..self.have.get()]);
-        // Nothing was sent before, so there is room for all of it; where the connection broke,
-        // nobody reads it.
-        let _ = socket.try_write(&response.to_bytes());
-        linger_now(socket, &mut scratch);
-        let summary = self.summary.get();
-        Event::Refused { client, response, summary }.emit();
+        if let Some(response) = &self.turn_away() {
+            Event::Refused { client, response, summary: self.summary() }.emit();
+        }
     }
 }

@@ -171,8 +171,6 @@ async fn answer(handle: &Handle, unanswered: &Unanswered<'_>, head: &Head) -> Af
 /// Sends a client a response of the proxy, the last one.
 async fn refuse(unanswered: &Unanswered<'_>, told: &Told<'_>, response: ErrorResponse) -> After {
     unanswered.begin_answer();
-    told.is_own.set(true);
-    let bytes = response.to_bytes();
-    told.end(Some(response.status), response.reason, Some(response.detail));
-    if send(unanswered.socket, &bytes).await { After::Last } else { After::Broken }
+    told.refused(&response);
+    if send(unanswered.socket, &response.to_bytes()).await { After::Last } else { After::Broken }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::backend::Lease;
 use crate::connection::unanswered::Unanswered;
 use crate::events::{Event, ExchangeEnd};
+use crate::handshake::error_response::ErrorResponse;
 
 /// Tells of an exchange when it is over, also where its task is cut.
 pub(super) struct Told<'a> {
@@ -17,7 +18,7 @@ pub(super) struct Told<'a> {
     /// Status that the client gets.
     pub(super) status: Cell<Option<u16>>,
     /// It is the proxy's.
-    pub(super) is_own: Cell<bool>,
+    is_own: Cell<bool>,
     is_told: Cell<bool>,
 }
 
@@ -26,6 +27,12 @@ impl<'a> Told<'a> {
         let began = unanswered.socket.reactor().now();
         let (lease, status, is_own, is_told) = Default::default();
         Self { unanswered, method, began, lease, status, is_own, is_told }
+    }
+
+    /// Tells that the client gets a response of the proxy.
+    pub(super) fn refused(&self, response: &ErrorResponse) {
+        self.is_own.set(true);
+        self.end(Some(response.status), response.reason, Some(response.detail.to_string()));
     }
 
     /// Tells of the end, once.
@@ -51,9 +58,12 @@ impl<'a> Told<'a> {
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
-        // Before its answer, the guard of the client tells.
-        if let Some(status) = self.status.get() {
-            self.end(Some(status), "cut", Some("this proxy is shutting down".to_owned()));
+        if self.is_told.get() {
+            return;
+        }
+        match (self.status.get(), self.unanswered.turn_away()) {
+            (None, Some(response)) => self.refused(&response),
+            (status, _) => self.end(status, "cut", Some("this proxy is shutting down".to_owned())),
         }
     }
 }
