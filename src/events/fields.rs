@@ -53,7 +53,7 @@ pub(super) fn declined_fields(lease: &Lease, status: u16) -> [KeyValue<'_>; 3] {
 
 /// Returns the fields of an exchange that is no handshake.
 pub(super) fn exchange_fields<'v>(exchanged: &ExchangeEnd<'v>) -> [KeyValue<'v>; 6] {
-    let backend = exchanged.lease.map(|lease| lease.backend().name());
+    let backend = exchanged.backend;
     [
         ("backend", or_null(backend)),
         ("method", exchanged.method.into()),

@@ -119,8 +119,8 @@ pub(crate) enum Event<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExchangeEnd<'a> {
     pub(crate) method: &'a str,
-    /// Lease on the backend that had the request last.
-    pub(crate) lease: Option<&'a Lease>,
+    /// Name of the backend that had the request last.
+    pub(crate) backend: Option<&'a str>,
     /// Status that the client got; `None` if it got none.
     pub(crate) status: Option<u16>,
     /// `whole`, `cut`, `client_gone`, or the reason of the proxy's own response.

@@ -880,6 +880,11 @@ fn exchanges_are_counted_and_told() {
     ] {
         assert!(line.contains(part), "{part} in {line}");
     }
+    let mut client = Peer::sending(good, request("GET /hung-up", ""));
+    backend.accept().read_head();
+    assert_eq!(client.read_refusal().0, 502);
+    let line = program.wait_for("event=request");
+    assert!(line.contains(&format!("backend={} ", backend.address)), "{line}");
     assert_eq!(Peer::sending(bad, request("GET /b", "")).read_refusal().0, 502);
     let line = program.wait_for("event=request");
     for part in ["level=info", "status=502", "reason=unreachable"] {
@@ -948,6 +953,22 @@ fn a_request_waits_for_a_place_as_a_handshake_does() {
     client.expect(ok("now"));
     // An idle connection has no place.
     let _tunnel = Peer::tunnel(site.proxy, &backend);
+}
+
+#[test]
+fn a_backend_that_hung_up_has_its_place_back() {
+    let backends = [Backend::start(), Backend::start()];
+    let elements: Vec<_> =
+        backends.iter().map(|one| element(one.address, "max_tunnels = 1")).collect();
+    let more = format!("{FORWARD}queue_timeout_ms = 600000\nmax_failures = 0");
+    let site = Site::start(&elements, &more);
+    let (busy, _client, _server) = Peer::tunnel_to_any(site.proxy, &[&backends[0], &backends[1]]);
+    let free = &backends[1 - busy];
+    let mut client = Peer::sending(site.proxy, request("GET /", ""));
+    free.accept().read_head();
+    // Where the other one has none, as for a handshake.
+    answer_next(free, &ok("again"));
+    client.expect(ok("again"));
 }
 
 #[test]

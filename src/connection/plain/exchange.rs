@@ -99,7 +99,12 @@ impl<'a> Exchange<'a> {
             };
             let connected = future::or(gone, connected).await?;
             match self.converse(&connected.backend, early.to_vec()).await {
-                Err(None) => faults.has_hung_up = true,
+                Err(None) => {
+                    faults.has_hung_up = true;
+                    // Another request may need its place while this one waits for one.
+                    drop(connected);
+                    self.told.release();
+                }
                 Ok(whole) => {
                     self.leave(connected.backend);
                     return Ok(whole);

@@ -15,6 +15,8 @@ pub(super) struct Told<'a> {
     began: Instant,
     /// The backend that has the request.
     pub(super) lease: RefCell<Option<Lease>>,
+    /// Name of the backend that had it before.
+    last: RefCell<Option<String>>,
     /// Status that the client gets.
     pub(super) status: Cell<Option<u16>>,
     /// It is the proxy's.
@@ -25,8 +27,14 @@ pub(super) struct Told<'a> {
 impl<'a> Told<'a> {
     pub(super) fn new(unanswered: &'a Unanswered<'a>, method: &'a str) -> Self {
         let began = unanswered.socket.reactor().now();
-        let (lease, status, is_own, is_told) = Default::default();
-        Self { unanswered, method, began, lease, status, is_own, is_told }
+        let (lease, last, status, is_own, is_told) = Default::default();
+        Self { unanswered, method, began, lease, last, status, is_own, is_told }
+    }
+
+    /// Gives back the place at a backend that has hung up.
+    pub(super) fn release(&self) {
+        let lease = self.lease.take();
+        self.last.replace(lease.map(|lease| lease.backend().name().to_owned()));
     }
 
     /// Tells that the client gets a response of the proxy.
@@ -40,10 +48,10 @@ impl<'a> Told<'a> {
         if self.is_told.replace(true) {
             return;
         }
-        let lease = self.lease.borrow();
+        let (lease, last) = (self.lease.borrow(), self.last.borrow());
         let exchanged = ExchangeEnd {
             method: self.method,
-            lease: lease.as_ref(),
+            backend: lease.as_ref().map(|lease| lease.backend().name()).or(last.as_deref()),
             status,
             reason,
             fault: fault.as_deref(),
