@@ -7,6 +7,20 @@
 use super::hash_on::{HashOn, value_of};
 use super::http::ResponseHead;
 
+/// Returns a value as `encodeURIComponent` writes it for a query, if that is another text. A value
+/// in a query is compared as it stands there.
+pub(crate) fn percent_encoded(value: &[u8]) -> Option<Vec<u8>> {
+    let stays = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&byte);
+    if value.iter().all(|&byte| stays(byte)) {
+        return None;
+    }
+    let encode = |&byte: &u8| match stays(byte) {
+        true => vec![byte],
+        false => format!("%{byte:02X}").into_bytes(),
+    };
+    Some(value.iter().flat_map(encode).collect())
+}
+
 /// Part of an answer; the key `learn_from` of a section.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LearnFrom {
@@ -155,6 +169,19 @@ mod tests {
             let value = LearnFrom::Cookie("io".to_owned()).in_head(&head);
             assert_eq!(value, expected.map(str::as_bytes), "{lines:?}");
             assert_eq!(LearnFrom::Json("io".to_owned()).in_head(&head), None);
+        }
+    }
+
+    #[test]
+    fn values_are_encoded_where_a_query_needs_it() {
+        for (value, expected) in [
+            ("lv_VI97-A", None),
+            ("(~.*'!)", None),
+            ("a+/b==", Some("a%2B%2Fb%3D%3D")),
+            ("%&", Some("%25%26")),
+        ] {
+            let encoded = percent_encoded(value.as_bytes());
+            assert_eq!(encoded.as_deref(), expected.map(str::as_bytes), "{value}");
         }
     }
 

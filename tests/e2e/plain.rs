@@ -785,6 +785,23 @@ fn a_session_stays_where_it_has_begun() {
 }
 
 #[test]
+fn a_session_is_known_by_its_percent_encoded_value_as_well() {
+    let backends = [Backend::start(), Backend::start(), Backend::start()];
+    let backends = [&backends[0], &backends[1], &backends[2]];
+    let proxy = forwarding(&backends).balance(Balance::Hash).hash_on("query:id");
+    let proxy = Proxy::start(proxy.learn_from("json:connectionToken"));
+    for number in 0..9 {
+        // Base64, as the tokens of older SignalR; a query has it with or without.
+        let first = ok(&format!("{{\"connectionToken\":\"{number}+/a==\"}}"));
+        for id in table(["%2B%2Fa%3D%3D", "+/a=="]) {
+            let later = format!("/hub?id={number}{id}");
+            let came = session(&proxy, &backends, "POST /negotiate", &first, &later);
+            assert!(came.iter().all(|&index| index == came[0]), "{id}: {came:?}");
+        }
+    }
+}
+
+#[test]
 fn a_new_cookie_takes_the_place_of_an_old_one() {
     let backends = [Backend::start(), Backend::start()];
     let backends = [&backends[0], &backends[1]];

@@ -23,7 +23,7 @@ use crate::handshake::body::{Body, Framing};
 use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::plain_request_head;
 use crate::handshake::http::{ResponseHead, Version};
-use crate::handshake::learn_from::LearnFrom;
+use crate::handshake::learn_from::{LearnFrom, percent_encoded};
 use crate::handshake::plain::{PlainAnswer, PlainRequest, Sent};
 use crate::handshake::reframe::{BodyFault, Reframer};
 use crate::handshake::scan::HeadScan;
@@ -276,7 +276,7 @@ impl<'a> Exchange<'a> {
         let (body, rest) = (body.seeking(seeker), answers.into_rest());
         let mut out = head;
         let bytes = (&mut out, rest);
-        match relay(backend, socket, bytes, body, timeout, |value| self.bind(value)).await {
+        match relay(backend, socket, bytes, body, timeout, |value| self.bind_text(value)).await {
             Ok(_) => {
                 if is_delimited_by_end {
                     socket.reset_on_close(false);
@@ -294,6 +294,14 @@ impl<'a> Exchange<'a> {
             }
             Err(BodyError::Source(error)) => Err(Unanswerable::Cut(error)),
             Err(BodyError::Sink(_)) => Err(Unanswerable::Gone),
+        }
+    }
+
+    /// Has the requests with this text of a body come to the backend that has the request.
+    fn bind_text(&self, text: &[u8]) {
+        self.bind(text);
+        if let Some(encoded) = percent_encoded(text) {
+            self.bind(&encoded);
         }
     }
 
