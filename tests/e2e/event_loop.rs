@@ -971,7 +971,7 @@ impl Flood {
 /// go on.
 fn flood_until(floods: &mut [(Flood, Peer)], mut holds: impl FnMut(&[(Flood, Peer)]) -> bool) {
     let end = Instant::now() + PATIENCE;
-    loop {
+    for is_much in [false, true].into_iter().cycle() {
         let soon = Instant::now() + QUIET;
         let (mut it_holds, mut is_late) = (false, false);
         wait_until("the floods are blocked", || {
@@ -984,8 +984,10 @@ fn flood_until(floods: &mut [(Flood, Peer)], mut holds: impl FnMut(&[(Flood, Pee
         }
         assert!(Instant::now() < end, "the floods are blocked otherwise");
         for (flood, sink) in floods.iter_mut() {
-            // Less than a pipe holds, so that it is not always the same that is left in it.
-            flood.came.read(sink, SCRATCH);
+            // Less than a pipe holds, so that it is not always the same that is left in it, or so
+            // much that a flood begins anew.
+            let some = if is_much { flood.on_its_way() / 2 } else { SCRATCH };
+            flood.came.read(sink, some);
             // The kernel has given the sink's connection more room, as by what it remembers of
             // others.
             flood.most += SOME;
