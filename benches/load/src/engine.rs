@@ -172,13 +172,7 @@ impl Engine {
         rules: Rules,
     ) -> Result<Self, Failure> {
         let poll = Poll::new()?;
-        let mut listeners = Vec::new();
-        for (backend, token) in backends.iter().zip(LISTENER..) {
-            let listener =
-                listen(backend).map_err(while_doing(&format!("listening on {backend}")))?;
-            poll.add(&listener, token, EventFlags::IN)?;
-            listeners.push(listener);
-        }
+        let listeners = listen_on_all(&poll, backends)?;
         Ok(Self {
             poll,
             listeners,
@@ -745,8 +739,18 @@ impl Frames {
     }
 }
 
+/// Listens at all these places; the poll tells of each by its token.
+pub(crate) fn listen_on_all(poll: &Poll, places: &[Place]) -> Result<Vec<OwnedFd>, Failure> {
+    let listen_on = |(place, token): (&Place, u64)| {
+        let listener = listen(place).map_err(while_doing(&format!("listening on {place}")))?;
+        poll.add(&listener, token, EventFlags::IN)?;
+        Ok(listener)
+    };
+    places.iter().zip(LISTENER..).map(listen_on).collect()
+}
+
 /// Listens without blocking.
-pub(crate) fn listen(place: &Place) -> std::io::Result<OwnedFd> {
+fn listen(place: &Place) -> std::io::Result<OwnedFd> {
     let listener = match place {
         Place::Tcp(address) => OwnedFd::from(TcpListener::bind(address)?),
         Place::Unix(path) => {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
-use crate::engine::{LISTENER, LONGEST_HEAD, PATIENCE, Place, Role, listen};
+use crate::engine::{LISTENER, LONGEST_HEAD, PATIENCE, Place, Role, listen_on_all};
 use crate::system::Poll;
 use crate::{Failure, while_doing};
 
@@ -131,13 +131,7 @@ impl Exchanges {
         deadline: Instant,
     ) -> Result<Self, Failure> {
         let poll = Poll::new()?;
-        let mut listeners = Vec::new();
-        for (backend, token) in backends.iter().zip(LISTENER..) {
-            let listener =
-                listen(backend).map_err(while_doing(&format!("listening on {backend}")))?;
-            poll.add(&listener, token, EventFlags::IN)?;
-            listeners.push(listener);
-        }
+        let listeners = listen_on_all(&poll, backends)?;
         let mut exchanges = Self {
             poll,
             listeners,
