@@ -1,8 +1,8 @@
 //! A small WebSocket reverse proxy, made to sit beside a WebSocket app.
 //!
-//! `ws-proxy` listens for HTTP/1.1, accepts WebSocket upgrades (RFC 6455), brings each to one of its
-//! backends, verifies the backend's own 101, and then relays every byte both ways until both sides
-//! are done. Other requests are refused, or forwarded as well ([`WsProxy::plain_http`]).
+//! `ws-proxy` listens for HTTP/1.1, accepts WebSocket upgrades (RFC 6455), brings each to one of
+//! its backends, verifies the backend's own 101, and then relays every byte both ways until both
+//! sides are done. Other requests are refused, or forwarded as well ([`WsProxy::plain_http`]).
 //!
 //! ```no_run
 //! use ws_proxy::WsProxy;

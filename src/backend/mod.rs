@@ -1,9 +1,9 @@
 //! Backends, and the leases on them: every connection to a backend holds a [`Lease`] to its end.
 //!
 //! The [`pool`] chooses by the rules of [`balance`] among those whose [`health`] allows it, or has
-//! a handshake wait in the [`queue`]; [`affinity`] leads sessions back; [`rebalance`] tells which tunnels are to be moved.
-//! [`resolve`] looks a name up and keeps its [`answers`], [`names`] makes backends of them,
-//! [`dial`] connects and remembers [`failures`].
+//! a handshake wait in the [`queue`]; [`affinity`] leads sessions back to theirs. [`rebalance`]
+//! tells which tunnels are to be moved. [`resolve`] looks a name up and keeps its [`answers`],
+//! [`names`] makes backends of them, [`dial`] connects and remembers [`failures`].
 
 mod affinity;
 mod answers;

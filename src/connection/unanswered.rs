@@ -66,8 +66,8 @@ impl<'a> Unanswered<'a> {
         self.is_settled.set(true);
     }
 
-    /// Ends the guard of a client that has begun to ask: answers it without waiting, and returns the
-    /// answer; `None` where the guard has ended before.
+    /// Ends the guard of a client that has begun to ask: answers it without waiting, and returns
+    /// the answer; `None` where the guard has ended before.
     pub(super) fn turn_away(&self) -> Option<ErrorResponse> {
         if self.is_settled.replace(true) {
             return None;

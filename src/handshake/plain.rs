@@ -40,17 +40,23 @@ pub(crate) struct PlainRequest<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PlainAnswer {
     /// An interim one, which another follows (RFC 9110, 15.2).
-    Interim { head: Vec<u8> },
-    Final {
-        status: u16,
+    Interim {
         head: Vec<u8>,
-        /// The end of the body as the backend sends it; `None` for no body.
-        framing: Option<Framing>,
-        /// The end of the body as the client gets it.
-        sent: Sent,
-        /// No further request comes on the client's connection.
-        closes: bool,
     },
+    Final(FinalAnswer),
+}
+
+/// The answer that ends an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FinalAnswer {
+    pub(crate) status: u16,
+    pub(crate) head: Vec<u8>,
+    /// The end of the body as the backend sends it; `None` for no body.
+    pub(crate) framing: Option<Framing>,
+    /// The end of the body as the client gets it.
+    pub(crate) sent: Sent,
+    /// No further request comes on the client's connection.
+    pub(crate) closes: bool,
 }
 
 /// What follows the head of an answer.
@@ -179,6 +185,13 @@ fn framing_of(head: &RequestHead<'_>) -> Result<Option<Framing>, ErrorResponse> 
     }
 }
 
+impl FinalAnswer {
+    /// Returns whether the end of the connection is what ends the body for the client.
+    pub(crate) fn is_delimited_by_end(&self) -> bool {
+        self.sent == Sent::Body(Framing::UntilClose)
+    }
+}
+
 impl PlainAnswer {
     /// Judges a parsed head as an answer to `request`. `closes` has the connection of the client
     /// end with it.
@@ -240,7 +253,7 @@ impl PlainAnswer {
             (false, Version::Http11) => "",
         };
         let head = plain_answer_head(response, sent, connection);
-        Ok(Self::Final { status, head, framing, sent, closes })
+        Ok(Self::Final(FinalAnswer { status, head, framing, sent, closes }))
     }
 }
 
@@ -461,7 +474,7 @@ mod tests {
         for (request, lines, expected, expected_closes) in rows {
             let response = format!("HTTP/1.1 200 OK\r\n{lines}A: b\r\n\r\n");
             match answer(request, &response) {
-                Ok(PlainAnswer::Final { head, closes, .. }) => {
+                Ok(PlainAnswer::Final(FinalAnswer { head, closes, .. })) => {
                     let head = String::from_utf8(head).unwrap();
                     let expected = format!("HTTP/1.1 200 OK\r\nA: b\r\n{expected}\r\n");
                     assert_eq!((head, closes), (expected, expected_closes), "{request} {lines:?}");
@@ -471,7 +484,8 @@ mod tests {
         }
         for status in table([204, 304]) {
             let response = format!("HTTP/1.1 {status} x\r\nTransfer-Encoding: chunked\r\n\r\n");
-            let Ok(PlainAnswer::Final { framing, sent, .. }) = answer(NEW, &response) else {
+            let Ok(PlainAnswer::Final(FinalAnswer { framing, sent, .. })) = answer(NEW, &response)
+            else {
                 panic!("{status}");
             };
             assert_eq!((framing, sent), (None, Sent::Nothing(None)));

@@ -24,7 +24,7 @@ use crate::handshake::error_response::ErrorResponse;
 use crate::handshake::forward::plain_request_head;
 use crate::handshake::http::{ResponseHead, Version};
 use crate::handshake::learn_from::{LearnFrom, percent_encoded};
-use crate::handshake::plain::{PlainAnswer, PlainRequest, Sent};
+use crate::handshake::plain::{FinalAnswer, PlainAnswer, PlainRequest, Sent};
 use crate::handshake::reframe::{BodyFault, Reframer};
 use crate::handshake::scan::HeadScan;
 use crate::net::close::close_second;
@@ -228,33 +228,9 @@ impl<'a> Exchange<'a> {
     /// Reads the backend's answers, and forwards them.
     async fn forward_answer(&self, backend: &Socket) -> Result<Whole, Unanswerable> {
         let &Unanswered { socket, client, .. } = self.unanswered;
-        let settings = &client.section.settings;
-        let (learn_from, timeout) = (settings.learn_from.as_ref(), settings.plain.body_timeout);
         let mut answers = AnswerReader::new(HeadScan::default());
-        let (status, head, framing, sent, closes) = loop {
-            // No scan but one that allows it passes a bare LF.
-            let judge = |response: &ResponseHead<'_>, _: bool| {
-                // What the client still sends of a body cannot be told from a next request.
-                let closes = self.rest.borrow().is_none() || client.section.life.is_leaving();
-                let judged = PlainAnswer::judge(response, self.request, closes)?;
-                if let Some(value) = learn_from.and_then(|part| part.in_head(response)) {
-                    self.bind(value);
-                }
-                Ok(judged)
-            };
-            match answers.next(backend, pending::<()>(), judge).await? {
-                PlainAnswer::Interim { head } => {
-                    // HTTP/1.0 has none (RFC 9110, 15.2).
-                    if self.request.version == Version::Http11 {
-                        let written = write(socket, &head, timeout).await;
-                        written.map_err(|_| Unanswerable::Gone)?;
-                    }
-                }
-                PlainAnswer::Final { status, head, framing, sent, closes } => {
-                    break (status, head, framing, sent, closes);
-                }
-            }
-        };
+        let answer = self.final_answer(backend, &mut answers).await?;
+        let status = answer.status;
         if let Some(lease) = self.told.lease.borrow().as_ref() {
             let now = socket.reactor().now();
             report::handshake(&client.section, lease.backend(), outcome_of(status), now);
@@ -263,27 +239,69 @@ impl<'a> Exchange<'a> {
         self.unanswered.begin_answer();
         self.told.status.set(Some(status));
 
-        let is_delimited_by_end = sent == Sent::Body(Framing::UntilClose);
+        let (closes, is_delimited_by_end) = (answer.closes, answer.is_delimited_by_end());
         if is_delimited_by_end {
             // A FIN would say that the body is whole (RFC 9112, 8), also where this task is cut.
             socket.reset_on_close(true);
         }
-        let framing = framing.unwrap_or(Framing::Length(0));
+        self.forward_body(backend, answer, answers.into_rest()).await?;
+        if is_delimited_by_end {
+            socket.reset_on_close(false);
+        }
+        self.told.end(Some(status), "whole", None);
+        Ok(Whole { closes })
+    }
+
+    /// Reads answers up to the final one, and forwards the interim ones.
+    async fn final_answer(
+        &self,
+        backend: &Socket,
+        answers: &mut AnswerReader,
+    ) -> Result<FinalAnswer, Unanswerable> {
+        let &Unanswered { socket, client, .. } = self.unanswered;
+        let settings = &client.section.settings;
+        loop {
+            // No scan but one that allows it passes a bare LF.
+            let judge = |response: &ResponseHead<'_>, _: bool| {
+                // What the client still sends of a body cannot be told from a next request.
+                let closes = self.rest.borrow().is_none() || client.section.life.is_leaving();
+                let judged = PlainAnswer::judge(response, self.request, closes)?;
+                let learn_from = settings.learn_from.as_ref();
+                if let Some(value) = learn_from.and_then(|part| part.in_head(response)) {
+                    self.bind(value);
+                }
+                Ok(judged)
+            };
+            match answers.next(backend, pending::<()>(), judge).await? {
+                PlainAnswer::Final(answer) => return Ok(answer),
+                // HTTP/1.0 has none (RFC 9110, 15.2).
+                PlainAnswer::Interim { .. } if self.request.version == Version::Http10 => {}
+                PlainAnswer::Interim { head } => {
+                    let written = write(socket, &head, settings.plain.body_timeout).await;
+                    written.map_err(|_| Unanswerable::Gone)?;
+                }
+            }
+        }
+    }
+
+    /// Sends the head of the final answer, and relays its body, which begins with `early`.
+    async fn forward_body(
+        &self,
+        backend: &Socket,
+        answer: FinalAnswer,
+        early: Vec<u8>,
+    ) -> Result<(), Unanswerable> {
+        let &Unanswered { socket, client, .. } = self.unanswered;
+        let settings = &client.section.settings;
+        let FinalAnswer { status, head: mut out, framing, sent, .. } = answer;
         // A request that has a value is of a session that has begun.
         let begins = self.key.is_none() && (200..300).contains(&status);
-        let seeker = learn_from.filter(|_| begins).and_then(LearnFrom::seeker);
-        let body = Reframer::new(Body::new(framing), sent == Sent::Body(Framing::Chunked), None);
-        let (body, rest) = (body.seeking(seeker), answers.into_rest());
-        let mut out = head;
-        let bytes = (&mut out, rest);
+        let seeker = settings.learn_from.as_ref().filter(|_| begins).and_then(LearnFrom::seeker);
+        let body = Body::new(framing.unwrap_or(Framing::Length(0)));
+        let body = Reframer::new(body, sent == Sent::Body(Framing::Chunked), None).seeking(seeker);
+        let (bytes, timeout) = ((&mut out, early), settings.plain.body_timeout);
         match relay(backend, socket, bytes, body, timeout, |value| self.bind_text(value)).await {
-            Ok(_) => {
-                if is_delimited_by_end {
-                    socket.reset_on_close(false);
-                }
-                self.told.end(Some(status), "whole", None);
-                Ok(Whole { closes })
-            }
+            Ok(_) => Ok(()),
             Err(BodyError::Ended) => Err(Unanswerable::cut("the backend's body is cut short")),
             Err(BodyError::Body(_)) => {
                 // The head may be in it: a client that got no byte could take the connection for
