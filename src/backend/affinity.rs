@@ -9,17 +9,17 @@ use crate::lock::lock;
 /// Sessions of a generation, which take 2.2 MiB.
 const GENERATION_MAX: usize = 65_536;
 
-/// Remembers the backend of each key: at least of the [`GENERATION_MAX`] that were used last. Two
+/// Remembers the backend of each key, by the hash of its address: at least of the [`GENERATION_MAX`] that were used last. Two
 /// generations take the place of times: when the young one is full, the old one is forgotten.
 #[derive(Debug, Default)]
 struct Affinity {
-    young: HashMap<u64, usize>,
-    old: HashMap<u64, usize>,
+    young: HashMap<u64, u64>,
+    old: HashMap<u64, u64>,
 }
 
 impl Affinity {
     /// Remembers the backend of a key, in the place of an earlier one.
-    fn insert(&mut self, key: u64, backend: usize) {
+    fn insert(&mut self, key: u64, backend: u64) {
         if self.young.len() == GENERATION_MAX && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
@@ -27,7 +27,7 @@ impl Affinity {
     }
 
     /// Returns the backend of a key.
-    fn get(&mut self, key: u64) -> Option<usize> {
+    fn get(&mut self, key: u64) -> Option<u64> {
         if let Some(&backend) = self.young.get(&key) {
             return Some(backend);
         }
@@ -45,14 +45,14 @@ pub(super) struct SharedAffinity {
 }
 
 impl SharedAffinity {
-    /// Remembers the number of the backend that a key belongs to.
-    pub(super) fn insert(&self, key: u64, backend: usize) {
+    /// Remembers the hash of the backend that a key belongs to.
+    pub(super) fn insert(&self, key: u64, backend: u64) {
         lock(&self.affinity).insert(key, backend);
         self.has_any.store(true, Ordering::Release);
     }
 
-    /// Returns the number of the backend that a key belongs to, if that is known.
-    pub(super) fn get(&self, key: u64) -> Option<usize> {
+    /// Returns the hash of the backend that a key belongs to, if that is known.
+    pub(super) fn get(&self, key: u64) -> Option<u64> {
         if !self.has_any.load(Ordering::Acquire) {
             return None;
         }
@@ -79,13 +79,13 @@ mod tests {
         let mut affinity = Affinity::default();
         let last = 3 * GENERATION_MAX as u64;
         for key in 0..last {
-            affinity.insert(key, key as usize);
+            affinity.insert(key, key);
             // In use.
             assert_eq!(affinity.get(0), Some(0), "{key}");
         }
         assert_eq!(affinity.get(1), None);
         let kept = last - GENERATION_MAX as u64 + 1;
-        assert!((kept..last).all(|key| affinity.get(key) == Some(key as usize)));
+        assert!((kept..last).all(|key| affinity.get(key) == Some(key)));
         assert!(affinity.young.len() <= GENERATION_MAX && affinity.old.len() <= GENERATION_MAX);
     }
 

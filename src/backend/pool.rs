@@ -184,17 +184,18 @@ impl Pool {
     /// once, but those at their limits: backups come after the others, and those that are out of
     /// use last, where no other is to be had at all. A lease is taken only when the iterator
     /// reaches it. `key` is what [`Balance::Hash`] chooses by; the backend that it was
-    /// [bound](Self::bind) to is tried first, also with a weight of 0.
+    /// [bound](Self::bind) to is tried first.
     pub(crate) fn pick(&self, now: Instant, key: Option<u64>) -> Picks<'_> {
         self.update_weights(now);
         let bound = key.and_then(|key| self.lineage.affinity.get(key));
-        let bound = bound.and_then(|id| self.backends().position(|one| one.id == id));
+        let bound = bound.and_then(|id| self.board.ids().iter().position(|&one| one == id));
         Picks::new(self, bound, self.chooser.order(&self.board, key), now)
     }
 
-    /// Has a key belong to a backend for as long as requests with it keep coming.
+    /// Has a key belong to a backend for as long as requests with it keep coming, also if the
+    /// backend is away for a while: it has the sessions of its address again when it is back.
     pub(crate) fn bind(&self, key: u64, backend: &Backend) {
-        self.lineage.affinity.insert(key, backend.id);
+        self.lineage.affinity.insert(key, key_of(backend.address.authority.as_bytes()));
     }
 
     /// Takes the first pick of a handshake, or has it wait where all backends in use are full and

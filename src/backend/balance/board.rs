@@ -175,7 +175,8 @@ impl Board {
         self.counts[index].clone()
     }
 
-    pub(super) fn ids(&self) -> &[u64] {
+    /// Returns the hashes of the names of all backends.
+    pub(in crate::backend) fn ids(&self) -> &[u64] {
         &self.ids
     }
 

@@ -369,12 +369,12 @@ fn a_key_comes_to_the_backend_that_it_is_bound_to() {
     // Out of use it comes last.
     assert!(eject(&other, index, now));
     assert_eq!(order(&other, now, Some(7)), by_hash);
-    // A later backend at the same address is another one.
+    // Back at its address, it has its sessions again.
     let mut without = settings(&["a:1", "b:2", "c:3"]);
     without.remove(index);
     let without = next(&other, without, Balance::Hash);
     assert_eq!(order(&without, now, Some(7)), by_hash[..2]);
     drop((pool, closed, other));
     let again = next(&without, settings(&["a:1", "b:2", "c:3"]), Balance::Hash);
-    assert_eq!(order(&again, now, Some(7)), by_hash);
+    assert_eq!(order(&again, now, Some(7)), bound);
 }
