@@ -150,7 +150,12 @@ fn target_of<'a>(
     {
         return Err(malformed("the request target names another host than the Host field"));
     }
-    Ok((target.path, target.authority.or(host)))
+    // Without path and query, the server as a whole is meant (RFC 9112, 3.2.4).
+    let uri = head.target.split_once("://");
+    let is_of_server =
+        head.method == "OPTIONS" && uri.is_some_and(|(_, rest)| Some(rest) == target.authority);
+    let path = if is_of_server { "*".into() } else { target.path };
+    Ok((path, target.authority.or(host)))
 }
 
 /// Returns the framing of a request's body (RFC 9112, 6.1 to 6.3).
@@ -373,6 +378,24 @@ mod tests {
         ]);
         for (expected, start, line) in rows {
             assert_eq!(status(&format!("{start}\r\n{line}\r\n\r\n")), expected, "{start} {line}");
+        }
+    }
+
+    #[test]
+    fn only_options_is_for_a_server_as_a_whole() {
+        let rows = table([
+            ("OPTIONS *", "*"),
+            ("OPTIONS http://a", "*"),
+            ("OPTIONS http://a/", "/"),
+            ("OPTIONS http://a?x", "/?x"),
+            ("OPTIONS http://a/a", "/a"),
+            ("OPTIONS /://a", "/://a"),
+            ("GET http://a", "/"),
+        ]);
+        for (start, expected) in rows {
+            let head = format!("{start} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let target = judge(&head, |request| request.target.clone().into_owned());
+            assert_eq!(target.as_deref(), Ok(expected), "{start}");
         }
     }
 
