@@ -1,5 +1,6 @@
 //! What the service manager hears (sd_notify(3)).
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
@@ -114,6 +115,34 @@ fn a_manager_that_has_gone_is_a_line_and_no_end() {
     let mut program = Program::spawn(&mut service(&directory, &section("127.0.0.1:1")));
     program.wait_for("level=warn event=notify_failed ");
     program.address();
+    program.signal(Signal::TERM);
+    assert!(program.wait().success());
+}
+
+/// Sends to the manager until its socket holds no more.
+fn fill(directory: &Directory) {
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.connect(directory.path().join("notify")).unwrap();
+    sender.set_nonblocking(true).unwrap();
+    let error = loop {
+        if let Err(error) = sender.send(b"FILLED=1\n") {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+}
+
+#[test]
+fn a_manager_that_does_not_read_holds_up_nothing() {
+    let backend = Backend::start();
+    let (socket, directory) = manager();
+    fill(&directory);
+    let mut command = service(&directory, &section(backend.address));
+    let mut program = Program::spawn(command.env("WATCHDOG_USEC", "20000"));
+    Peer::tunnel(program.address(), &backend);
+    // It is told as soon as it reads.
+    while next(&socket) != "READY=1\n" {}
+    fill(&directory);
     program.signal(Signal::TERM);
     assert!(program.wait().success());
 }

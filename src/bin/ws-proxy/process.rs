@@ -67,8 +67,15 @@ pub(crate) async fn run(
     }
     let admin = admin.map(|admin| admin.start(&bounds, &shutdown)).transpose();
     let admin = admin.map_err(|error| Failure::Runtime(format!("[admin]: {error}")))?;
-    systemd::ready();
     let executor = Executor::new();
+    // A signal may begin the drain, and the admin listener too.
+    let begun = shutdown.begun();
+    let tell_manager = executor.spawn(async {
+        systemd::ready().await;
+        begun.await;
+        systemd::stopping().await;
+    });
+    tell_manager.detach();
     let (served, all_ended) = Served::start(&executor, &shutdown, bounds);
     let all_drained = async {
         // Nothing is ever sent: it ends with the last section.
@@ -82,13 +89,6 @@ pub(crate) async fn run(
             None => future::pending().await,
         }
     };
-    // A signal may begin the drain, and the admin listener too.
-    let begun = shutdown.begun();
-    let tell_of_drain = executor.spawn(async {
-        begun.await;
-        systemd::stopping();
-    });
-    tell_of_drain.detach();
     let reload = can_reload.then_some(&hang_up);
     let told_to_leave = async { Some(obey(signals, &shutdown, reload).await) };
     // On this thread, so that the watchdog starves where nobody would act on a signal any more.

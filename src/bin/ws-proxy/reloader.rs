@@ -102,13 +102,13 @@ impl Reloader {
     pub(crate) async fn run(mut self, served: &Served<'_, '_>, admin: Option<&AdminServer>) -> ! {
         loop {
             let (by, answer) = self.next().await;
-            systemd::reloading();
+            systemd::reloading().await;
             let outcome = self.reload(served, admin);
             // New ports are open, and ready as soon as their clients are accepted.
             for (_, handle) in &self.sections {
                 handle.started().await;
             }
-            systemd::ready();
+            systemd::ready().await;
             // Whoever reads the line finds it counted.
             if let Some(admin) = admin {
                 admin.metrics().record_reload(outcome.as_ref().map(drop).map_err(String::clone));
