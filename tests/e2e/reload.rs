@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -178,6 +179,19 @@ fn reloads_by_signal_by_post_and_by_a_swapped_link_lose_nothing() {
     traffic.stop();
     drop((client, server, third, its_server));
     proxy.program.wait_for_descriptors(descriptors - 400);
+}
+
+#[test]
+fn a_pipe_in_place_of_the_file_holds_up_no_signal() {
+    let mut proxy = Reloadable::start(&section("127.0.0.1:1"));
+    fs::remove_file(&proxy.file).unwrap();
+    // Whoever opens it waits for a writer.
+    assert!(Command::new("mkfifo").arg(&proxy.file).status().unwrap().success());
+    proxy.program.signal(Signal::HUP);
+    let line = proxy.program.wait_for("event=config_reload_failed by=signal");
+    assert!(line.contains("not a regular file"), "{line}");
+    proxy.program.signal(Signal::TERM);
+    assert!(proxy.program.wait().success());
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Source {
             return Err("the settings are from the command line: restart with others".to_owned());
         };
         // Remembered even if it is invalid: a watched file is tried once.
-        *seen = read(path);
+        *seen = read_again(path);
         Self::from_text(path, *is_found, seen.clone()?)
     }
 
@@ -106,7 +106,7 @@ impl Source {
         else {
             return future::pending().await;
         };
-        while read(path) == *seen {
+        while read_again(path) == *seen {
             Timer::after(interval).await;
         }
     }
@@ -192,6 +192,18 @@ impl Source {
 fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path)
         .map_err(|error| format!("{}: cannot read the configuration: {error}", path.display()))
+}
+
+/// Reads the configuration file while the program serves. Only a regular file: the thread acts on
+/// signals, and must not wait for the writer of a pipe.
+fn read_again(path: &Path) -> Result<String, String> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(format!(
+            "{}: cannot read the configuration again: it is not a regular file",
+            path.display()
+        )),
+        _ => read(path),
+    }
 }
 
 /// Checks the text of a configuration file.
