@@ -75,6 +75,9 @@ impl Address {
                 "{text:?}: a backend has no path, the client's is passed on; write host:port"
             ));
         }
+        if rest.is_empty() || rest.starts_with(':') {
+            return Err(format!("{text:?}: the host is missing, as in chat-backend:9000"));
+        }
         let address = Self::parse(rest, Some(80)).map_err(|what| format!("{text:?}: {what}"))?;
         if matches!(address.place, Endpoint::Tcp(_, 0)) {
             return Err(format!("{text:?}: no backend listens on port 0"));
@@ -337,6 +340,11 @@ mod tests {
             "a#b:1",
         ] {
             assert!(Address::backend(text).is_err(), "{text:?}");
+        }
+        for text in ["", ":9000", "ws://", "ws://:9000"] {
+            // Nothing that is for listeners only.
+            let error = format!("{text:?}: the host is missing, as in chat-backend:9000");
+            assert_eq!(Address::backend(text), Err(error));
         }
         assert!(Address::bind("127.0.0.1").is_err());
         assert!(Address::bind(":8080").unwrap_err().contains("0.0.0.0"));
