@@ -415,6 +415,26 @@ mod tests {
     }
 
     #[test]
+    fn an_error_is_one_line_whatever_the_text_has() {
+        for (line, expected) in [
+            (r#""a\nb\u001b[31m\u2028" = 1"#, r"4: a\nb\u{1b}[31m\u{2028}: unknown key; "),
+            (r#"balance = "a\u001bb""#, r"4: balance: unknown value `a\u{1b}b`, "),
+        ] {
+            let error = error(&format!("{GOOD}{line}\n"));
+            assert!(error.starts_with(expected) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_number_beyond_toml_is_called_one() {
+        for number in ["99999999999999999999", "-99999999999999999999", &"9".repeat(38)] {
+            let expected =
+                format!("4: eject_ms: `{number}` is out of range: a number has at most 64 bits");
+            assert_eq!(error(&format!("{GOOD}eject_ms = {number}\n")), expected);
+        }
+    }
+
+    #[test]
     fn sections_that_lead_to_themselves_are_refused() {
         let section = |bind: &str, backends: &str| {
             format!("[[ws_proxy]]\nbind = \"{bind}\"\nbackends = [{backends}]\n")

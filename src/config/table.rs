@@ -1,7 +1,7 @@
 //! Tables of the configuration text, and the places of their faults in it.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -30,10 +30,23 @@ impl fmt::Display for ConfigError {
             write!(f, "{line}: ")?;
         }
         if let Some(key) = &self.key {
-            write!(f, "{key}: ")?;
+            write_escaped(f, key)?;
+            f.write_str(": ")?;
         }
-        f.write_str(&self.problem)
+        write_escaped(f, &self.problem)
     }
+}
+
+/// Writes text of the configuration so that it stays on its line, and steers no terminal.
+fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for character in text.chars() {
+        if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') {
+            write!(f, "{}", character.escape_debug())?;
+        } else {
+            f.write_char(character)?;
+        }
+    }
+    Ok(())
 }
 
 impl std::error::Error for ConfigError {}
@@ -181,6 +194,14 @@ impl SourceText<'_> {
             if let Some(rest) = problem.strip_prefix(rust) {
                 problem = format!("{toml}{rest}");
             }
+        }
+        // What TOML's own type does not hold.
+        let large = ["i128", "u128"].into_iter().find_map(|rust| {
+            let number = problem.strip_suffix(&format!(" as {rust}, expected an integer"))?;
+            number.strip_prefix("invalid type: integer ")
+        });
+        if let Some(number) = large {
+            problem = format!("{number} is out of range: a number has at most 64 bits");
         }
         let line = error.span().map(|span| self.line(span.start));
         ConfigError { line, key: key.map(str::to_owned), problem }

@@ -170,7 +170,9 @@ impl Source {
             report += &format!("\n  {} (admin)", admin.bind_address());
         }
         if !ignored.is_empty() {
-            report += &format!("\n  ignored, not ws-proxy's: {}", ignored.join(", "));
+            let ignored = ignored.iter().map(|key| key.escape_debug().to_string());
+            let ignored = ignored.collect::<Vec<_>>().join(", ");
+            report += &format!("\n  ignored, not ws-proxy's: {ignored}");
         }
         report
     }
