@@ -445,6 +445,35 @@ mod commands {
     }
 
     #[test]
+    fn a_file_that_became_invalid_makes_no_running_proxy_ill() {
+        let (directory, backend) = (Directory::new(), Backend::start());
+        configuration(&directory, "", &backend);
+        let path = directory.path().join("ws-proxy.toml");
+        let good = std::fs::read_to_string(&path).unwrap();
+        let mut program = Program::start(&[], Some(directory.path()));
+        program.address();
+        while run(&["health"], &directory).0 != 0 {}
+        let named = ["health", "--live", "--config", "ws-proxy.toml"];
+        for fault in table(["bakends = []\n", "max_failures = -1\n", "[[ws_pr"]) {
+            directory.write("ws-proxy.toml", &format!("{good}{fault}"));
+            assert_eq!(run(&["check"], &directory).0, 2, "{fault}");
+            assert_eq!(run(&["health"], &directory), (0, String::new()), "{fault}");
+            assert_eq!(run(&named, &directory), (0, String::new()), "{fault}");
+        }
+        // What names no listener is told as ever.
+        for text in table(["bakends = []\n", "[admin]\nbind = \"nowhere\"\n"]) {
+            directory.write("ws-proxy.toml", text);
+            let (code, message) = run(&named, &directory);
+            assert!(code == 2 && message.contains("ws-proxy.toml"), "{text}: {message}");
+        }
+        program.signal(Signal::TERM);
+        assert_eq!(program.wait().code(), Some(0));
+        directory.write("ws-proxy.toml", &format!("{good}bakends = []\n"));
+        let (code, message) = run(&named, &directory);
+        assert!(code == 1 && message.contains("refused"), "{message}");
+    }
+
+    #[test]
     fn an_address_on_the_command_line_needs_no_configuration() {
         let mut admin = Admin::start("", "");
         let (directory, address) = (Directory::new(), admin.address.to_string());

@@ -1,5 +1,7 @@
 //! `ws-proxy health`: asks a running proxy how it is, for images that hold nothing else to run.
 
+use std::net::ToSocketAddrs;
+
 use crate::Failure;
 use crate::admin_client::AdminClient;
 use crate::cli::{Arguments, Health};
@@ -24,12 +26,20 @@ pub(crate) fn run(health: &Health, arguments: &Arguments) -> Result<(), Failure>
             None => probe_address(address, timeout),
         };
     }
-    let source = match &health.admin {
+    let config = health.config.as_deref();
+    let (address, source) = match &health.admin {
         // A probe shows no token, so that no file is needed.
-        Some(_) => None,
-        None => Source::find_any(arguments, health.config.as_deref())?,
+        Some(address) => (Some(address.clone()), None),
+        None => match Source::find_any(arguments, config) {
+            Ok(source) => (None, source),
+            // A bad change of the file must not have a supervisor end a proxy that refused it.
+            Err(problem) => match Source::admin_bind(arguments, config) {
+                Some(bind) if bind.to_socket_addrs().is_ok() => (Some(bind), None),
+                _ => return Err(problem),
+            },
+        },
     };
-    if let Some(admin) = AdminClient::find(health.admin.as_deref(), source.as_ref())? {
+    if let Some(admin) = AdminClient::find(address.as_deref(), source.as_ref())? {
         let target = if health.live { "/livez" } else { "/readyz" };
         let response = admin.ask("GET", target, Some(timeout))?;
         return response.expect_ok(admin.address()).map(drop);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use futures_lite::future;
 use smol::Timer;
+use toml::de::DeTable;
 use ws_proxy::{Config, Error, SectionConfig, WsProxy};
 
 use crate::Failure;
@@ -66,14 +67,24 @@ impl Source {
         if given_flag.is_some() {
             return Self::from_flags(arguments).map(Some);
         }
-        for file in DEFAULT_FILES.map(Path::new) {
-            // A file that exists and cannot be read is an error, not passed over.
-            if !matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound)
-            {
-                return Self::from_file(file, true).map(Some);
-            }
+        default_file().map(|file| Self::from_file(file, true)).transpose()
+    }
+
+    /// Returns the address of `[admin]` in the configuration file, whatever else is wrong there:
+    /// a proxy goes on with the settings that it has when its file becomes invalid.
+    pub(crate) fn admin_bind(arguments: &Arguments, config: Option<&Path>) -> Option<String> {
+        if given_flag(arguments).is_some() {
+            return None;
         }
-        Ok(None)
+        let named = config.or(arguments.config.as_deref());
+        let file = match named {
+            Some(file) => file,
+            None => default_file()?,
+        };
+        let text = read(file).ok()?;
+        let (document, _errors) = DeTable::parse_recoverable(&text);
+        let admin = document.get_ref().get("admin")?.get_ref().get("bind")?;
+        admin.get_ref().as_str().map(str::to_owned)
     }
 
     fn from_file(path: &Path, is_found: bool) -> Result<Self, Failure> {
@@ -188,6 +199,13 @@ impl Source {
             log::warn!(keys:% = ignored.join(", "); "config_ignored");
         }
     }
+}
+
+/// Returns the file of the working directory that is used where none is named.
+fn default_file() -> Option<&'static Path> {
+    // A file that exists and cannot be read is an error, not passed over.
+    let is_missing = |file: &Path| matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    DEFAULT_FILES.into_iter().map(Path::new).find(|file| !is_missing(file))
 }
 
 /// Reads a configuration file.
