@@ -426,6 +426,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_stands_there_twice_is_named() {
+        for (text, expected) in [
+            (format!("{GOOD}name = \"a\"\nname = \"b\"\n"), "5: name: duplicate key"),
+            (format!("{GOOD}[drain]\n[drain]\n"), "5: drain: duplicate key"),
+            (format!("[ws_proxy.health_check]\n{GOOD}"), "2: ws_proxy: duplicate key"),
+        ] {
+            assert_eq!(error(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn a_number_beyond_toml_is_called_one() {
         for number in ["99999999999999999999", "-99999999999999999999", &"9".repeat(38)] {
             let expected =

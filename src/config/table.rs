@@ -181,6 +181,10 @@ impl SourceText<'_> {
     }
 
     pub(super) fn toml_error(self, error: &toml::de::Error, key: Option<&str>) -> ConfigError {
+        // The parser marks the key, but does not name it.
+        let is_twice = error.message() == "duplicate key";
+        let twice = error.span().filter(|_| is_twice).and_then(|span| self.0.get(span));
+        let key = key.or(twice);
         // Some messages of the parser have several lines; an error of ours has one.
         let mut problem = error.message().trim().replace('\n', ", ");
         // They name Rust's types, where TOML has words of its own.
