@@ -204,8 +204,11 @@ impl Source {
 /// Returns the file of the working directory that is used where none is named.
 fn default_file() -> Option<&'static Path> {
     // A file that exists and cannot be read is an error, not passed over.
-    let is_missing = |file: &Path| matches!(fs::metadata(file), Err(error) if error.kind() == io::ErrorKind::NotFound);
-    DEFAULT_FILES.into_iter().map(Path::new).find(|file| !is_missing(file))
+    let is_there = |file: &&Path| match fs::metadata(file) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    DEFAULT_FILES.into_iter().map(Path::new).find(is_there)
 }
 
 /// Reads a configuration file.
