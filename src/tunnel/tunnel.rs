@@ -226,6 +226,16 @@ impl Tunnel {
 
     /// Closes both connections, such that what was sent last, perhaps a Close, still arrives.
     pub(super) fn close(&mut self, reason: Reason, buffers: &mut Buffers) -> TunnelEnd {
+        // Where both directions have relayed their ends, everything is on its way already.
+        if !self.from.all(Direction::is_done) {
+            for side in Side::BOTH {
+                self.from[side].flush_last(&self.sockets[side.other()], &mut buffers.pipes);
+            }
+            for side in Side::BOTH {
+                linger_now(&self.sockets[side], &mut buffers.scratch);
+            }
+        }
+        // What the sinks took just now is of the account, as it is of the counts.
         let end = TunnelEnd {
             written_to: PerSide {
                 client: self.from.backend.relayed(),
@@ -239,15 +249,6 @@ impl Tunnel {
                 .sum(),
             closed_with: self.closing.sent_codes(),
         };
-        // Where both directions have relayed their ends, everything is on its way already.
-        if !self.from.all(Direction::is_done) {
-            for side in Side::BOTH {
-                self.from[side].flush_last(&self.sockets[side.other()], &mut buffers.pipes);
-            }
-            for side in Side::BOTH {
-                linger_now(&self.sockets[side], &mut buffers.scratch);
-            }
-        }
         self.from.client.abandon(&mut buffers.pipes);
         self.from.backend.abandon(&mut buffers.pipes);
         end

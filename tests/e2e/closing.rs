@@ -172,6 +172,13 @@ mod drain {
         server.expect_proxy_close(B, 1001);
         server.expect_eof();
         assert!(start.elapsed() >= GRACE, "{:?} is too early", start.elapsed());
+        // The account has what was written last: header, mask, code and text.
+        let bytes = |mask: usize| (2 + mask + 2 + "shutting down".len()).to_string();
+        proxy.assert_end(&[
+            ("reason", "drain"),
+            ("bytes_to_client", &bytes(0)),
+            ("bytes_to_backend", &bytes(4)),
+        ]);
         proxy.expect_exit();
     }
 
