@@ -89,12 +89,7 @@ pub(super) async fn forward_response(
         // From the start, so that it holds as well where this task is cut.
         client.reset_on_close(true);
     }
-    let forwarded = async {
-        match forward(&client, &backend, head, (framing, rest), timeout).await {
-            Ok(()) => ForwardEnd::Whole,
-            Err(fault) => ForwardEnd::Part(fault),
-        }
-    };
+    let forwarded = forward(&client, &backend, head, (framing, rest), timeout);
     let client_is_gone = async {
         // Its end is no break: it may still read.
         client.broken().await;
@@ -115,8 +110,9 @@ async fn forward(
     head: Vec<u8>,
     (framing, mut bytes): (Framing, Vec<u8>),
     timeout: Duration,
-) -> io::Result<()> {
-    let fault = |what: &'static str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+) -> ForwardEnd {
+    let fault =
+        |what: &'static str| ForwardEnd::Part(io::Error::new(io::ErrorKind::InvalidData, what));
     let mut body = Body::new(framing);
     let mut outgoing = head;
     loop {
@@ -126,19 +122,33 @@ async fn forward(
             BodyProgress::End(end) | BodyProgress::Fault(end) => end,
         };
         outgoing.extend_from_slice(&bytes[..passing]);
-        net::write_within(timeout, client, &outgoing).await?;
+        match net::write_within(timeout, client, &outgoing).await {
+            Ok(()) => {}
+            Err(fault) if fault.kind() == io::ErrorKind::TimedOut => {
+                return ForwardEnd::Part(fault);
+            }
+            // A write that waits for room learns of the break before anyone else.
+            Err(_) => return ForwardEnd::ClientGone,
+        }
         outgoing.clear();
         match progress {
             BodyProgress::More => {}
-            BodyProgress::End(_) => return Ok(()),
+            BodyProgress::End(_) => return ForwardEnd::Whole,
             BodyProgress::Fault(_) => return fault("the backend's body has broken chunks"),
         }
         bytes.resize(STEP, 0);
-        let count = io_within(client.reactor(), timeout, backend.read(&mut bytes)).await?;
+        let count = match io_within(client.reactor(), timeout, backend.read(&mut bytes)).await {
+            Ok(count) => count,
+            Err(fault) => return ForwardEnd::Part(fault),
+        };
         bytes.truncate(count);
         if count == 0 {
             let is_whole = body.may_end_here();
-            return if is_whole { Ok(()) } else { fault("the backend's body is cut short") };
+            return if is_whole {
+                ForwardEnd::Whole
+            } else {
+                fault("the backend's body is cut short")
+            };
         }
     }
 }

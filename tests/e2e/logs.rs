@@ -187,6 +187,27 @@ fn each_request_has_one_id_for_the_backend_and_for_the_log() {
 }
 
 #[test]
+fn a_client_that_resets_within_a_refusal_is_gone_and_its_backend_not_at_fault() {
+    let (mut program, backend) = start("", "");
+    let address = address(&program);
+    // With a length, and up to the connection's end.
+    for framing in table(["Content-Length: 1000000000\r\n", ""]) {
+        let mut client = Peer::connect_tight(address);
+        client.send(upgrade(""));
+        let mut server = backend.accept();
+        server.read_head();
+        server.send(format!("HTTP/1.1 403 No\r\n{framing}\r\n"));
+        client.read_head();
+        // The proxy waits for room at the client.
+        server.flood();
+        client.reset();
+        let line = program.wait_for("event=client_gone");
+        assert_eq!(value(&line, "stage"), "refusal");
+        assert!(!program.has_logged("event=refused"));
+    }
+}
+
+#[test]
 fn every_backend_that_is_asked_gets_the_same_id_though_nothing_is_logged() {
     let backends = [&Backend::start(), &Backend::start()];
     // A library whose program has no logger.
