@@ -119,7 +119,9 @@ impl FrameLimits {
             // 5.4: fragments of one message follow each other.
             Opcode::Continuation => is_continued,
             Opcode::Text | Opcode::Binary => !is_continued,
-            // 5.5: control frames are short and not fragmented.
+            // 5.5: control frames are short and not fragmented. 5.5.1: the body of a Close, if
+            // there is one, begins with a code of two bytes.
+            Opcode::Close if header.length == 1 => false,
             Opcode::Close | Opcode::Ping | Opcode::Pong => header.is_final() && is_short(header),
             // 5.2: reserved opcodes fail the connection.
             Opcode::Other => false,

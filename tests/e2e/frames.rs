@@ -248,6 +248,7 @@ mod strict {
             (from.text("closed"), from.frame(0x80, "nothing is open")),
             alone(from.frame(0x09, "a fragmented ping")),
             alone(from.frame(0x08, "")),
+            alone(from.frame(0x88, "x")),
             alone(from.frame(PING, [b'x'; 126])),
             alone(from.frame(PONG, noise(1, 66_000))),
         ];
