@@ -14,6 +14,6 @@ pub(crate) struct TunnelEnd {
     pub(crate) sent_by: PerSide<FrameCounters>,
     /// Number of directions whose frames could not be followed to the end.
     pub(crate) opaque: u8,
-    /// Code of the Close that the proxy sent each side.
+    /// Code of the proxy's Close that was written to each side.
     pub(crate) closed_with: PerSide<Option<u16>>,
 }

@@ -116,6 +116,12 @@ impl FrameFilter {
         self.follow(&held);
     }
 
+    /// Returns whether an insertion that is the last thing has gone in, where there was one. None
+    /// has that found no boundary, or a Close of the source before it.
+    pub(crate) fn ends_with_insertion(&self) -> bool {
+        self.closed && !self.closed_mid_frame && !self.close_passed
+    }
+
     /// Returns whether an insertion waits for a boundary.
     pub(crate) fn has_insertion(&self) -> bool {
         self.slow_path.as_ref().is_some_and(|slow| !slow.insertion.is_empty())

@@ -247,7 +247,11 @@ impl Tunnel {
                 .map(|side| u8::from(self.from[side].filter().is_opaque()))
                 .iter()
                 .sum(),
-            closed_with: self.closing.sent_codes(),
+            closed_with: PerSide::from_fn(|side| {
+                let to = &self.from[side.other()];
+                let has_got_it = to.is_flushed() && to.filter().ends_with_insertion();
+                self.closing.sent_codes()[side].filter(|_| has_got_it)
+            }),
         };
         self.from.client.abandon(&mut buffers.pipes);
         self.from.backend.abandon(&mut buffers.pipes);

@@ -86,6 +86,27 @@ fn a_tunnel_is_shown_with_what_it_is_for_and_what_it_has_relayed() {
 }
 
 #[test]
+fn a_close_of_the_proxy_that_the_backends_own_has_replaced_is_not_told() {
+    let mut admin = Admin::start("", "");
+    let (mut client, mut server) = Peer::tunnel(admin.proxy, &admin.backend);
+    let id = admin.ids("GET /tunnels")[0];
+    let close = B.close(4_000);
+    server.send(&close[..1]);
+    client.expect(&close[..1]);
+    admin.json(&format!("DELETE /tunnels/{id}?code=1008"));
+    admin.wait_for_value(id, "state", &"closing".into());
+    server.send(&close[1..]);
+    client.expect(&close[1..]);
+    client.send(C.close(4_000));
+    server.expect(C.close(4_000));
+    drop((client, server));
+    admin.program.wait_for("event=tunnel_end");
+    let ending = &admin.json("GET /status")["endings"][0];
+    assert_eq!((&ending["reason"], &ending["backend_close"]), (&"admin".into(), &4_000.into()));
+    assert_eq!(ending["proxy_close"], Value::Null);
+}
+
+#[test]
 fn the_newest_come_first_and_a_query_chooses() {
     let mut admin = Admin::start("", "");
     let tunnels: Vec<_> = (0..3).map(|_| admin.tunnel()).collect();
