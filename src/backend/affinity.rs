@@ -9,8 +9,9 @@ use crate::lock::lock;
 /// Sessions of a generation, which take 2.2 MiB.
 const GENERATION_MAX: usize = 65_536;
 
-/// Remembers the backend of each key, by the hash of its address: at least of the [`GENERATION_MAX`] that were used last. Two
-/// generations take the place of times: when the young one is full, the old one is forgotten.
+/// Remembers the backend of each key, by the hash of its address: at least of the
+/// [`GENERATION_MAX`] that were used last. Two generations take the place of times: when the young
+/// one is full, the old one is forgotten.
 #[derive(Debug, Default)]
 struct Affinity {
     young: HashMap<u64, u64>,

@@ -116,8 +116,7 @@ impl FrameFilter {
         self.follow(&held);
     }
 
-    /// Returns whether an insertion that is the last thing has gone in, where there was one. None
-    /// has that found no boundary, or a Close of the source before it.
+    /// Returns whether a last insertion, if there was one, has found its boundary before a Close.
     pub(crate) fn ends_with_insertion(&self) -> bool {
         self.closed && !self.closed_mid_frame && !self.close_passed
     }
@@ -161,9 +160,7 @@ impl FrameFilter {
 
     /// Adds what the client's rate allows by this tick.
     pub(crate) fn refill_rate(&mut self, now: Tick) {
-        if let Some(limits) = self.limits()
-            && let Some(rate) = limits.rate()
-        {
+        if let Some(rate) = self.limits().and_then(FrameLimits::rate) {
             rate.refill(now);
         }
     }
@@ -179,8 +176,7 @@ impl FrameFilter {
         self.limits().and_then(FrameLimits::rate).is_some_and(Rate::end)
     }
 
-    /// Limits the client's rate no longer; returns false if it was not limited, or the client is
-    /// gone.
+    /// Limits the client's rate no longer; returns false if it was not limited, or the client left.
     pub(crate) fn lift_rate(&mut self) -> bool {
         self.limits().is_some_and(FrameLimits::lift_rate)
     }
@@ -364,10 +360,8 @@ impl FrameFilter {
 
     /// Lets a piece pass, or withholds it with the frame that it belongs to.
     fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
-        if self.closed {
-            return;
-        }
-        if self.slow_path.as_mut().is_none_or(|slow| !slow.pongs.withhold(piece)) {
+        let withholds = |slow: &mut Box<SlowPath>| slow.pongs.withhold(piece);
+        if !self.closed && !self.slow_path.as_mut().is_some_and(withholds) {
             out.extend_from_slice(piece);
         }
     }

@@ -470,7 +470,7 @@ mod commands {
         assert_eq!(program.wait().code(), Some(0));
         directory.write("ws-proxy.toml", &format!("{good}bakends = []\n"));
         let (code, message) = run(&named, &directory);
-        assert!(code == 1 && message.contains("refused"), "{message}");
+        assert!(code == 2 && message.contains("bakends"), "{message}");
     }
 
     #[test]

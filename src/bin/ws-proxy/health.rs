@@ -26,23 +26,31 @@ pub(crate) fn run(health: &Health, arguments: &Arguments) -> Result<(), Failure>
             None => probe_address(address, timeout),
         };
     }
-    let config = health.config.as_deref();
-    let (address, source) = match &health.admin {
+    let ask = |admin: &AdminClient| {
+        let target = if health.live { "/livez" } else { "/readyz" };
+        admin.ask("GET", target, Some(timeout))
+    };
+    let source = match &health.admin {
         // A probe shows no token, so that no file is needed.
-        Some(address) => (Some(address.clone()), None),
-        None => match Source::find_any(arguments, config) {
-            Ok(source) => (None, source),
+        Some(_) => None,
+        None => match Source::find_any(arguments, health.config.as_deref()) {
+            Ok(source) => source,
             // A bad change of the file must not have a supervisor end a proxy that refused it.
-            Err(problem) => match Source::admin_bind(arguments, config) {
-                Some(bind) if bind.to_socket_addrs().is_ok() => (Some(bind), None),
-                _ => return Err(problem),
-            },
+            Err(problem) => {
+                let bind = Source::admin_bind(arguments, health.config.as_deref());
+                let running = bind.filter(|bind| bind.to_socket_addrs().is_ok());
+                return match AdminClient::find(running.as_deref(), None)? {
+                    Some(admin) => match ask(&admin) {
+                        Ok(response) => response.expect_ok(admin.address()).map(drop),
+                        Err(_) => Err(problem),
+                    },
+                    None => Err(problem),
+                };
+            }
         },
     };
-    if let Some(admin) = AdminClient::find(address.as_deref(), source.as_ref())? {
-        let target = if health.live { "/livez" } else { "/readyz" };
-        let response = admin.ask("GET", target, Some(timeout))?;
-        return response.expect_ok(admin.address()).map(drop);
+    if let Some(admin) = AdminClient::find(health.admin.as_deref(), source.as_ref())? {
+        return ask(&admin)?.expect_ok(admin.address()).map(drop);
     }
     let Some(source) = source else {
         let problem = "there is no ws-proxy.toml or rws.config.toml here: name the proxy with \
