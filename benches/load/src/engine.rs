@@ -494,15 +494,10 @@ impl Engine {
     }
 
     fn accept(&mut self, listener: usize) -> Result<(), Failure> {
-        loop {
-            match rustix::net::accept(&self.listeners[listener]) {
-                Ok(stream) => {
-                    self.insert(stream.into(), Role::Backend)?;
-                }
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(error) => return Err(while_doing("accepting from the proxy")(error)),
-            }
+        while let Some(stream) = accept(&self.listeners[listener])? {
+            self.insert(stream, Role::Backend)?;
         }
+        Ok(())
     }
 
     /// Watches a socket and gives it a place.
@@ -747,6 +742,15 @@ pub(crate) fn listen_on_all(poll: &Poll, places: &[Place]) -> Result<Vec<OwnedFd
         Ok(listener)
     };
     places.iter().zip(LISTENER..).map(listen_on).collect()
+}
+
+/// Returns the next connection of the proxy, if one waits.
+pub(crate) fn accept(listener: &OwnedFd) -> Result<Option<TcpStream>, Failure> {
+    match rustix::net::accept(listener) {
+        Ok(stream) => Ok(Some(stream.into())),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(error) => Err(while_doing("accepting from the proxy")(error)),
+    }
 }
 
 /// Listens without blocking.

@@ -10,9 +10,8 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
 
-use crate::engine::{LISTENER, LONGEST_HEAD, PATIENCE, Place, Role, listen_on_all};
+use crate::engine::{LISTENER, LONGEST_HEAD, PATIENCE, Place, Role, accept, listen_on_all};
 use crate::system::Poll;
 use crate::{Failure, while_doing};
 
@@ -191,13 +190,10 @@ impl Exchanges {
     }
 
     fn accept(&mut self, listener: usize) -> Result<(), Failure> {
-        loop {
-            match rustix::net::accept(&self.listeners[listener]) {
-                Ok(stream) => self.insert(stream.into(), Role::Backend)?,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(error) => return Err(while_doing("accepting from the proxy")(error)),
-            }
+        while let Some(stream) = accept(&self.listeners[listener])? {
+            self.insert(stream, Role::Backend)?;
         }
+        Ok(())
     }
 
     /// Watches a socket and gives it a place.
