@@ -39,13 +39,11 @@ pub(crate) fn run(health: &Health, arguments: &Arguments) -> Result<(), Failure>
             Err(problem) => {
                 let bind = Source::admin_bind(arguments, health.config.as_deref());
                 let running = bind.filter(|bind| bind.to_socket_addrs().is_ok());
-                return match AdminClient::find(running.as_deref(), None)? {
-                    Some(admin) => match ask(&admin) {
-                        Ok(response) => response.expect_ok(admin.address()).map(drop),
-                        Err(_) => Err(problem),
-                    },
-                    None => Err(problem),
+                let Some(admin) = AdminClient::find(running.as_deref(), None)? else {
+                    return Err(problem);
                 };
+                let response = ask(&admin).map_err(|_| problem)?;
+                return response.expect_ok(admin.address()).map(drop);
             }
         },
     };
