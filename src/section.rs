@@ -183,9 +183,7 @@ impl Client {
             section: Arc::clone(section),
         }
     }
-}
 
-impl Client {
     /// Has the connection go on with the settings in force, for a request that begins now.
     pub(crate) fn begin_anew(&mut self, now: Instant) {
         self.accepted = now;

@@ -67,7 +67,7 @@ enum Outcome {
 pub(crate) async fn serve(
     handle: Handle,
     stream: OwnedFd,
-    client: Client,
+    mut client: Client,
     counted: (Permit, Load),
     alive: Guard,
 ) {
@@ -75,7 +75,6 @@ pub(crate) async fn serve(
     let waiting = alive.downgrade();
     drop(alive);
     let Some(mut socket) = register(&handle, stream, &client) else { return };
-    let mut client = client;
     let mut bytes = Vec::new();
     // Requests before an upgrade, if any may come. Boxed: handshakes need no room for them.
     let mut upgrade = None;

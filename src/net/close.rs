@@ -24,16 +24,7 @@ const LINGER_BYTES: usize = 256 * 1024;
 pub(crate) async fn linger(socket: Socket) {
     let read_on = async {
         socket.end_sending()?;
-        // On the heap: every handshake's future has room for this one, which few ever run.
-        let mut scratch = vec![0; 1_024];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match (&socket).read(&mut scratch).await? {
-                0 => break,
-                count => left = left.saturating_sub(count),
-            }
-        }
-        io::Result::Ok(())
+        drop_rest(&socket).await
     };
     if let Some(Err(error)) = within(socket.reactor(), LINGER_TIME, read_on).await {
         // The socket is closed either way.
@@ -45,16 +36,22 @@ pub(crate) async fn linger(socket: Socket) {
 /// ends a connection first keeps its ports for a minute (TIME-WAIT: RFC 9293, 3.6.1), of which a
 /// proxy has few for each backend.
 pub(crate) async fn close_second(socket: Socket) {
-    within(socket.reactor(), SECOND_TIME, async {
-        let mut scratch = vec![0; 1_024];
-        let mut left = LINGER_BYTES;
-        while let Ok(count @ 1..) = (&socket).read(&mut scratch).await
-            && left > 0
-        {
-            left = left.saturating_sub(count);
+    // In time or not, with an error or without: it is closed now.
+    let _ = within(socket.reactor(), SECOND_TIME, drop_rest(&socket)).await;
+}
+
+/// Reads and drops what the peer still sends, up to its end or 256 KiB.
+async fn drop_rest(mut socket: &Socket) -> io::Result<()> {
+    // On the heap: every handshake's future has room for this one, which few ever run.
+    let mut scratch = vec![0; 1_024];
+    let mut left = LINGER_BYTES;
+    while left > 0 {
+        match socket.read(&mut scratch).await? {
+            0 => break,
+            count => left = left.saturating_sub(count),
         }
-    })
-    .await;
+    }
+    Ok(())
 }
 
 /// Drops what has come already, at most 256 KiB, without waiting for more, and ends the sending: by
