@@ -139,9 +139,7 @@ pub fn plain(bytes: &[u8], piece: usize) -> Option<(Vec<u8>, usize)> {
         request_id: "0123456789abcdef0123456789abcdef",
     };
     let mut out = plain_request_head(&request, &policy);
-    let framing = request.framing.unwrap_or(Framing::Length(0));
-    let is_chunked = framing == Framing::Chunked;
-    let mut body = Reframer::new(Body::strict(framing), is_chunked, None);
+    let mut body = Reframer::of_request(request.framing, None);
     let mut at = end;
     loop {
         let piece = &bytes[at..(at + piece.max(1)).min(bytes.len())];

@@ -12,7 +12,7 @@ use super::fields::Fields;
 use super::forward::plain_answer_head;
 use super::http::{RequestHead, ResponseHead, Version};
 use super::reframe::framing_to;
-use super::response::framing;
+use super::response::{content_length, framing};
 use super::target::{Target, is_authority};
 use super::upgrade::{HandshakeRules, MAX_HOPS, single_text};
 use super::via;
@@ -240,9 +240,7 @@ impl PlainAnswer {
         let (framing, sent) = match (request.method, status) {
             (_, 204) => (None, Sent::Nothing(None)),
             ("HEAD", _) | (_, 304) => {
-                let has_length =
-                    !is_chunked && response.fields.values("Content-Length").count() > 0;
-                let length = if has_length { length_of(response)? } else { None };
+                let length = if is_chunked { None } else { content_length(response)? };
                 (None, Sent::Nothing(length))
             }
             _ => {
@@ -262,17 +260,6 @@ impl PlainAnswer {
     }
 }
 
-/// Returns the length that a head without a body tells.
-fn length_of(response: &ResponseHead<'_>) -> Result<Option<u64>, &'static str> {
-    let mut lengths = response.fields.list("Content-Length");
-    let length = lengths.next().unwrap_or_default();
-    if lengths.any(|other| other != length) {
-        return Err("the backend's answer has several lengths");
-    }
-    let length = std::str::from_utf8(length).ok().and_then(digits::number);
-    length.map(Some).ok_or("the backend's answer has a bad Content-Length")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -280,7 +267,6 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::handshake::body::Body;
     use crate::handshake::forward::{ForwardPolicy, Forwarded, HostHeader, plain_request_head};
     use crate::handshake::reframe::{Reframed, Reframer};
     use crate::handshake::samples::table;
@@ -582,9 +568,7 @@ mod tests {
             request_id: "0123456789abcdef",
         };
         let mut out = plain_request_head(&request, &policy);
-        let framing = request.framing.unwrap_or(Framing::Length(0));
-        let body = Body::strict(framing);
-        let mut body = Reframer::new(body, framing == Framing::Chunked, None);
+        let mut body = Reframer::of_request(request.framing, None);
         match body.advance(&bytes[end..], &mut out).ok()? {
             Reframed::End(after) => Some((out, end + after)),
             Reframed::More => None,

@@ -47,6 +47,13 @@ impl Reframer {
         Self { body, writes_chunks, left: max, trailers: Vec::new(), seeker: None }
     }
 
+    /// Creates one for the body of a request that no two parsers may read differently; `None` is no
+    /// body.
+    pub(crate) fn of_request(framing: Option<Framing>, max: Option<u64>) -> Self {
+        let framing = framing.unwrap_or(Framing::Length(0));
+        Self::new(Body::strict(framing), framing == Framing::Chunked, max)
+    }
+
     /// Has the payload looked through for a value.
     pub(crate) fn seeking(self, seeker: Option<Box<Seeker>>) -> Self {
         Self { seeker, ..self }

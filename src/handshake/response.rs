@@ -133,31 +133,32 @@ pub(super) fn framing(response: &ResponseHead<'_>) -> Result<Framing, &'static s
     if matches!(response.status, 204 | 304) {
         return Ok(Framing::Length(0));
     }
-    // A line without an element is one that each reader takes for something else.
-    let is_empty = |name| {
-        response.fields.values(name).next().is_some() && response.fields.list(name).next().is_none()
-    };
-    if is_empty("Transfer-Encoding") {
-        return Err("the backend's answer has an empty Transfer-Encoding");
+    match response.fields.list("Transfer-Encoding").last() {
+        Some(outermost) if outermost.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        // An outermost coding other than chunked ends with the connection (RFC 9112, 6.3, item 4).
+        Some(_) => Ok(Framing::UntilClose),
+        // A line without an element is one that each reader takes for something else.
+        None if response.fields.values("Transfer-Encoding").next().is_some() => {
+            Err("the backend's answer has an empty Transfer-Encoding")
+        }
+        None => Ok(content_length(response)?.map_or(Framing::UntilClose, Framing::Length)),
     }
-    // An outermost coding other than chunked ends with the connection (RFC 9112, 6.3, item 4).
-    if let Some(outermost) = response.fields.list("Transfer-Encoding").last() {
-        let is_chunked = outermost.eq_ignore_ascii_case(b"chunked");
-        return Ok(if is_chunked { Framing::Chunked } else { Framing::UntilClose });
+}
+
+/// Returns the length that an answer tells, or `None` if it tells none.
+pub(super) fn content_length(response: &ResponseHead<'_>) -> Result<Option<u64>, &'static str> {
+    const NAME: &str = "Content-Length";
+    if response.fields.values(NAME).next().is_none() {
+        return Ok(None);
     }
     // Repeated lengths are valid as long as they are equal (RFC 9110, 8.6).
-    let mut lengths = response.fields.list("Content-Length");
-    let Some(length) = lengths.next() else {
-        return match is_empty("Content-Length") {
-            true => Err("the backend's answer has a bad Content-Length"),
-            false => Ok(Framing::UntilClose),
-        };
-    };
+    let mut lengths = response.fields.list(NAME);
+    let length = lengths.next().unwrap_or_default();
     if lengths.any(|other| other != length) {
         return Err("the backend's answer has several lengths");
     }
     let length = std::str::from_utf8(length).ok().and_then(digits::number);
-    length.map(Framing::Length).ok_or("the backend's answer has a bad Content-Length")
+    length.map(Some).ok_or("the backend's answer has a bad Content-Length")
 }
 
 #[cfg(test)]

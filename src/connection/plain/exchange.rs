@@ -93,10 +93,7 @@ impl<'a> Exchange<'a> {
         let mut faults = Faults::default();
         loop {
             let connected = async { self.connect(&mut turns, &mut faults).await };
-            let gone = async {
-                socket.ended().await;
-                Err(Unserved::Gone)
-            };
+            let gone = async { Err(self.client_gone().await) };
             let connected = future::or(gone, connected).await?;
             match self.converse(&connected.backend, early.to_vec()).await {
                 Err(None) => {
@@ -168,11 +165,13 @@ impl<'a> Exchange<'a> {
     /// Sends the request, and waits for a reason to give the exchange up.
     async fn send_request(&self, backend: &Socket, early: Vec<u8>) -> Unserved {
         // Also while the backend takes nothing, so that nothing is read which would tell.
-        let gone = async {
-            self.unanswered.socket.ended().await;
-            Unserved::Gone
-        };
-        future::or(self.send_whole_request(backend, early), gone).await
+        future::or(self.send_whole_request(backend, early), self.client_gone()).await
+    }
+
+    /// Waits for the end of the client.
+    async fn client_gone(&self) -> Unserved {
+        self.unanswered.socket.ended().await;
+        Unserved::Gone
     }
 
     /// Does the same, but for a client that ends its connection after its request.
@@ -186,9 +185,7 @@ impl<'a> Exchange<'a> {
                 plain_request_head(self.request, &policy)
             })
         };
-        let framing = self.request.framing.unwrap_or(Framing::Length(0));
-        let is_chunked = framing == Framing::Chunked;
-        let body = Reframer::new(Body::strict(framing), is_chunked, settings.plain.max_body);
+        let body = Reframer::of_request(self.request.framing, settings.plain.max_body);
         let mut out = head.unwrap_or_default();
         let timeout = settings.plain.body_timeout;
         match relay(socket, backend, (&mut out, early), body, timeout, |_| {}).await {
